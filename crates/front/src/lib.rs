@@ -1,0 +1,8 @@
+//! Protocols towards guests and users.
+//!
+//! Each protocol is a folder of `wire` (codec), `session` (sans-IO) and `server` (I/O). A server knows the rest of
+//! the sheep only as a [`Service`].
+
+mod service;
+
+pub use service::Service;

@@ -1,0 +1,12 @@
+//! The rest of the sheep, as a front end sees it.
+
+use std::future::Future;
+
+use proto::client::{ClientOp, ClientResult};
+
+/// Takes requests of clients, answers each once, in any order. Lives in one thread; clones share it.
+///
+/// Dropping the future of a request does not undo it: it may still be carried out.
+pub trait Service: Clone + 'static {
+    fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static;
+}

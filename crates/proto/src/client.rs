@@ -1,0 +1,360 @@
+//! What a user may ask of a sheep, whichever front end it came through.
+//!
+//! A front end (NBD, the native protocol, ...) turns its bytes into a [`ClientOp`] and a [`ClientReply`]
+//! back into bytes. All of them are answered once, in any order; I/O is held, not failed, while the
+//! cluster repairs itself.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::FormatOptions;
+use crate::object::BlockRange;
+use crate::{CopyPolicy, Epoch, NodeId, Oid, Vid, ZoneId};
+
+/// Longest read or write in one request: what NBD advertises and the native protocol's largest object
+/// allows in pieces.
+pub const IO_BYTES_MAX: u32 = 32 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientOp {
+    /// Byte I/O on a VDI.
+    Volume {
+        vid: Vid,
+        op: VolumeOp,
+    },
+    /// Object I/O of native clients, who know the inode and its objects.
+    Object {
+        oid: Oid,
+        op: NativeOp,
+    },
+    Vdi(VdiOp),
+    Cluster(ClusterOp),
+}
+
+/// Bytes of a VDI. Offsets and lengths need no alignment; beyond the VDI's size is `OutOfRange`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeOp {
+    Read {
+        offset: u64,
+        len: u32,
+    },
+    /// Acknowledged when durable on all in-sync copies: FUA adds nothing.
+    Write {
+        offset: u64,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    /// Whole blocks read as zeros afterwards and take no space; the ragged ends are zeroed as well.
+    Discard {
+        offset: u64,
+        len: u64,
+    },
+    /// Reads as zeros afterwards. `keep_allocated`: the space stays reserved (NBD's NO_HOLE).
+    WriteZeroes {
+        offset: u64,
+        len: u64,
+        keep_allocated: bool,
+    },
+    /// All writes acknowledged before are durable (they always are).
+    Flush,
+    /// Which parts hold data. Answered by `Extents` that cover a prefix of the range, at least one.
+    BlockStatus {
+        offset: u64,
+        len: u64,
+    },
+    /// Only growing. `InvalidParameters` for a smaller size.
+    Resize {
+        size: u64,
+    },
+}
+
+/// The native protocol's view of a VDI: objects by id (spec section 2.2). Object 0x80... is the inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NativeOp {
+    Read {
+        offset: u32,
+        len: u32,
+    },
+    Write {
+        offset: u32,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    /// Creates or replaces the object. `cow_from`: starts from a copy of that object.
+    Create {
+        offset: u32,
+        cow_from: Option<Oid>,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    /// Removes a data object and its entry in the block table.
+    Discard,
+    /// Compares all copies and mends those that differ or lack something. Answered by `Checked`.
+    Check {
+        repair: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VdiOp {
+    Lookup {
+        name: Vec<u8>,
+        selector: Selector,
+    },
+    Create {
+        name: Vec<u8>,
+        size: u64,
+        policy: Option<CopyPolicy>,
+        block_size_shift: Option<u8>,
+    },
+    /// Done when the VDI's objects are gone from every member that is up.
+    Delete {
+        vid: Vid,
+    },
+    /// All VDIs that are not deleted, by vid.
+    List,
+    /// How many objects of the VDI's table are its own, and how many are inherited.
+    Usage {
+        vid: Vid,
+    },
+    /// A client starts using the VDI through this sheep (a hint: I/O works without).
+    Open {
+        vid: Vid,
+    },
+    /// It stops. When the last one of this sheep has, the session is given back.
+    Close {
+        vid: Vid,
+    },
+    Lock {
+        vid: Vid,
+        shared: bool,
+    },
+    Unlock {
+        vid: Vid,
+        shared: bool,
+        force: bool,
+    },
+    /// vids in use, those of deleted VDIs included; and those of deleted VDIs alone.
+    UsedVids,
+    DeletedVids,
+}
+
+/// Which VDI of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Selector {
+    Working,
+    SnapId(u32),
+    Tag(Vec<u8>),
+    /// Either matches, as in LOCK_VDI and GET_VDI_INFO with both given.
+    TagOrSnapId(Vec<u8>, u32),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterOp {
+    Info,
+    Format(FormatOptions),
+    Shutdown,
+    /// This sheep alone ends.
+    KillNode,
+    /// Capacity and use of this sheep.
+    NodeStat,
+    /// Does this sheep's own store hold the object?
+    Holds {
+        oid: Oid,
+    },
+    /// Digest of this sheep's own copy: SHA-1 is not computed; CRC-32C of its block checksums.
+    LocalDigest {
+        oid: Oid,
+    },
+    /// Where the object's copies should be, in order.
+    Locate {
+        oid: Oid,
+    },
+}
+
+/// The payload of a [`ClientOp`], which travels beside its encoding.
+impl ClientOp {
+    pub fn payload(&self) -> Bytes {
+        match self {
+            ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
+            | ClientOp::Object { op: NativeOp::Write { data, .. } | NativeOp::Create { data, .. }, .. } => {
+                data.clone()
+            }
+            _ => Bytes::new(),
+        }
+    }
+
+    /// Puts the payload back after decoding.
+    pub fn set_payload(&mut self, payload: Bytes) {
+        match self {
+            ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
+            | ClientOp::Object { op: NativeOp::Write { data, .. } | NativeOp::Create { data, .. }, .. } => {
+                *data = payload
+            }
+            _ => {}
+        }
+    }
+}
+
+pub type ClientResult = Result<ClientReply, ClientError>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientReply {
+    Done,
+    Data(#[serde(skip)] Bytes),
+    Extents(Vec<Extent>),
+    Vdi(VdiInfo),
+    Vdis(Vec<VdiInfo>),
+    Vids(Vec<Vid>),
+    Usage { own_objects: u32, shared_objects: u32 },
+    Cluster(Box<ClusterInfo>),
+    NodeStat(NodeStat),
+    Nodes(Vec<NodeId>),
+    Digest(u32),
+    Checked(CheckReport),
+}
+
+impl ClientReply {
+    pub fn payload(&self) -> Bytes {
+        match self {
+            ClientReply::Data(data) => data.clone(),
+            _ => Bytes::new(),
+        }
+    }
+
+    pub fn set_payload(&mut self, payload: Bytes) {
+        if let ClientReply::Data(data) = self {
+            *data = payload;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub len: u64,
+    /// Reads as zeros and takes no space.
+    pub hole: bool,
+}
+
+/// Everything the view knows of a VDI.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VdiInfo {
+    pub vid: Vid,
+    pub name: Vec<u8>,
+    pub tag: Vec<u8>,
+    pub size: u64,
+    pub policy: CopyPolicy,
+    pub block_size_shift: u8,
+    /// Of a snapshot; of a working VDI the one its snapshot will get.
+    pub snap_id: u32,
+    /// `seconds << 32 | nanoseconds`.
+    pub create_time: u64,
+    /// 0 for a working VDI.
+    pub snap_ctime: u64,
+    pub vm_state_size: u64,
+    pub vm_clock_nsec: u64,
+    /// `Vid(0)` if none.
+    pub parent: Vid,
+    /// Who serves it now.
+    pub owner: Option<NodeId>,
+    /// Holders of an old client's lock.
+    pub locked_by: Vec<(NodeId, bool)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterStatus {
+    WaitForFormat,
+    /// Formatted, but too few members are back to serve.
+    WaitForJoin,
+    Running,
+    ShuttingDown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    pub status: ClusterStatus,
+    /// `None` before the first format.
+    pub format: Option<FormatOptions>,
+    pub epoch: Epoch,
+    /// Members that are up, by id.
+    pub nodes: Vec<NodeInfo>,
+    /// Newest first.
+    pub epochs: Vec<EpochInfo>,
+    pub this_node: NodeId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub id: NodeId,
+    pub zone: ZoneId,
+    pub vnodes: u16,
+    pub space_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochInfo {
+    pub epoch: Epoch,
+    /// Seconds since 1970.
+    pub time: u64,
+    pub nodes: Vec<NodeInfo>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStat {
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    /// PGs this sheep is catching up on, and all it should hold.
+    pub pgs_behind: u32,
+    pub pgs: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Members whose copy lacked the object while others had it.
+    pub missing: Vec<NodeId>,
+    /// Members whose copy had other content, with the blocks.
+    pub differing: Vec<(NodeId, BlockRange)>,
+    /// Were they mended?
+    pub repaired: bool,
+    /// Blocks no copy of which passes its checksum.
+    pub lost: Vec<BlockRange>,
+}
+
+/// Why a request was refused. Each front end maps these to its own codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ClientError {
+    #[error("no VDI found")]
+    NoVdi,
+    #[error("failed to find the requested tag or snapshot id")]
+    NoTag,
+    #[error("VDI exists already")]
+    VdiExists,
+    #[error("all VDI ids are in use")]
+    NoFreeVid,
+    #[error("VDI is locked by another client")]
+    Locked,
+    #[error("no such object")]
+    NoObject,
+    #[error("object belongs to a snapshot and is read-only")]
+    ReadOnly,
+    #[error("invalid parameters")]
+    InvalidParameters,
+    #[error("request reaches beyond the end")]
+    OutOfRange,
+    #[error("no space left in the cluster")]
+    NoSpace,
+    #[error("waiting for the cluster to be formatted")]
+    WaitForFormat,
+    #[error("waiting for other nodes to join the cluster")]
+    WaitForJoin,
+    #[error("shutting down")]
+    ShuttingDown,
+    /// Not one member stores anything.
+    #[error("no storage in this cluster")]
+    NoStorage,
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// Every copy failed or is corrupt.
+    #[error("I/O error")]
+    Io,
+}

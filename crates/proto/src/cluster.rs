@@ -1,0 +1,136 @@
+//! The total order of events that every sheep applies, and what its driver promises.
+//!
+//! A driver (crate `cluster`) delivers [`LogEntry`]s to every member, the same ones in the same order with
+//! versions 1, 2, 3, ... without gaps. An entry is delivered only when it is durable (on a majority, or in
+//! the driver's own store). The view (crate `node`) is what the entries add up to.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{CopyPolicy, Generation, Incarnation, NodeId, PgId, Since, Vid, ViewVersion, ZoneId};
+
+/// Longest encoded event: what every driver must be able to carry, and what each refuses beyond.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+
+/// What a member says of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    pub id: NodeId,
+    pub zone: ZoneId,
+    /// Capacity of its disks in bytes; 0 for a gateway, which stores nothing.
+    pub space_bytes: u64,
+    /// A fixed number of vnodes, where the operator gave one.
+    pub fixed_vnodes: Option<u16>,
+    /// Identity of its store: drawn at random when the store was formatted. A member that comes back with
+    /// another one has lost its data. 0 for a gateway.
+    pub store_id: u64,
+    /// Second address for peer traffic.
+    pub io_addr: Option<NodeId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterEvent {
+    /// A sheep has come up. Its incarnation is the version of this entry; an earlier incarnation of the
+    /// same [`NodeId`] is thereby over, whether or not a `Leave` told so.
+    Join(MemberInfo),
+    /// These lives are over. Several at once where they were noticed at once. Entries for incarnations
+    /// that are over already are ignored.
+    Leave(Vec<(NodeId, Incarnation)>),
+    /// Something a member proposed.
+    Message { from: NodeId, incarnation: Incarnation, proposal: Proposal },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    pub version: ViewVersion,
+    /// Wall clock of whoever appended the entry, nanoseconds since 1970: the only time that views know.
+    pub time_ns: u64,
+    pub event: ClusterEvent,
+}
+
+impl LogEntry {
+    pub fn encode(&self) -> Bytes {
+        postcard::to_stdvec(self).expect("entries have no unencodable parts").into()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<LogEntry, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
+}
+
+/// How a cluster was formatted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatOptions {
+    /// `seconds << 32 | nanoseconds`; identifies the cluster.
+    pub ctime: u64,
+    pub policy: CopyPolicy,
+    pub block_size_shift: u8,
+    /// Flag bits of spec section 7.3.
+    pub flags: u16,
+    /// PGs of each pool. A power of two.
+    pub pg_count: u32,
+}
+
+/// What a member asks everybody to apply. `id` comes back with the outcome to whoever proposed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    pub id: u64,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    Format(FormatOptions),
+    Shutdown,
+    CreateVdi {
+        name: Vec<u8>,
+        size: u64,
+        policy: Option<CopyPolicy>,
+        block_size_shift: Option<u8>,
+    },
+    DeleteVdi {
+        vid: Vid,
+    },
+    ResizeVdi {
+        vid: Vid,
+        size: u64,
+    },
+    /// Take the session of a VDI whose last one is over.
+    OpenSession {
+        vid: Vid,
+        last: Generation,
+    },
+    /// All writes are settled and the session ends: the next one need not seal.
+    CloseSession {
+        vid: Vid,
+        generation: Generation,
+    },
+    /// The copies are alike: the session that was opened without a clean close before has sealed.
+    Sealed {
+        vid: Vid,
+        generation: Generation,
+    },
+    /// Go on without a copy. Each is a compare-and-set on the PG's `since`.
+    DropCopies {
+        node: NodeId,
+        pgs: Vec<(PgId, Since)>,
+    },
+    /// From now on every write of these PGs awaits this copy too.
+    StartCatchUp {
+        pgs: Vec<(PgId, Since)>,
+    },
+    /// The copy has everything.
+    FinishCatchUp {
+        pgs: Vec<(PgId, Since)>,
+    },
+    /// Old clients' locks: `shared` as in LOCK_VDI's type.
+    LockVdi {
+        vid: Vid,
+        shared: bool,
+    },
+    UnlockVdi {
+        vid: Vid,
+        shared: bool,
+        force: bool,
+    },
+}

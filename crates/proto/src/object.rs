@@ -1,0 +1,156 @@
+//! What one store does with objects: the operations between a replica and its disks.
+//!
+//! A store knows objects made of 4 KiB blocks; it knows no VDI, no cluster and no network. Operations
+//! take effect in the order in which they are submitted: a read submitted after a write sees it, of two
+//! overlapping writes the one submitted later wins. Each is answered once, when it is durable; answers may
+//! come in any order. What a crash leaves is the effect of every answered operation, and of any subset
+//! of the unanswered ones, each of them whole or not at all per object block.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{Generation, Incarnation, Oid, RequestId, Seq, Vid};
+
+/// The client request that a write came from: lets a new owner recognise a request it is sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    pub incarnation: Incarnation,
+    pub request: RequestId,
+}
+
+/// Names a write within the whole life of a VDI. The order is the order of writing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Stamp {
+    pub generation: Generation,
+    pub seq: Seq,
+}
+
+/// Which VDI's session a change belongs to, and everything up to `settled` is on all in-sync copies.
+///
+/// A store remembers every tagged change durably, across crashes, until it has seen a `settled` that
+/// covers it or a change of the same `vid` with a higher generation. [`crate::object::Unsettled`] is what it
+/// remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tag {
+    pub vid: Vid,
+    pub stamp: Stamp,
+    pub settled: Seq,
+    pub origin: Origin,
+}
+
+/// A run of 4 KiB blocks within an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlockRange {
+    pub first: u32,
+    pub count: u32,
+}
+
+impl BlockRange {
+    pub fn new(first: u32, count: u32) -> Self {
+        BlockRange { first, count }
+    }
+
+    /// One past the last block; wide enough that a hostile range cannot wrap.
+    pub fn end(self) -> u64 {
+        u64::from(self.first) + u64::from(self.count)
+    }
+
+    pub fn overlaps(self, other: BlockRange) -> bool {
+        u64::from(self.first) < other.end() && u64::from(other.first) < self.end()
+    }
+
+    pub fn contains(self, block: u32) -> bool {
+        self.first <= block && u64::from(block) < self.end()
+    }
+}
+
+/// A change that some replica may hold and another may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsettled {
+    pub vid: Vid,
+    pub stamp: Stamp,
+    pub origin: Origin,
+    pub oid: Oid,
+    /// `None`: the whole object (it was created anew, or deleted).
+    pub blocks: Option<BlockRange>,
+}
+
+/// What a write does with the blocks it does not cover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteBase {
+    /// They stay; an absent object comes into being with zeros there.
+    Keep,
+    /// They become zeros: the object is replaced whole.
+    Empty,
+    /// They become those of this object, by sharing its slots. If it is absent: zeros.
+    CloneOf(Oid),
+}
+
+/// One change of one object. Atomic: after a crash it happened, or (if unanswered) perhaps not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Writes `data` (carried beside) at `blocks`. Zero blocks are legal: then only `base` takes effect.
+    Write { blocks: BlockRange, checksums: Vec<u32>, base: WriteBase },
+    /// The blocks read as zeros from now on and take no space. The object stays (or comes) into being.
+    Discard { blocks: BlockRange },
+    /// The object is gone. Deleting an absent object succeeds.
+    Delete,
+}
+
+/// An order to a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectOp {
+    /// `data` is empty unless the change is a `Write`; its length is `blocks.count * 4096`, and each
+    /// block's CRC-32C is in `checksums` (checked by whoever received it from a wire).
+    Change { oid: Oid, change: Change, data: Bytes, tag: Option<Tag> },
+    /// Reads blocks, each verified against its checksum. Answered by `Data` or `Absent`.
+    Read { oid: Oid, blocks: BlockRange },
+    /// The checksum of each block of an object, up to the last one ever written. No disk data is read.
+    Checksums { oid: Oid },
+    /// Up to `limit` objects with ids in `first ..= last`, ascending. Answered by `Objects`.
+    List { first: Oid, last: Oid, limit: u32 },
+    /// Advice: everything of this VDI up to and including `stamp` is settled. Need not be durable.
+    Settle { vid: Vid, stamp: Stamp },
+    /// Everything answered before is durable already; this additionally waits for all that was submitted
+    /// before it.
+    Flush,
+}
+
+/// What a store answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectReply {
+    Done,
+    Data {
+        data: Bytes,
+        checksums: Vec<u32>,
+    },
+    /// The object does not exist (to `Read` and `Checksums` only).
+    Absent,
+    Checksums(Vec<u32>),
+    Objects(Vec<ObjectInfo>),
+    Failed(StoreFailure),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectInfo {
+    pub oid: Oid,
+    /// Bytes of the slots it refers to, shared or not.
+    pub allocated_bytes: u64,
+}
+
+/// Why a store could not do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum StoreFailure {
+    /// Nothing was changed.
+    #[error("no space left on the disk")]
+    NoSpace,
+    /// A block on disk does not match its checksum. Other copies may be good.
+    #[error("block {block} of object {oid} does not match its checksum")]
+    Corrupt { oid: Oid, block: u32 },
+    /// The disk failed; it answers nothing any more.
+    #[error("the disk failed")]
+    DiskFailed,
+    /// The order made no sense, for instance a range beyond the largest object.
+    #[error("invalid request to the store")]
+    Invalid,
+}

@@ -1,0 +1,295 @@
+//! What sheep tell each other, and how it is framed.
+//!
+//! A link is one TCP connection from the sender to the receiver's port. It opens with [`Hello`], then
+//! carries frames: a 16-byte head, a postcard-encoded [`PeerMessage`], and raw payload. Messages may be lost (when a
+//! link breaks), come late or twice; the state machines above cope. Layout: docs/formats.md.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::crc32c;
+use crate::client::{ClientOp, ClientResult};
+use crate::object::{BlockRange, Change, ObjectInfo, Origin, StoreFailure, Tag, Unsettled};
+use crate::{Generation, Incarnation, NodeId, Oid, PgId, Since, Vid, ViewVersion};
+
+/// First bytes on a peer link. No native request starts so: its first byte is a protocol version.
+pub const HELLO_MAGIC: [u8; 8] = *b"\xffSHEEP\x00\x01";
+/// Largest control part of a frame.
+pub const CONTROL_BYTES_MAX: u32 = 4 << 20;
+/// Largest payload of a frame: one request of a client, rounded up to blocks.
+pub const PAYLOAD_BYTES_MAX: u32 = (32 << 20) + 8192;
+pub const FRAME_HEAD_BYTES: usize = 16;
+
+/// Who is calling, and what for. The receiver refuses a caller of another cluster and closes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub from: NodeId,
+    pub to: NodeId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// To a replica of a PG. `version`: the receiver acts only once its view is at least that.
+    Request {
+        id: u64,
+        version: ViewVersion,
+        body: PeerRequest,
+    },
+    Reply {
+        id: u64,
+        body: PeerReply,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// A change of the session's owner, numbered in `tag`.
+    Change {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        change: Change,
+        tag: Tag,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    Read {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        blocks: BlockRange,
+    },
+    Checksums {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+    },
+    /// Refuse this VDI's older generations from now on; what of them is unsettled?
+    Seal {
+        vid: Vid,
+        generation: Generation,
+    },
+    /// Everything of this generation up to `settled` is on all in-sync copies.
+    Settle {
+        vid: Vid,
+        tag: Tag,
+    },
+    /// All objects that the receiver holds of these PGs, with ids above `after`, ascending.
+    List {
+        pgs: Vec<(PgId, Since)>,
+        after: Option<Oid>,
+    },
+    /// The VDI is deleted: drop all its objects.
+    Purge {
+        vid: Vid,
+    },
+    /// A client request for the session's owner. `confirmed`: every answer up to this request of this
+    /// gateway has arrived.
+    Forward {
+        origin: Origin,
+        op: ClientOp,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    /// The gateway has the answers to these requests.
+    Confirm {
+        incarnation: Incarnation,
+        requests: Vec<u64>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerReply {
+    Done,
+    Data {
+        checksums: Vec<u32>,
+        #[serde(skip)]
+        data: Bytes,
+    },
+    Absent,
+    Checksums(Vec<u32>),
+    Unsettled(Vec<Unsettled>),
+    Objects {
+        objects: Vec<ObjectInfo>,
+        complete: bool,
+    },
+    Failed(StoreFailure),
+    /// The sender's view is behind: catch up to this version and decide again.
+    OldView {
+        version: ViewVersion,
+    },
+    /// The generation is over.
+    Fenced,
+    /// The receiver does not own the VDI's session.
+    NotOwner {
+        version: ViewVersion,
+    },
+    Client {
+        result: ClientResult,
+        #[serde(skip)]
+        data: Bytes,
+    },
+}
+
+/// Why a frame was refused. The link is closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("control part of {0} bytes is larger than {CONTROL_BYTES_MAX}")]
+    ControlTooLarge(u32),
+    #[error("payload of {0} bytes is larger than {PAYLOAD_BYTES_MAX}")]
+    PayloadTooLarge(u32),
+    #[error("control part does not match its checksum: expected {expected:08x}, got {got:08x}")]
+    Checksum { expected: u32, got: u32 },
+    #[error("unknown or damaged message")]
+    Malformed,
+    #[error("unknown frame version {0}")]
+    Version(u32),
+}
+
+/// Sizes that follow a frame's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHead {
+    pub control_bytes: u32,
+    pub payload_bytes: u32,
+    pub control_crc: u32,
+}
+
+const FRAME_VERSION: u32 = 1;
+
+impl FrameHead {
+    pub fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {
+        let mut out = [0; FRAME_HEAD_BYTES];
+        out[0..4].copy_from_slice(&FRAME_VERSION.to_le_bytes());
+        out[4..8].copy_from_slice(&self.control_bytes.to_le_bytes());
+        out[8..12].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        out[12..16].copy_from_slice(&self.control_crc.to_le_bytes());
+        out
+    }
+
+    /// Checks the sizes, so that the caller may allocate them.
+    pub fn decode(bytes: &[u8; FRAME_HEAD_BYTES]) -> Result<FrameHead, FrameError> {
+        let word = |i: usize| u32::from_le_bytes(bytes[i..i + 4].try_into().unwrap());
+        let (version, control_bytes, payload_bytes, control_crc) = (word(0), word(4), word(8), word(12));
+        if version != FRAME_VERSION {
+            return Err(FrameError::Version(version));
+        }
+        if control_bytes > CONTROL_BYTES_MAX {
+            return Err(FrameError::ControlTooLarge(control_bytes));
+        }
+        if payload_bytes > PAYLOAD_BYTES_MAX {
+            return Err(FrameError::PayloadTooLarge(payload_bytes));
+        }
+        Ok(FrameHead { control_bytes, payload_bytes, control_crc })
+    }
+}
+
+impl PeerMessage {
+    /// Head and control part in one piece, and the payload to send after it.
+    pub fn encode(&self) -> (Bytes, Bytes) {
+        let payload = self.payload();
+        let mut out = postcard::to_extend(self, vec![0u8; FRAME_HEAD_BYTES])
+            .expect("messages have no unencodable parts");
+        let head = FrameHead {
+            control_bytes: (out.len() - FRAME_HEAD_BYTES) as u32,
+            payload_bytes: payload.len() as u32,
+            control_crc: crc32c(&out[FRAME_HEAD_BYTES..]),
+        };
+        out[..FRAME_HEAD_BYTES].copy_from_slice(&head.encode());
+        (out.into(), payload)
+    }
+
+    /// The message of a frame whose parts have arrived.
+    pub fn decode(head: &FrameHead, control: &[u8], payload: Bytes) -> Result<PeerMessage, FrameError> {
+        let got = crc32c(control);
+        if got != head.control_crc {
+            return Err(FrameError::Checksum { expected: head.control_crc, got });
+        }
+        let (mut message, rest) =
+            postcard::take_from_bytes::<PeerMessage>(control).map_err(|_| FrameError::Malformed)?;
+        if !rest.is_empty() || payload.len() != head.payload_bytes as usize {
+            return Err(FrameError::Malformed);
+        }
+        message.set_payload(payload);
+        Ok(message)
+    }
+
+    fn payload(&self) -> Bytes {
+        match self {
+            PeerMessage::Request {
+                body: PeerRequest::Change { data, .. } | PeerRequest::Forward { data, .. },
+                ..
+            }
+            | PeerMessage::Reply {
+                body: PeerReply::Data { data, .. } | PeerReply::Client { data, .. },
+                ..
+            } => data.clone(),
+            _ => Bytes::new(),
+        }
+    }
+
+    fn set_payload(&mut self, payload: Bytes) {
+        match self {
+            PeerMessage::Request {
+                body: PeerRequest::Change { data, .. } | PeerRequest::Forward { data, .. },
+                ..
+            }
+            | PeerMessage::Reply {
+                body: PeerReply::Data { data, .. } | PeerReply::Client { data, .. },
+                ..
+            } => *data = payload,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{Stamp, WriteBase};
+    use crate::{PoolId, Seq};
+
+    #[test]
+    fn a_write_survives_the_frame_and_a_flipped_bit_does_not() {
+        let data = Bytes::from(vec![7u8; 4096]);
+        let message = PeerMessage::Request {
+            id: 9,
+            version: ViewVersion(3),
+            body: PeerRequest::Change {
+                pg: PgId { pool: PoolId(0), index: 5 },
+                since: Since(2),
+                oid: Oid::data(Vid(1), 2),
+                change: Change::Write {
+                    blocks: BlockRange::new(3, 1),
+                    checksums: vec![1],
+                    base: WriteBase::Keep,
+                },
+                tag: Tag {
+                    vid: Vid(1),
+                    stamp: Stamp { generation: Generation(1), seq: Seq(8) },
+                    settled: Seq(7),
+                    origin: Origin::default(),
+                },
+                data: data.clone(),
+            },
+        };
+        let (control, payload) = message.encode();
+        assert_eq!(payload, data);
+        let head = FrameHead::decode(control[..FRAME_HEAD_BYTES].try_into().unwrap()).unwrap();
+        let body = &control[FRAME_HEAD_BYTES..];
+        assert_eq!(PeerMessage::decode(&head, body, payload.clone()), Ok(message));
+        let mut damaged = body.to_vec();
+        damaged[4] ^= 1;
+        assert!(matches!(PeerMessage::decode(&head, &damaged, payload), Err(FrameError::Checksum { .. })));
+    }
+
+    #[test]
+    fn oversized_frames_are_refused_before_anything_is_allocated() {
+        let head = FrameHead { control_bytes: CONTROL_BYTES_MAX + 1, payload_bytes: 0, control_crc: 0 };
+        assert_eq!(
+            FrameHead::decode(&head.encode()),
+            Err(FrameError::ControlTooLarge(CONTROL_BYTES_MAX + 1))
+        );
+        let head = FrameHead { control_bytes: 1, payload_bytes: u32::MAX, control_crc: 0 };
+        assert_eq!(FrameHead::decode(&head.encode()), Err(FrameError::PayloadTooLarge(u32::MAX)));
+    }
+}
