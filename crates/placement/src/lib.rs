@@ -26,7 +26,7 @@
 //! | 1000 | 32768 | Mixed | 1.003 | 28 of 28 | 231 of 231 | 14 of 14 | 55 | 216 ms |
 //! | 1000 | 32768 | Racks | 1.003 | 28 of 28 | 231 of 231 | 14 of 14 | 58 | 72 ms |
 //!
-//! Turning all of 1000 equal nodes into *mixed* ones moves 30077 copies of 98304 in 60 ms, where 29883 had to move.
+//! Turning 1000 equal nodes into *mixed* ones moves 29987 of 29883 copies in 164 ms, into *racks* 30077 of 29883 in 58 ms.
 
 mod quota;
 mod score;
