@@ -1,1 +1,12 @@
-//! volume
+//! A VDI as a range of bytes: which objects a request touches and what it means for them.
+//!
+//! Pure values, used by the owner of a VDI's session (crate `node`), which alone orders its requests. [`pieces`]
+//! cuts a byte range into one piece per object; [`BlockTable`] is the VDI's `data_vdi_id` table, loaded block by
+//! block; [`plan_table_write`] says what an old client's write into the table asks for. Absent on purpose: any
+//! notion of copies, messages or time.
+
+mod pieces;
+mod table;
+
+pub use pieces::{Piece, pieces};
+pub use table::{BlockTable, INODE_BLOCKS, TableChange, block_of_entry, plan_table_write};
