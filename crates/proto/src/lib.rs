@@ -15,6 +15,7 @@ pub mod inode;
 pub mod object;
 pub mod oid;
 pub mod peer;
+pub mod sd;
 
 pub use ids::*;
 pub use oid::{ObjectKind, Oid};
