@@ -1,1 +1,27 @@
-//! dog
+//! The Sheepdog command line: `dog vdi ...`, `dog node ...`, `dog cluster ...`.
+//!
+//! Every subcommand is one file that fetches what it needs from a sheep and then renders it; what is rendered
+//! is a pure function of what was fetched. Output formats and exit codes are an interface that other programs
+//! parse (libvirt, Cinder, Proxmox), so they follow the original to the byte; the prose around them is ours.
+//!
+//! Start with [`dispatch`], then [`command`] for the table of subcommands, [`sheep`] for the requests.
+
+pub mod command;
+pub mod dispatch;
+
+mod audit;
+mod clock;
+mod cluster;
+mod context;
+mod failure;
+mod getopt;
+mod link;
+mod node;
+mod redundancy;
+mod sheep;
+mod size;
+mod target;
+mod terminal;
+mod vdi;
+
+pub use dispatch::{Environment, run};

@@ -1,0 +1,262 @@
+//! The table of subcommands and everything printed from it: overview, lists, usage blocks.
+//!
+//! Completion scripts and man-page generators parse the two-space lines, so their form is fixed. A
+//! subcommand that is not in the table does not exist: there are no stubs.
+
+use std::fmt::Write;
+
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::getopt::{Opt, Parsed};
+
+/// One subcommand.
+pub struct Command {
+    /// `vdi`, `node` or `cluster`.
+    pub group: &'static str,
+    pub name: &'static str,
+    pub summary: &'static str,
+    /// Positionals as the usage line shows them.
+    pub args: &'static str,
+    pub args_min: usize,
+    pub options: &'static [Opt],
+    /// Whether the node list is fetched before the positionals are looked at. So an unreachable sheep is
+    /// reported first, which scripts know.
+    pub needs_nodes: bool,
+    /// Refuses wrong option values before anything is connected.
+    pub check: fn(&Parsed) -> Outcome,
+    pub action: Action,
+    /// Further paragraphs for the usage block.
+    pub notes: &'static str,
+}
+
+pub enum Action {
+    Run(fn(&mut Context, &Parsed) -> Outcome),
+    /// The first positional chooses.
+    Sub(&'static [SubCommand]),
+}
+
+pub struct SubCommand {
+    pub name: &'static str,
+    pub summary: &'static str,
+    /// Positionals, its own name not counted.
+    pub args_min: usize,
+    pub run: fn(&mut Context, &Parsed) -> Outcome,
+}
+
+/// All subcommands, in the order of the overview.
+pub const COMMANDS: &[&Command] = &[
+    &crate::vdi::check::COMMAND,
+    &crate::vdi::create::COMMAND,
+    &crate::vdi::delete::COMMAND,
+    &crate::vdi::list::COMMAND,
+    &crate::vdi::object::COMMAND,
+    &crate::vdi::resize::COMMAND,
+    &crate::vdi::read::COMMAND,
+    &crate::vdi::write::COMMAND,
+    &crate::vdi::lock::COMMAND,
+    &crate::node::kill::COMMAND,
+    &crate::node::list::COMMAND,
+    &crate::node::info::COMMAND,
+    &crate::node::md::COMMAND,
+    &crate::node::stat::COMMAND,
+    &crate::cluster::info::COMMAND,
+    &crate::cluster::format::COMMAND,
+    &crate::cluster::shutdown::COMMAND,
+];
+
+pub fn no_values(_: &Parsed) -> Outcome {
+    Ok(())
+}
+
+const fn flag(short: char, long: &'static str, help: &'static str) -> Opt {
+    Opt { short: Some(short), long, has_value: false, help }
+}
+
+const fn value(short: char, long: &'static str, help: &'static str) -> Opt {
+    Opt { short: Some(short), long, has_value: true, help }
+}
+
+/// The options, each named by its letter. Letters that mean different things have a word added.
+pub mod option {
+    use super::{Opt, flag, value};
+
+    pub const ADDRESS: Opt = value(
+        'a',
+        "address",
+        "the sheep to talk to: a host, or the path of\na sheep's socket (default: localhost)",
+    );
+    pub const PORT: Opt = value('p', "port", "its port (default: 7000)");
+    pub const RAW: Opt = flag(
+        'r',
+        "raw",
+        "for programs: no headers, single spaces, sizes in\nbytes, times in seconds since 1970",
+    );
+    pub const VERBOSE: Opt = flag('v', "verbose", "say more");
+    pub const TIME: Opt = flag('T', "time", "say at the end how long it took");
+    pub const HELP: Opt = flag('h', "help", "show this help and exit");
+    pub const JSON: Opt =
+        Opt { short: None, long: "json", has_value: false, help: "print one JSON document" };
+
+    pub const SNAPSHOT: Opt = value('s', "snapshot", "a snapshot's id or tag");
+    pub const EXIST: Opt = flag('e', "exist", "only look for missing objects, repair nothing");
+    pub const PREALLOC: Opt = flag('P', "prealloc", "allocate all objects now, filled with zeros");
+    pub const COPIES: Opt = value('c', "copies", "number of copies, 1 to 31");
+    pub const SHIFT: Opt =
+        value('z', "block_size_shift", "object size as a power of two, 20 (1 MiB)\nto 31 (2 GiB)");
+    pub const INDEX: Opt = value('i', "index", "index of a data object, decimal or 0x hex");
+    pub const OID: Opt = value('o', "oid", "only VDIs that use this data object (hex)");
+    pub const WRITEBACK: Opt =
+        flag('w', "writeback", "allow the sheep to acknowledge before the data is\ndurable");
+
+    pub const LOCAL: Opt = flag('l', "local", "the sheep that is talked to");
+    pub const ALL: Opt = flag('A', "all", "disks of all nodes");
+    pub const WATCH: Opt = flag('w', "watch", "again every second, with rates");
+
+    pub const STORE: Opt = value(
+        'b',
+        "store",
+        "name of the object store: plain (default) or tree.\nBoth stand for the one layout there is",
+    );
+    pub const LOCK: Opt = flag('l', "lock", "one client at a time may open a VDI");
+    pub const STRICT: Opt =
+        flag('t', "strict", "refuse writes while fewer nodes are up than copies\nare wanted");
+    pub const DIFF: Opt = flag('d', "diff", "show each epoch as a change of the one before");
+    pub const HYPER: Opt = flag('y', "hyper", "a hyper volume (not supported yet: refused)");
+    pub const FIXED_VNODES: Opt = flag('V', "fixedvnodes", "fixed vnodes (not supported yet: refused)");
+    pub const RECYCLE: Opt = flag('R', "recyclevid", "use VDI ids again (not supported yet: refused)");
+    pub const AVOID_FULL: Opt =
+        flag('F', "avoid-diskfull", "start no recovery that would fill disks (not\nsupported yet: refused)");
+    pub const FORCE: Opt = flag('f', "force", "do not ask");
+}
+
+/// What `dog` alone prints.
+pub fn overview() -> String {
+    let mut text = format!(
+        "Sheepdog administrator utility (version {})\nUsage: dog <command> <subcommand> [options]\n\nAvailable \
+         commands:\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for command in COMMANDS {
+        let _ = writeln!(text, "  {:<24}{}", format!("{} {}", command.group, command.name), command.summary);
+    }
+    text.push_str("\nFor help on one of them: dog <command> <subcommand> --help\n");
+    text
+}
+
+/// The subcommands of a group, or nothing if there is no such group.
+pub fn group_list(group: &str) -> Option<String> {
+    let mut members = COMMANDS.iter().filter(|command| command.group == group).peekable();
+    members.peek()?;
+    let lines: String = members.map(|command| format!("  {group} {}\n", command.name)).collect();
+    Some(format!("Available {group} commands:\n{lines}"))
+}
+
+pub fn find(group: &str, name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.group == group && command.name == name).copied()
+}
+
+/// `Usage: dog vdi create [-P] [-c copies] ... <vdiname> <size>` and the options, one line each.
+pub fn usage(command: &Command) -> String {
+    let mut text = format!("Usage: dog {} {}", command.group, command.name);
+    if let Action::Sub(subs) = &command.action {
+        let names: Vec<&str> = subs.iter().map(|sub| sub.name).collect();
+        let _ = write!(text, " {{{}}}", names.join("|"));
+    }
+    for opt in command.options {
+        let name = opt.short.map_or(format!("--{}", opt.long), |short| format!("-{short}"));
+        let value = if opt.has_value { format!(" {}", opt.long) } else { String::new() };
+        let _ = write!(text, " [{name}{value}]");
+    }
+    if !command.args.is_empty() {
+        let _ = write!(text, " {}", command.args);
+    }
+    text.push('\n');
+    if let Action::Sub(subs) = &command.action {
+        text.push_str("Available subcommands:\n");
+        for sub in *subs {
+            let _ = writeln!(text, "  {:<24}{}", sub.name, sub.summary);
+        }
+    }
+    text.push_str("Options:\n");
+    for opt in command.options {
+        let name =
+            opt.short.map_or(format!("    --{}", opt.long), |short| format!("-{short}, --{}", opt.long));
+        // Names that fill their column keep a space before the description.
+        let _ = writeln!(text, "  {name:<23} {}", opt.help.replace('\n', &format!("\n{:26}", "")));
+    }
+    if !command.notes.is_empty() {
+        let _ = write!(text, "\n{}\n", command.notes);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letters(command: &Command) -> String {
+        command.options.iter().filter_map(|opt| opt.short).collect()
+    }
+
+    /// The table of the specification, less the pacing of deletions, which has nothing to pace here.
+    #[test]
+    fn each_subcommand_offers_exactly_its_letters() {
+        for (name, expect) in [
+            ("vdi check", "seaphT"),
+            ("vdi create", "PycaphrvzT"),
+            ("vdi delete", "saphT"),
+            ("vdi list", "aprhoT"),
+            ("vdi object", "isaphT"),
+            ("vdi resize", "aphT"),
+            ("vdi read", "saphT"),
+            ("vdi write", "apwhT"),
+            ("vdi lock", "saphT"),
+            ("node kill", "aprhlT"),
+            ("node list", "aprhT"),
+            ("node info", "aprhT"),
+            ("node md", "aprAhT"),
+            ("node stat", "aprwhT"),
+            ("cluster info", "aprhvTd"),
+            ("cluster format", "bcltaphzTVRfF"),
+            ("cluster shutdown", "aphT"),
+        ] {
+            let (group, subcommand) = name.split_once(' ').unwrap();
+            let command = find(group, subcommand).expect(name);
+            assert_eq!(letters(command), expect, "{name}");
+        }
+        assert_eq!(COMMANDS.len(), 17);
+    }
+
+    #[test]
+    fn options_of_a_subcommand_do_not_clash() {
+        for command in COMMANDS {
+            for (at, opt) in command.options.iter().enumerate() {
+                let clash = command.options[..at].iter().any(|other| {
+                    other.long == opt.long || (other.short.is_some() && other.short == opt.short)
+                });
+                assert!(!clash, "{} {}: {}", command.group, command.name, opt.long);
+            }
+        }
+    }
+
+    #[test]
+    fn every_option_line_separates_name_and_description() {
+        for command in COMMANDS {
+            let text = usage(command);
+            assert!(text.starts_with(&format!("Usage: dog {} {}", command.group, command.name)));
+            for line in text.lines().filter(|line| line.starts_with("  -") || line.starts_with("      --")) {
+                let description = line.trim_start().split_once("--").unwrap().1;
+                assert!(description.contains(' '), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_list_their_subcommands() {
+        assert_eq!(
+            group_list("cluster").unwrap(),
+            "Available cluster commands:\n  cluster info\n  cluster format\n  cluster shutdown\n"
+        );
+        assert_eq!(group_list("nosuch"), None);
+    }
+}

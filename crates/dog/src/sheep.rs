@@ -1,0 +1,277 @@
+//! What `dog` asks of a sheep, one method per request.
+//!
+//! Methods return plain values of [`proto`]; what they mean to a user is the business of the commands. A reply that
+//! does not decode ends the command like a broken connection: its sender is no sheep, or a broken one.
+
+use bytes::Bytes;
+use proto::client::{CheckReport, ClusterInfo, NodeInfo, VdiInfo};
+use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
+use proto::sd::extension::{UsageReply, decode_list};
+use proto::sd::header::{ClusterDefaultReply, ClusterRequest, NodeReply, ReplyVariant, VdiReply};
+use proto::sd::structs::{self, MdInfo, SdNode, SdStat};
+use proto::sd::{Opcode, ReplyHeader, Request, ResultCode, flag};
+use proto::{CopyPolicy, NodeId, Oid, Vid, ZoneId};
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, Outcome};
+use crate::link::Link;
+use crate::target::Target;
+
+/// Which VDI of a name: snapshot id and tag as the wire has them, 0 and empty where not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector {
+    pub snap_id: u32,
+    pub tag: Vec<u8>,
+}
+
+/// Why a request brought no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// The sheep understood and said no.
+    Refused(ResultCode),
+    /// There is no sense in going on.
+    Broken(Failure),
+}
+
+pub type Call<T> = Result<T, CallError>;
+
+impl CallError {
+    /// The failure of a command: a refusal is worded by `message`, exit code 1.
+    pub fn or_refused(self, message: impl FnOnce(ResultCode) -> String) -> Failure {
+        match self {
+            CallError::Refused(code) => Failure::refused(message(code)),
+            CallError::Broken(failure) => failure,
+        }
+    }
+
+    pub fn is_wait_for_format(&self) -> bool {
+        *self == CallError::Refused(ResultCode::WAIT_FOR_FORMAT)
+    }
+}
+
+/// A refusal that a command has no words of its own for.
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Failure {
+        error.or_refused(|reason| format!("failed to execute request, {reason}"))
+    }
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> CallError {
+        CallError::Broken(failure)
+    }
+}
+
+/// A connection to one sheep.
+pub struct Sheep {
+    link: Link,
+}
+
+impl Sheep {
+    pub fn connect(target: &Target) -> Outcome<Sheep> {
+        Ok(Sheep { link: Link::connect(target)? })
+    }
+
+    /// The members of the cluster, in their order.
+    pub fn nodes(&mut self) -> Call<Vec<NodeInfo>> {
+        let (_, data) = self.call(&Request::get_node_list())?;
+        let node = |node: SdNode| NodeInfo {
+            id: node.id,
+            zone: ZoneId(node.zone),
+            vnodes: node.vnodes,
+            space_bytes: node.space,
+        };
+        Ok(SdNode::decode_list(&data).into_iter().map(node).collect())
+    }
+
+    pub fn cluster_info(&mut self) -> Call<ClusterInfo> {
+        self.call_for_list(&Request::cluster_info_ex())
+    }
+
+    /// Name of the object store that the cluster was formatted with.
+    pub fn store_name(&mut self) -> Call<String> {
+        let (_, data) = self.call(&Request::cluster_info())?;
+        let info = structs::ClusterInfo::decode(&data).ok_or_else(|| self.nonsense())?;
+        Ok(info.default_store)
+    }
+
+    /// Names of the object stores that a cluster can be formatted with.
+    pub fn stores(&mut self) -> Call<Vec<String>> {
+        let (_, data) = self.call(&Request::get_store_list())?;
+        let text = String::from_utf8_lossy(&data).into_owned();
+        Ok(text.trim_end_matches('\0').split_whitespace().map(str::to_string).collect())
+    }
+
+    pub fn format(&mut self, store: &str, options: ClusterRequest) -> Call<()> {
+        self.call(&Request::make_fs(store, options)).map(drop)
+    }
+
+    /// Every sheep ends in order.
+    pub fn shutdown(&mut self) -> Call<()> {
+        self.call(&Request::plain(Opcode::Shutdown, 0)).map(drop)
+    }
+
+    /// The connected sheep alone ends.
+    pub fn kill_node(&mut self) -> Call<()> {
+        self.call(&Request::plain(Opcode::KillNode, 0)).map(drop)
+    }
+
+    /// Capacity and free space of the connected sheep, in bytes.
+    pub fn space(&mut self) -> Call<NodeReply> {
+        let (reply, _) = self.call(&Request::plain(Opcode::StatSheep, 0))?;
+        Ok(NodeReply::decode(&reply.variant))
+    }
+
+    pub fn disks(&mut self) -> Call<Vec<MdInfo>> {
+        let (_, data) = self.call(&Request::md_info())?;
+        structs::decode_md_info(&data).ok_or_else(|| self.nonsense())
+    }
+
+    pub fn stat(&mut self) -> Call<SdStat> {
+        let (_, data) = self.call(&Request::stat())?;
+        SdStat::decode(&data).ok_or_else(|| self.nonsense())
+    }
+
+    /// Object size of new VDIs, as a power of two; 0 before the first format.
+    pub fn default_shift(&mut self) -> Call<u8> {
+        let (reply, _) = self.call(&Request::plain(Opcode::GetClusterDefault, 0))?;
+        Ok(ClusterDefaultReply::decode(&reply.variant).block_size_shift)
+    }
+
+    pub fn vdis(&mut self) -> Call<Vec<VdiInfo>> {
+        self.call_for_list(&Request::vdi_list())
+    }
+
+    /// How many objects of the VDI's table are its own, and how many are inherited.
+    pub fn usage(&mut self, vid: Vid) -> Call<(u32, u32)> {
+        let (reply, _) = self.call(&Request::vdi_usage(vid))?;
+        let usage = UsageReply::decode(&reply.variant);
+        Ok((usage.own_objects, usage.shared_objects))
+    }
+
+    pub fn lookup(&mut self, name: &[u8], selector: &Selector) -> Call<Vid> {
+        self.call_on_vdi(Opcode::GetVdiInfo, name, selector)
+    }
+
+    /// Returns when the VDI's objects are gone from every member that is up.
+    pub fn delete(&mut self, name: &[u8], selector: &Selector) -> Call<Vid> {
+        self.call_on_vdi(Opcode::DelVdi, name, selector)
+    }
+
+    pub fn create(
+        &mut self,
+        name: &[u8],
+        size: u64,
+        policy: Option<CopyPolicy>,
+        shift: Option<u8>,
+    ) -> Call<Vid> {
+        let request = Request::new_vdi(name, size, policy, shift).map_err(too_long)?;
+        let (reply, _) = self.call(&request)?;
+        Ok(Vid(VdiReply::decode(&reply.variant).vdi_id))
+    }
+
+    pub fn resize(&mut self, vid: Vid, size: u64) -> Call<()> {
+        self.call(&Request::resize_vdi(vid, size)).map(drop)
+    }
+
+    /// Drops a lock, whoever holds it.
+    pub fn release(&mut self, vid: Vid, lock_type: u32) -> Call<()> {
+        self.call(&Request::release_vdi(vid, lock_type)).map(drop)
+    }
+
+    pub fn read_volume(&mut self, vid: Vid, offset: u64, len: u32) -> Call<Vec<u8>> {
+        let (_, data) = self.call(&Request::volume_read(vid, offset, len))?;
+        self.exactly(data, len)
+    }
+
+    /// `writeback`: the sheep may acknowledge before the data is durable.
+    pub fn write_volume(&mut self, vid: Vid, offset: u64, data: Bytes, writeback: bool) -> Call<()> {
+        let mut request = Request::volume_write(vid, offset, data);
+        if writeback {
+            request.header.flags |= flag::CACHE;
+        }
+        self.call(&request).map(drop)
+    }
+
+    pub fn inode_header(&mut self, vid: Vid) -> Call<InodeHeader> {
+        let data = self.read_inode(vid, 0, HEADER_BYTES as u32)?;
+        InodeHeader::decode(&data).ok_or_else(|| self.nonsense())
+    }
+
+    /// The first `count` entries of the VDI's block table: the owner of each object, 0 where there is none.
+    pub fn table(&mut self, vid: Vid, count: u32) -> Call<Vec<Vid>> {
+        let data = self.read_inode(vid, table_offset(0) as u32, 4 * count)?;
+        let owner = |entry: &[u8]| Vid(u32::from_le_bytes(entry.try_into().expect("chunks of four")));
+        Ok(data.chunks_exact(4).map(owner).collect())
+    }
+
+    /// Entry `index` of the block table; none beyond its end.
+    pub fn owner_at(&mut self, vid: Vid, index: u32) -> Call<Vid> {
+        if index >= proto::inode::TABLE_ENTRIES {
+            return Ok(Vid(0));
+        }
+        let data = self.read_inode(vid, table_offset(index) as u32, 4)?;
+        Ok(Vid(u32::from_le_bytes(data.try_into().expect("exactly four bytes"))))
+    }
+
+    pub fn check_object(&mut self, oid: Oid, repair: bool) -> Call<CheckReport> {
+        self.call_for_list(&Request::check_object(oid, repair))
+    }
+
+    /// Where the object's copies should be, in order.
+    pub fn locate(&mut self, oid: Oid) -> Call<Vec<NodeId>> {
+        self.call_for_list(&Request::locate(oid))
+    }
+
+    /// Does the connected sheep itself hold the object?
+    pub fn holds(&mut self, oid: Oid) -> Call<bool> {
+        match self.call(&Request::exist(oid)) {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused(ResultCode::NO_OBJ)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn call_on_vdi(&mut self, opcode: Opcode, name: &[u8], selector: &Selector) -> Call<Vid> {
+        let request = Request::on_vdi(opcode, name, &selector.tag, selector.snap_id).map_err(too_long)?;
+        let (reply, _) = self.call(&request)?;
+        Ok(Vid(VdiReply::decode(&reply.variant).vdi_id))
+    }
+
+    fn read_inode(&mut self, vid: Vid, offset: u32, len: u32) -> Call<Vec<u8>> {
+        let (_, data) = self.call(&Request::read_obj(Oid::inode(vid), offset, len))?;
+        self.exactly(data, len)
+    }
+
+    fn call_for_list<T: DeserializeOwned>(&mut self, request: &Request) -> Call<T> {
+        let (_, data) = self.call(request)?;
+        decode_list(&data).ok_or_else(|| self.nonsense())
+    }
+
+    fn call(&mut self, request: &Request) -> Call<(ReplyHeader, Vec<u8>)> {
+        let reply_max = request.reply_bytes_max() as usize;
+        let (header, data) = self.link.exchange(request.encode_header(), &request.payload, reply_max)?;
+        let header = ReplyHeader::decode(&header);
+        if header.opcode != request.header.opcode {
+            return Err(self.nonsense());
+        }
+        header.result.ok().map_err(CallError::Refused)?;
+        Ok((header, data))
+    }
+
+    fn exactly(&self, data: Vec<u8>, len: u32) -> Call<Vec<u8>> {
+        if data.len() == len as usize { Ok(data) } else { Err(self.nonsense()) }
+    }
+
+    fn nonsense(&self) -> CallError {
+        let target = self.link.target();
+        CallError::Broken(Failure::system(format!(
+            "Communication with {target} failed: its reply makes no sense"
+        )))
+    }
+}
+
+/// Names are cut before they come here; this is for whoever forgets.
+fn too_long(error: proto::sd::request::NameTooLong) -> CallError {
+    CallError::Broken(Failure::bad_value(error.to_string()))
+}

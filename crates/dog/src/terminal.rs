@@ -1,0 +1,118 @@
+//! What differs when a person is watching: progress bars and questions.
+
+use std::io::{self, BufRead, Write};
+
+use crate::failure::Outcome;
+use crate::size;
+
+/// Columns of the terminal, 80 where it does not say.
+fn columns() -> usize {
+    match rustix::termios::tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => 80,
+    }
+}
+
+/// How far a long command has come. Silent unless stdout is a terminal.
+pub struct Progress {
+    total: u64,
+    done: u64,
+    shown: Option<String>,
+    visible: bool,
+}
+
+impl Progress {
+    pub fn new(total: u64, visible: bool) -> Progress {
+        Progress { total, done: 0, shown: None, visible: visible && total > 0 }
+    }
+
+    pub fn advance(&mut self, bytes: u64, out: &mut dyn Write) -> Outcome {
+        self.done = (self.done + bytes).min(self.total);
+        if !self.visible {
+            return Ok(());
+        }
+        let line = render_bar(self.done, self.total, columns());
+        if self.shown.as_ref() != Some(&line) {
+            write!(out, "\r{line}")?;
+            if self.done == self.total {
+                writeln!(out)?;
+            }
+            out.flush()?;
+            self.shown = Some(line);
+        }
+        Ok(())
+    }
+}
+
+/// ` 37.5 % [=====>        ] 24 MB / 64 MB`
+fn render_bar(done: u64, total: u64, columns: usize) -> String {
+    let width = columns.saturating_sub(30).max(1);
+    let filled = (done as u128 * width as u128 / (total as u128).max(1)) as usize;
+    let filled = filled.min(width);
+    let head = if filled < width { ">" } else { "" };
+    let bar = format!("{}{head}", "=".repeat(filled));
+    let percent = done as f64 * 100.0 / total.max(1) as f64;
+    format!("{percent:5.1} % [{bar:<width$}] {} / {}", size::human(done), size::human(total))
+}
+
+/// Asks and reads one line. Anything that does not start with `yes`, and the end of the input, means no.
+pub fn confirm(question: &str, out: &mut dyn Write, input: &mut dyn BufRead) -> Outcome<bool> {
+    write!(out, "{question} [yes/no]: ")?;
+    out.flush()?;
+    let answer = read_answer(input)?;
+    Ok(answer.to_ascii_lowercase().starts_with(b"yes"))
+}
+
+/// At most seven characters of a line, as the original reads; never more, whatever is piped in.
+fn read_answer(input: &mut dyn BufRead) -> Outcome<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while answer.len() < 7 && input.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        answer.push(byte[0]);
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_grows_from_empty_to_full() {
+        let at = |done| render_bar(done, 64 << 20, 40);
+        assert_eq!(at(0), "  0.0 % [>         ] 0.0 MB / 64 MB");
+        assert_eq!(at(24 << 20), " 37.5 % [===>      ] 24 MB / 64 MB");
+        assert_eq!(at(64 << 20), "100.0 % [==========] 64 MB / 64 MB");
+    }
+
+    #[test]
+    fn a_narrow_terminal_does_no_harm() {
+        assert_eq!(render_bar(1, 2, 3), " 50.0 % [>] 0.0 MB / 0.0 MB");
+        assert_eq!(render_bar(u64::MAX, u64::MAX, 31), "100.0 % [=] 16 EB / 16 EB");
+    }
+
+    #[test]
+    fn nothing_is_shown_where_nobody_watches() {
+        let mut out = Vec::new();
+        Progress::new(10, false).advance(5, &mut out).unwrap();
+        assert!(out.is_empty());
+        Progress::new(10, true).advance(10, &mut out).unwrap();
+        assert!(out.starts_with(b"\r100.0 %") && out.ends_with(b"\n"));
+    }
+
+    #[test]
+    fn only_yes_is_consent() {
+        for (typed, expect) in [
+            ("yes\n", true),
+            ("YES\n", true),
+            ("yesterday\n", true),
+            ("y\n", false),
+            ("no\n", false),
+            ("", false),
+        ] {
+            let mut out = Vec::new();
+            assert_eq!(confirm("Sure?", &mut out, &mut typed.as_bytes()).unwrap(), expect, "{typed:?}");
+            assert_eq!(out, b"Sure? [yes/no]: ");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `dog vdi create [-P] [-c COPIES] [-z SHIFT] NAME SIZE`: makes a volume.
+//!
+//! Silent on success; with `-v`:
+//!
+//! ```text
+//! VDI ID of newly created VDI: 7c2b25
+//! ```
+
+use bytes::Bytes;
+use proto::inode::{SHIFT_MAX, SHIFT_MIN, max_vdi_bytes};
+use proto::{CopyPolicy, Vid};
+
+use super::PIECE_BYTES;
+use super::names::{lossy, name_at};
+use super::span::{Span, parse_size};
+use crate::command::{Action, Command, option};
+use crate::context::Context;
+use crate::failure::{Failure, Outcome};
+use crate::getopt::Parsed;
+use crate::redundancy;
+use crate::sheep::Sheep;
+use crate::size;
+use crate::terminal::Progress;
+
+pub const COMMAND: Command = Command {
+    group: "vdi",
+    name: "create",
+    summary: "create an image",
+    args: "<vdiname> <size>",
+    args_min: 2,
+    options: &[
+        option::PREALLOC,
+        option::HYPER,
+        option::COPIES,
+        option::ADDRESS,
+        option::PORT,
+        option::HELP,
+        option::RAW,
+        option::VERBOSE,
+        option::SHIFT,
+        option::TIME,
+    ],
+    needs_nodes: true,
+    check: |parsed| Options::parse(parsed).map(drop),
+    action: Action::Run(run),
+    notes: "A size is a decimal number with at most one suffix: B, K, M, G, T or P.",
+};
+
+struct Options {
+    policy: Option<CopyPolicy>,
+    shift: Option<u8>,
+    prealloc: bool,
+}
+
+impl Options {
+    fn parse(parsed: &Parsed) -> Outcome<Options> {
+        if parsed.has("hyper") {
+            return Err(Failure::refused(
+                "Hyper volumes (-y) are not supported yet; -z makes larger volumes possible",
+            ));
+        }
+        let policy = parsed.value("copies").map(redundancy::parse_replicated).transpose()?;
+        let shift = parsed.value("block_size_shift").map(parse_shift).transpose()?;
+        Ok(Options { policy, shift, prealloc: parsed.has("prealloc") })
+    }
+}
+
+/// The object size of `-z`: 20 to 31.
+pub fn parse_shift(text: &[u8]) -> Outcome<u8> {
+    let shown = lossy(text);
+    let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    // Any number of more digits than a u8 has is too large.
+    let number = is_number.then(|| shown.parse::<u8>().unwrap_or(u8::MAX));
+    match number {
+        None => Err(Failure::refused(format!("Invalid block size shift '{shown}': a number is expected"))),
+        Some(shift) if shift > SHIFT_MAX => Err(Failure::refused(format!(
+            "Block size shift {shown} is too large: at most {SHIFT_MAX} (objects of 2 GiB)"
+        ))),
+        Some(shift) if shift < SHIFT_MIN => Err(Failure::refused(format!(
+            "Block size shift {shown} is too small: at least {SHIFT_MIN} (objects of 1 MiB)"
+        ))),
+        Some(shift) => Ok(shift),
+    }
+}
+
+fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
+    let options = Options::parse(parsed)?;
+    let name = name_at(parsed, 0)?;
+    let vdi_size = parse_size(&parsed.positionals[1])?;
+    let mut sheep = context.connect()?;
+    check_size(vdi_size, &options, &mut sheep)?;
+    let vid = sheep.create(&name, vdi_size, options.policy, options.shift).map_err(|error| {
+        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(&name)))
+    })?;
+    if options.prealloc {
+        preallocate(context, &mut sheep, vid, vdi_size)?;
+    }
+    if context.verbose {
+        let text = render(vid, context.is_raw());
+        context.print(&text)?;
+    }
+    Ok(())
+}
+
+/// A cluster that was never formatted says so itself when the VDI is created.
+fn check_size(vdi_size: u64, options: &Options, sheep: &mut Sheep) -> Outcome {
+    let shift = match options.shift {
+        Some(shift) => shift,
+        None => sheep.default_shift()?,
+    };
+    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) || vdi_size <= max_vdi_bytes(shift) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "VDI size is too large: at most {} with objects of {}; larger objects (-z) allow more",
+        size::human(max_vdi_bytes(shift)),
+        size::human(1 << shift)
+    )))
+}
+
+/// Writing zeros is what allocates: the sheep keeps what it is given.
+fn preallocate(context: &mut Context, sheep: &mut Sheep, vid: Vid, vdi_size: u64) -> Outcome {
+    let zeros = Bytes::from(vec![0; PIECE_BYTES as usize]);
+    let mut progress = Progress::new(vdi_size, context.is_terminal);
+    let span = Span { start: 0, end: vdi_size };
+    let mut at = 0;
+    while at < vdi_size {
+        let len = span.piece(at, PIECE_BYTES);
+        sheep.write_volume(vid, at, zeros.slice(..len as usize), false).map_err(|error| {
+            error.or_refused(|reason| format!("Failed to preallocate at offset {at}: {reason}"))
+        })?;
+        progress.advance(len, &mut context.out)?;
+        at += len;
+    }
+    Ok(())
+}
+
+fn render(vid: Vid, raw: bool) -> String {
+    if raw { format!("{vid}\n") } else { format!("VDI ID of newly created VDI: {vid}\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_new_id_is_shown_as_programs_expect() {
+        assert_eq!(render(Vid(0x7c2b25), false), "VDI ID of newly created VDI: 7c2b25\n");
+        assert_eq!(render(Vid(0x316b4), true), "316b4\n");
+    }
+
+    #[test]
+    fn object_sizes_outside_the_range_are_refused() {
+        assert_eq!(parse_shift(b"20").unwrap(), 20);
+        assert_eq!(parse_shift(b"31").unwrap(), 31);
+        for (text, word) in [
+            ("19", "at least 20"),
+            ("32", "at most 31"),
+            ("1000", "at most 31"),
+            ("4M", "number"),
+            ("", "number"),
+        ] {
+            let failure = parse_shift(text.as_bytes()).unwrap_err();
+            assert_eq!(failure.code, 1);
+            assert!(failure.message.contains(word), "{}", failure.message);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! `dog vdi list [NAME]`: volumes and snapshots by VDI id, with the space they use.
+//!
+//! ```text
+//!   Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift
+//! s test         1  1.0 GB  4.0 MB  0.0 MB 2026-11-22 11:22   7c2b25      3         snap1  22
+//!   test         0  1.0 GB  0.0 MB  4.0 MB 2026-11-22 11:22   7c2b26      3                22
+//! ```
+//!
+//! `Used` counts the objects that the VDI owns, `Shared` those it inherits, one copy each. The raw form is the
+//! most parsed output of Sheepdog: an empty tag leaves two consecutive spaces, and fields are never added.
+
+use proto::client::VdiInfo;
+use proto::{ObjectKind, Oid};
+use serde_json::json;
+
+use super::names::{Standing, lossy, shown_snap_id};
+use crate::clock::{LocalTime, seconds_of};
+use crate::command::{Action, Command, option};
+use crate::context::{Context, Form, notice};
+use crate::failure::{Failure, Outcome, exit};
+use crate::getopt::Parsed;
+use crate::sheep::{CallError, Sheep};
+use crate::size;
+
+pub const COMMAND: Command = Command {
+    group: "vdi",
+    name: "list",
+    summary: "list images",
+    args: "[vdiname]",
+    args_min: 0,
+    options: &[
+        option::ADDRESS,
+        option::PORT,
+        option::RAW,
+        option::HELP,
+        option::OID,
+        option::TIME,
+        option::JSON,
+    ],
+    needs_nodes: false,
+    check: |parsed| parse_oid(parsed).map(drop),
+    action: Action::Run(run),
+    notes: "",
+};
+
+const HEADER: &str =
+    "  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
+
+/// A VDI and how many objects of its table are its own and inherited.
+struct Row {
+    info: VdiInfo,
+    own_objects: u32,
+    shared_objects: u32,
+}
+
+fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
+    // The header comes first, whatever happens then: so it was, and captures show it.
+    if context.form == Form::Human {
+        context.print(HEADER)?;
+    }
+    let oid = parse_oid(parsed)?;
+    if oid.is_some_and(|oid| oid.kind() != Some(ObjectKind::Data)) {
+        return Err(Failure::refused("Only data objects can be looked for: the id names no data object"));
+    }
+    let mut sheep = context.connect()?;
+    let infos = match sheep.vdis() {
+        // A cluster that was never formatted has no VDIs: nothing to complain about.
+        Err(error) if error.is_wait_for_format() => Vec::new(),
+        infos => infos
+            .map_err(|error| error.or_refused(|reason| format!("Failed to read the VDI list: {reason}")))?,
+    };
+    let name = parsed.positionals.first();
+    let mut rows = Vec::new();
+    let mut worst = Ok(());
+    for info in
+        infos.into_iter().filter(|info| !info.name.is_empty() && name.is_none_or(|name| info.name == *name))
+    {
+        match fetch(&mut sheep, info, oid) {
+            Ok(row) => rows.extend(row),
+            Err(failure) => {
+                notice(&failure.message);
+                worst = Err(Failure::silent(exit::FAILURE));
+            }
+        }
+    }
+    let text = match context.form {
+        Form::Human => render(&rows),
+        Form::Raw => render_raw(&rows),
+        Form::Json => render_json(&rows).into_bytes(),
+    };
+    context.out.write_all(&text)?;
+    worst
+}
+
+/// `None` if the VDI does not use the object that is looked for.
+fn fetch(sheep: &mut Sheep, info: VdiInfo, oid: Option<Oid>) -> Outcome<Option<Row>> {
+    let unreadable = |error: CallError| {
+        let inode = Oid::inode(info.vid);
+        error.or_refused(|reason| {
+            format!("Failed to read object {inode} {reason}\nFailed to read inode header")
+        })
+    };
+    if let Some(oid) = oid
+        && sheep.owner_at(info.vid, oid.index()).map_err(unreadable)? != oid.vid()
+    {
+        return Ok(None);
+    }
+    let (own_objects, shared_objects) = sheep.usage(info.vid).map_err(unreadable)?;
+    Ok(Some(Row { info, own_objects, shared_objects }))
+}
+
+fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
+    let Some(text) = parsed.text("oid") else { return Ok(None) };
+    let digits = text.strip_prefix("0x").unwrap_or(&text);
+    let plain = digits.chars().all(|c| c.is_ascii_hexdigit());
+    match u64::from_str_radix(digits, 16) {
+        Ok(oid) if plain => Ok(Some(Oid(oid))),
+        _ => Err(Failure::refused(format!("Invalid object id '{text}': up to 16 hex digits are expected"))),
+    }
+}
+
+fn bytes(objects: u32, info: &VdiInfo) -> u64 {
+    u64::from(objects).checked_shl(u32::from(info.block_size_shift)).unwrap_or(u64::MAX)
+}
+
+/// `%c %-8s %5d %7s %7s %7s %s  %7x %6s %13s %3u`; names are bytes and padded as such.
+fn render(rows: &[Row]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for Row { info, own_objects, shared_objects } in rows {
+        out.extend(format!("{} ", Standing::of(info).letter(' ')).bytes());
+        out.extend(padded(&info.name, 8));
+        let middle = format!(
+            " {:>5} {:>7} {:>7} {:>7} {}  {:>7} {:>6} ",
+            shown_snap_id(info),
+            size::human(info.size),
+            size::human(bytes(*own_objects, info)),
+            size::human(bytes(*shared_objects, info)),
+            LocalTime::from_seconds(seconds_of(info.create_time)).minutes(),
+            info.vid.to_string(),
+            info.policy.to_string(),
+        );
+        out.extend(middle.bytes());
+        out.extend(std::iter::repeat_n(b' ', 13usize.saturating_sub(info.tag.len())));
+        out.extend(&info.tag);
+        out.extend(format!(" {:>3}\n", info.block_size_shift).bytes());
+    }
+    out
+}
+
+pub(super) fn padded(text: &[u8], width: usize) -> Vec<u8> {
+    let mut out = text.to_vec();
+    out.resize(width.max(text.len()), b' ');
+    out
+}
+
+fn render_raw(rows: &[Row]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for Row { info, own_objects, shared_objects } in rows {
+        out.extend(format!("{} ", Standing::of(info).letter('=')).bytes());
+        for byte in &info.name {
+            if byte.is_ascii_whitespace() || *byte == 0x0b || *byte == b'\\' {
+                out.push(b'\\');
+            }
+            out.push(*byte);
+        }
+        let middle = format!(
+            " {} {} {} {} {} {} {} ",
+            shown_snap_id(info),
+            info.size,
+            bytes(*own_objects, info),
+            bytes(*shared_objects, info),
+            seconds_of(info.create_time),
+            info.vid,
+            info.policy,
+        );
+        out.extend(middle.bytes());
+        out.extend(&info.tag);
+        out.extend(format!(" {}\n", info.block_size_shift).bytes());
+    }
+    out
+}
+
+fn render_json(rows: &[Row]) -> String {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|Row { info, own_objects, shared_objects }| {
+            json!({
+                "name": lossy(&info.name),
+                "kind": Standing::of(info).word(),
+                "snapshot_id": shown_snap_id(info),
+                "tag": lossy(&info.tag),
+                "size_bytes": info.size,
+                "used_bytes": bytes(*own_objects, info),
+                "shared_bytes": bytes(*shared_objects, info),
+                "created_seconds": seconds_of(info.create_time),
+                "vdi_id": info.vid.to_string(),
+                "parent_vdi_id": (info.parent.0 != 0).then(|| info.parent.to_string()),
+                "copies": info.policy.to_string(),
+                "block_size_shift": info.block_size_shift,
+                "owner": info.owner.map(|owner| owner.to_string()),
+            })
+        })
+        .collect();
+    format!("{:#}\n", json!(rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{CopyPolicy, Vid};
+
+    const TIME: u64 = 1_795_346_574;
+
+    fn row(name: &str, snap: Option<(u32, &str)>, vid: u32, own: u32, shared: u32) -> Row {
+        let info = VdiInfo {
+            vid: Vid(vid),
+            name: name.into(),
+            tag: snap.map_or(vec![], |(_, tag)| tag.into()),
+            size: 1 << 30,
+            policy: CopyPolicy::Replicated { copies: 3 },
+            block_size_shift: 22,
+            snap_id: snap.map_or(3, |(id, _)| id),
+            create_time: TIME << 32 | 5,
+            snap_ctime: snap.map_or(0, |_| 1 << 32),
+            vm_state_size: 0,
+            vm_clock_nsec: 0,
+            parent: Vid(0),
+            owner: None,
+            locked_by: vec![],
+        };
+        Row { info, own_objects: own, shared_objects: shared }
+    }
+
+    fn sample() -> Vec<Row> {
+        let mut clone = row("cl1", None, 0x42a71, 0, 1);
+        (clone.info.snap_id, clone.info.parent) = (1, Vid(0x7c2b25));
+        let mut ec = row("ec", None, 0x3933f9, 0, 0);
+        (ec.info.policy, ec.info.size) = (CopyPolicy::Erasure { data: 2, parity: 1 }, 20 << 20);
+        let mut spaced = row("a b", None, 0x833892, 0, 0);
+        spaced.info.size = 4 << 20;
+        vec![
+            clone,
+            ec,
+            row("test", Some((1, "snap1")), 0x7c2b25, 1, 0),
+            row("test", Some((2, "")), 0x7c2b26, 0, 1),
+            row("TwoCopies", None, 0xe5e944, 0, 2),
+            spaced,
+        ]
+    }
+
+    #[test]
+    fn rows_align_as_in_the_original() {
+        let time = LocalTime::from_seconds(TIME).minutes();
+        let expect = format!(
+            "\
+c cl1          0  1.0 GB  0.0 MB  4.0 MB {time}    42a71      3                22
+  ec           0   20 MB  0.0 MB  0.0 MB {time}   3933f9    2:1                22
+s test         1  1.0 GB  4.0 MB  0.0 MB {time}   7c2b25      3         snap1  22
+s test         2  1.0 GB  0.0 MB  4.0 MB {time}   7c2b26      3                22
+  TwoCopies     0  1.0 GB  0.0 MB  8.0 MB {time}   e5e944      3                22
+  a b          0  4.0 MB  0.0 MB  0.0 MB {time}   833892      3                22
+"
+        );
+        assert_eq!(lossy(&render(&sample())), expect);
+    }
+
+    #[test]
+    fn raw_rows_keep_the_double_space_of_an_empty_tag() {
+        let expect = "\
+c cl1 0 1073741824 0 4194304 1795346574 42a71 3  22
+= ec 0 20971520 0 0 1795346574 3933f9 2:1  22
+s test 1 1073741824 4194304 0 1795346574 7c2b25 3 snap1 22
+s test 2 1073741824 0 4194304 1795346574 7c2b26 3  22
+= TwoCopies 0 1073741824 0 8388608 1795346574 e5e944 3  22
+= a\\ b 0 4194304 0 0 1795346574 833892 3  22
+";
+        assert_eq!(lossy(&render_raw(&sample())), expect);
+    }
+
+    #[test]
+    fn object_ids_are_hex() {
+        let parse =
+            |text: &str| parse_oid(&Parsed { options: vec![("oid", text.into())], ..Parsed::default() });
+        assert_eq!(parse("7c2b2500000001").unwrap(), Some(Oid(0x007c_2b25_0000_0001)));
+        assert_eq!(parse("0x1f").unwrap(), Some(Oid(0x1f)));
+        for text in ["", "xyz", "+1", "11112222333344445"] {
+            assert_eq!(parse(text).unwrap_err().code, 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn json_names_the_fields() {
+        let parsed: serde_json::Value = serde_json::from_str(&render_json(&sample())).unwrap();
+        assert_eq!(parsed[2]["kind"], "snapshot");
+        assert_eq!(parsed[2]["used_bytes"], 4194304);
+        assert_eq!(parsed[0]["parent_vdi_id"], "7c2b25");
+    }
+}

@@ -1,0 +1,125 @@
+//! How commands name a VDI: a name, and perhaps `-s` with a snapshot's id or tag.
+
+use proto::Vid;
+use proto::client::VdiInfo;
+use proto::inode::{InodeHeader, NAME_MAX};
+
+use crate::failure::{Failure, Outcome};
+use crate::getopt::Parsed;
+use crate::sheep::{CallError, Selector, Sheep};
+
+/// The positional at `index` as a VDI's name.
+///
+/// Longer names are cut, as they always were; an empty one could never be addressed again.
+pub fn name_at(parsed: &Parsed, index: usize) -> Outcome<Vec<u8>> {
+    let name = &parsed.positionals[index];
+    if name.is_empty() {
+        return Err(Failure::usage("The VDI name must not be empty"));
+    }
+    Ok(name[..name.len().min(NAME_MAX)].to_vec())
+}
+
+/// What `-s` selects: all digits are an id, anything else is a tag.
+pub fn selector(parsed: &Parsed) -> Outcome<Selector> {
+    let Some(text) = parsed.value("snapshot").filter(|text| !text.is_empty()) else {
+        return Ok(Selector::default());
+    };
+    if !text.iter().all(u8::is_ascii_digit) {
+        return Ok(Selector { snap_id: 0, tag: text[..text.len().min(NAME_MAX)].to_vec() });
+    }
+    match std::str::from_utf8(text).ok().and_then(|digits| digits.parse().ok()) {
+        Some(0) => Err(Failure::refused("The snapshot id must be larger than zero")),
+        Some(snap_id) => Ok(Selector { snap_id, tag: Vec::new() }),
+        None => Err(Failure::refused(format!("The snapshot id {} is too large", lossy(text)))),
+    }
+}
+
+/// Finds a VDI and reads its inode's header.
+pub fn open(sheep: &mut Sheep, name: &[u8], selector: &Selector) -> Outcome<(Vid, InodeHeader)> {
+    let vid = sheep.lookup(name, selector).map_err(|error| open_failure(name, selector, error))?;
+    let header = sheep.inode_header(vid).map_err(|error| open_failure(name, selector, error))?;
+    Ok((vid, header))
+}
+
+/// The literal message: Cinder and others match its end.
+pub fn open_failure(name: &[u8], selector: &Selector, error: CallError) -> Failure {
+    error.or_refused(|reason| {
+        format!(
+            "Failed to open VDI {} (snapshot id: {} snapshot tag: {}): {reason}",
+            lossy(name),
+            selector.snap_id,
+            lossy(&selector.tag)
+        )
+    })
+}
+
+pub fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What the first column of lists says of a VDI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Snapshot,
+    /// A working VDI with a parent that has had no snapshot of its own yet.
+    Clone,
+    Working,
+}
+
+impl Standing {
+    pub fn of(info: &VdiInfo) -> Standing {
+        match info {
+            _ if info.snap_ctime != 0 => Standing::Snapshot,
+            _ if info.snap_id == 1 && info.parent != Vid(0) => Standing::Clone,
+            _ => Standing::Working,
+        }
+    }
+
+    /// `working` is a space for people and `=` for programs.
+    pub fn letter(self, working: char) -> char {
+        match self {
+            Standing::Snapshot => 's',
+            Standing::Clone => 'c',
+            Standing::Working => working,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Standing::Snapshot => "snapshot",
+            Standing::Clone => "clone",
+            Standing::Working => "working",
+        }
+    }
+}
+
+/// The id that users see: a working VDI shows 0.
+pub fn shown_snap_id(info: &VdiInfo) -> u32 {
+    if info.snap_ctime == 0 { 0 } else { info.snap_id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn select(text: &str) -> Outcome<Selector> {
+        selector(&Parsed { options: vec![("snapshot", text.into())], ..Parsed::default() })
+    }
+
+    #[test]
+    fn digits_are_an_id_and_anything_else_a_tag() {
+        assert_eq!(select("12").unwrap(), Selector { snap_id: 12, tag: vec![] });
+        assert_eq!(select("1abc").unwrap(), Selector { snap_id: 0, tag: b"1abc".to_vec() });
+        assert_eq!(select("").unwrap(), Selector::default());
+        let zero = select("0").unwrap_err();
+        assert_eq!((zero.code, zero.message.as_str()), (1, "The snapshot id must be larger than zero"));
+        assert_eq!(select("99999999999").unwrap_err().code, 1);
+    }
+
+    #[test]
+    fn names_are_cut_and_must_not_be_empty() {
+        let parsed = |name: Vec<u8>| Parsed { positionals: vec![name], ..Parsed::default() };
+        assert_eq!(name_at(&parsed(vec![b'x'; 300]), 0).unwrap().len(), 255);
+        assert_eq!(name_at(&parsed(vec![]), 0).unwrap_err().code, 64);
+    }
+}
