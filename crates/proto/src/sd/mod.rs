@@ -13,6 +13,9 @@ pub mod request;
 pub mod result;
 pub mod structs;
 
+#[cfg(test)]
+mod golden;
+
 pub use header::{HEADER_BYTES, ReplyHeader, RequestHeader, flag};
 pub use opcode::Opcode;
 pub use request::Request;
