@@ -139,7 +139,11 @@ pub fn overview() -> String {
     for command in COMMANDS {
         let _ = writeln!(text, "  {:<24}{}", format!("{} {}", command.group, command.name), command.summary);
     }
-    text.push_str("\nFor help on one of them: dog <command> <subcommand> --help\n");
+    text.push_str(
+        "\nFor help on one of them: dog <command> <subcommand> --help\nEnvironment: SHEEPDOG_DOG_ADDR and \
+         SHEEPDOG_DOG_PORT name the sheep to talk to; SHEEPDOG_DOG_LOG logs\neach invocation to syslog, or to the \
+         file that SHEEPDOG_DOG_LOG_PATH names.\n",
+    );
     text
 }
 

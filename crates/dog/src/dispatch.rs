@@ -133,10 +133,8 @@ fn execute(command: &Command, parsed: &Parsed, mut context: Context) -> Outcome 
 
 fn fetch_nodes(context: &mut Context) -> Outcome {
     let fetched = context.connect().and_then(|mut sheep| Ok((sheep.nodes()?, sheep)));
-    let (nodes, sheep) = fetched.map_err(|failure| Failure {
-        message: format!("{}\nFailed to get node list", failure.message),
-        ..failure
-    })?;
+    let (nodes, sheep) = fetched
+        .map_err(|failure| Failure::system(format!("{}\nFailed to get node list", failure.message)))?;
     context.nodes = nodes;
     context.sheep = Some(sheep);
     Ok(())

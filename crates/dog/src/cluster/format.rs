@@ -96,12 +96,14 @@ impl Options {
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let options = Options::parse(parsed)?;
     let mut sheep = context.connect()?;
-    if !is_confirmed(context, &mut sheep, &options)? {
+    let stores = sheep.stores()?;
+    let is_known = stores.contains(&options.store);
+    // What cannot be done is not asked about.
+    if is_known && !is_confirmed(context, &mut sheep, &options)? {
         return Ok(());
     }
     context.print(&format!("using backend {} store\n", options.store))?;
-    let stores = sheep.stores()?;
-    if !stores.contains(&options.store) {
+    if !is_known {
         notice("Format failed: Targeted backend store is not found");
         context.print(&render_stores(&stores))?;
         return Err(Failure::silent(exit::SYSTEM));

@@ -8,7 +8,7 @@
 //! Total virtual image size1.0 GB
 //! ```
 //!
-//! libvirt, Cinder and Proxmox parse the raw `Total` line. A node that does not answer is left out; the others
+//! Columns are separated by tabs. libvirt, Cinder and Proxmox parse the raw `Total` line. A node that does not answer is left out; the others
 //! keep their numbers.
 
 use proto::client::VdiInfo;

@@ -10,6 +10,7 @@
 //! most parsed output of Sheepdog: an empty tag leaves two consecutive spaces, and fields are never added.
 
 use proto::client::VdiInfo;
+use proto::inode::NAME_MAX;
 use proto::{ObjectKind, Oid};
 use serde_json::json;
 
@@ -69,11 +70,11 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         infos => infos
             .map_err(|error| error.or_refused(|reason| format!("Failed to read the VDI list: {reason}")))?,
     };
-    let name = parsed.positionals.first();
+    let name = parsed.positionals.first().map(|name| &name[..name.len().min(NAME_MAX)]);
     let mut rows = Vec::new();
     let mut worst = Ok(());
     for info in
-        infos.into_iter().filter(|info| !info.name.is_empty() && name.is_none_or(|name| info.name == *name))
+        infos.into_iter().filter(|info| !info.name.is_empty() && name.is_none_or(|name| info.name == name))
     {
         match fetch(&mut sheep, info, oid) {
             Ok(row) => rows.extend(row),
