@@ -42,6 +42,15 @@ impl Progress {
         }
         Ok(())
     }
+
+    /// Call before other lines are printed: they start below the bar, not behind it.
+    pub fn make_way(&mut self, out: &mut dyn Write) -> Outcome {
+        if self.shown.take().is_some() && self.done < self.total {
+            writeln!(out)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
 }
 
 /// ` 37.5 % [=====>        ] 24 MB / 64 MB`
@@ -98,6 +107,20 @@ mod tests {
         assert!(out.is_empty());
         Progress::new(10, true).advance(10, &mut out).unwrap();
         assert!(out.starts_with(b"\r100.0 %") && out.ends_with(b"\n"));
+    }
+
+    #[test]
+    fn other_lines_start_below_an_unfinished_bar() {
+        let mut out = Vec::new();
+        let mut progress = Progress::new(10, true);
+        progress.make_way(&mut out).unwrap();
+        assert!(out.is_empty());
+        progress.advance(5, &mut out).unwrap();
+        progress.make_way(&mut out).unwrap();
+        assert_eq!(out.last(), Some(&b'\n'));
+        let len = out.len();
+        progress.make_way(&mut out).unwrap();
+        assert_eq!(out.len(), len);
     }
 
     #[test]

@@ -68,7 +68,10 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             }
         };
         let findings = if exist_only { find_missing(oid, report) } else { find_differences(oid, report) };
-        lost_objects += u64::from(findings != Findings::default());
+        if findings != Findings::default() {
+            lost_objects += 1;
+            progress.make_way(&mut context.out)?;
+        }
         for line in &findings.mended {
             writeln!(context.out, "{line}")?;
         }

@@ -136,7 +136,7 @@ fn serve(mut stream: impl Read + Write, index: usize, manners: Manners, state: &
                 [&reply.encode()[..], &data].concat()
             }
             Manners::Nonsense => {
-                (reply.result, reply.data_length) = (ResultCode::SUCCESS, 3.min(request.data_length.max(3)));
+                (reply.result, reply.data_length) = (ResultCode::SUCCESS, 3);
                 [&reply.encode()[..], &[0xff; 3]].concat()
             }
             Manners::Closes => return,
