@@ -24,6 +24,8 @@ pub struct State {
     nodes: Vec<NodeInfo>,
     status: ClusterStatus,
     format: Option<FormatOptions>,
+    /// No disk has space, and no inode can be written.
+    is_full: bool,
     vdis: BTreeMap<Vid, VdiInfo>,
     /// Objects of each VDI: index to owner.
     tables: BTreeMap<Vid, BTreeMap<u32, Vid>>,
@@ -32,7 +34,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(nodes: Vec<NodeId>, status: ClusterStatus, has_vdis: bool) -> State {
+    pub fn new(nodes: Vec<NodeId>, status: ClusterStatus, has_vdis: bool, is_full: bool) -> State {
         let node = |(zone, id)| NodeInfo { id, zone: ZoneId(zone), vnodes: 128, space_bytes: 1 << 40 };
         let options = FormatOptions {
             ctime: TIME << 32,
@@ -45,6 +47,7 @@ impl State {
             nodes: (0..).zip(nodes).map(node).collect(),
             status,
             format: (status != ClusterStatus::WaitForFormat).then_some(options),
+            is_full,
             vdis: BTreeMap::new(),
             tables: BTreeMap::new(),
             bytes: BTreeMap::new(),
@@ -109,6 +112,8 @@ impl State {
             _ => {}
         }
         match opcode {
+            Opcode::VolumeWrite if self.is_full => refuse(ResultCode::NO_SPACE),
+            Opcode::NewVdi if self.is_full => refuse(ResultCode::VDI_WRITE),
             Opcode::GetNodeList => {
                 let nr_nodes = self.nodes.len() as u32;
                 let list = self.nodes.iter().flat_map(|node| SdNode::from(node).encode()).collect();

@@ -53,7 +53,7 @@ impl Flock {
     pub fn start(scenario: &str) -> Flock {
         let (sheep_count, manners, status) = match scenario {
             "running" | "empty" => (3, Manners::Good, ClusterStatus::Running),
-            "alone" => (1, Manners::Good, ClusterStatus::Running),
+            "alone" | "full" => (1, Manners::Good, ClusterStatus::Running),
             "unformatted" => (3, Manners::Good, ClusterStatus::WaitForFormat),
             "waiting" => (1, Manners::Good, ClusterStatus::WaitForJoin),
             "down" => (0, Manners::Good, ClusterStatus::Running),
@@ -78,7 +78,7 @@ impl Flock {
         let nodes: Vec<NodeId> =
             ports.iter().map(|port| NodeId::new(Ipv4Addr::LOCALHOST.into(), *port)).collect();
         let has_vdis = scenario != "empty" && scenario != "unformatted";
-        let state = Arc::new(Mutex::new(State::new(nodes, status, has_vdis)));
+        let state = Arc::new(Mutex::new(State::new(nodes, status, has_vdis, scenario == "full")));
         for (index, listener) in listeners.into_iter().enumerate() {
             let state = Arc::clone(&state);
             thread::spawn(move || accept_all(listener, index, manners, state));
