@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use proto::Epoch;
 use proto::client::{ClientOp, ClientResult};
 
 /// Takes requests of clients, answers each once, in any order. Lives in one thread; clones share it.
@@ -9,4 +10,9 @@ use proto::client::{ClientOp, ClientResult};
 /// Dropping the future of a request does not undo it: it may still be carried out.
 pub trait Service: Clone + 'static {
     fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static;
+
+    /// The cluster's epoch now, which every native reply carries. 0 before the first format.
+    fn epoch(&self) -> Epoch {
+        Epoch(0)
+    }
 }

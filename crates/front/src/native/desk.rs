@@ -1,0 +1,81 @@
+//! What all native connections of one sheep share: who has a VDI open, and the counters of `dog node stat`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::Vid;
+use proto::sd::Opcode;
+use proto::sd::structs::SdStat;
+
+/// Cheap to clone; clones share. Held by every connection, on whatever thread.
+#[derive(Clone, Default)]
+pub struct Desk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// LOCK_VDIs that no RELEASE_VDI has followed. They come on connections of their own, so that the end of a
+    /// connection says nothing.
+    opens: BTreeMap<Vid, u32>,
+    stat: SdStat,
+    disks_path: String,
+}
+
+impl Desk {
+    /// `disks_path` is what MD_INFO shows as the path of this sheep's store.
+    pub fn new(disks_path: String) -> Desk {
+        Desk { state: Arc::new(Mutex::new(State { disks_path, ..State::default() })) }
+    }
+
+    pub fn stat(&self) -> SdStat {
+        self.state().stat
+    }
+
+    pub(super) fn disks_path(&self) -> String {
+        self.state().disks_path.clone()
+    }
+
+    pub(super) fn opened(&self, vid: Vid) {
+        *self.state().opens.entry(vid).or_default() += 1;
+    }
+
+    /// Was the VDI open through this desk? Then one of its opens is over: a RELEASE_VDI that no LOCK_VDI
+    /// preceded (an operator's, or one of a client that has moved here) must not end the session of others.
+    pub(super) fn closed(&self, vid: Vid) -> bool {
+        let mut state = self.state();
+        let Some(count) = state.opens.get_mut(&vid) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            state.opens.remove(&vid);
+        }
+        true
+    }
+
+    pub(super) fn request_started(&self, opcode: Option<Opcode>, rx_bytes: u64) {
+        let stat = &mut self.state().stat;
+        stat.gateway_active += 1;
+        stat.gateway_total += 1;
+        stat.gateway_rx_bytes += rx_bytes;
+        match opcode {
+            Some(Opcode::ReadObj | Opcode::VolumeRead) => stat.gateway_read += 1,
+            Some(Opcode::WriteObj | Opcode::CreateAndWriteObj | Opcode::VolumeWrite) => {
+                stat.gateway_write += 1
+            }
+            Some(Opcode::DiscardObj | Opcode::VdiDiscard) => stat.gateway_remove += 1,
+            Some(Opcode::FlushVdi) => stat.gateway_flush += 1,
+            _ => {}
+        }
+    }
+
+    pub(super) fn request_finished(&self, tx_bytes: u64) {
+        let stat = &mut self.state().stat;
+        stat.gateway_active -= 1;
+        stat.gateway_tx_bytes += tx_bytes;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change above is complete in itself, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

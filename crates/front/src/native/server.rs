@@ -1,0 +1,236 @@
+//! Moves the bytes of native connections.
+//!
+//! One side of a connection reads requests and hands each to the service in the order of arrival; the other
+//! writes replies in the order of completion. Reading goes on while requests are pending, until they would take
+//! more than [`IN_FLIGHT_BYTES_MAX`]; then the client waits, in its own socket. Idle clients are never sent away.
+//!
+//! A request is carried out once its last byte has arrived, whether or not the client is still there; one that
+//! breaks off is dropped. When a reply cannot be written, nothing more is read: the client has gone, will
+//! send its unanswered requests again elsewhere, and a late duplicate of a CREATE would undo newer writes
+//! (spec section 10, item 16).
+
+use std::future::{Future, poll_fn};
+use std::io::{self, Cursor};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::sd::{HEADER_BYTES, RequestHeader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter,
+};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::spawn_local;
+
+use super::desk::Desk;
+use super::exchange::{Answer, Step, Then};
+use super::session::{Arrival, Body};
+use crate::Service;
+use crate::buffer::AlignedBuf;
+
+/// Memory for payloads in both directions of one connection: two of the largest requests, or about a thousand
+/// small ones.
+pub const IN_FLIGHT_BYTES_MAX: u32 = 64 << 20;
+const PERMIT_BYTES: u32 = 1 << 10;
+
+const READ_BUFFER_BYTES: usize = 16 << 10;
+const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// Serves a connection until the client ends it and all it asked for is done. `first_bytes` were read from it
+/// already. To be run inside a `LocalSet`.
+///
+/// The result tells how the client ended: `UnexpectedEof` in the middle of a request.
+pub async fn serve_connection<IO, S>(io: IO, service: S, desk: Desk, first_bytes: Bytes) -> io::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+    S: Service,
+{
+    let (read, write) = tokio::io::split(io);
+    let input = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(first_bytes).chain(read));
+    let (replies, outbox) = mpsc::unbounded_channel();
+    let client_gone = Notify::new();
+    let reading = async {
+        let connection = Connection {
+            service,
+            desk,
+            replies,
+            budget: Arc::new(Semaphore::new((IN_FLIGHT_BYTES_MAX / PERMIT_BYTES) as usize)),
+        };
+        tokio::select! {
+            result = connection.read_requests(input) => result,
+            () = client_gone.notified() => Ok(()),
+        }
+    };
+    let (read_result, write_result) = tokio::join!(reading, write_replies(outbox, write, &client_gone));
+    read_result.and(write_result)
+}
+
+/// A TCP connection: small replies leave at once.
+pub async fn serve_tcp<S: Service>(
+    stream: TcpStream,
+    service: S,
+    desk: Desk,
+    first_bytes: Bytes,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    serve_connection(stream, service, desk, first_bytes).await
+}
+
+/// Accepts connections on the unix socket for ever. To be run inside a `LocalSet`.
+pub async fn serve_unix<S: Service>(listener: UnixListener, service: S, desk: Desk) -> io::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let (service, desk) = (service.clone(), desk.clone());
+        spawn_local(async move {
+            if let Err(error) = serve_connection(stream, service, desk, Bytes::new()).await {
+                tracing::debug!(%error, "native connection ended");
+            }
+        });
+    }
+}
+
+/// A reply on its way, and its share of the budget, which it returns when it has been written.
+struct Outgoing {
+    header: [u8; HEADER_BYTES],
+    payload: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+struct Connection<S> {
+    service: S,
+    desk: Desk,
+    /// Bounded by the budget.
+    replies: mpsc::UnboundedSender<Outgoing>,
+    budget: Arc<Semaphore>,
+}
+
+impl<S: Service> Connection<S> {
+    async fn read_requests(&self, mut input: impl AsyncBufRead + Unpin) -> io::Result<()> {
+        while !input.fill_buf().await?.is_empty() {
+            let mut header = [0; HEADER_BYTES];
+            input.read_exact(&mut header).await?;
+            let arrival = Arrival::new(&header);
+            let share = self.reserve(arrival.cost_bytes()).await;
+            let payload = match arrival.body {
+                Body::Keep(len) => read_payload(&mut input, len as usize).await?,
+                Body::Skip(len) => {
+                    skip(&mut input, len.into()).await?;
+                    Bytes::new()
+                }
+            };
+            self.begin(&arrival, payload, share);
+        }
+        Ok(())
+    }
+
+    async fn reserve(&self, bytes: u32) -> OwnedSemaphorePermit {
+        let permits = bytes.min(IN_FLIGHT_BYTES_MAX).div_ceil(PERMIT_BYTES);
+        self.budget.clone().acquire_many_owned(permits).await.expect("the budget is never closed")
+    }
+
+    /// The first call to the service is made here, before the next request is looked at: requests reach
+    /// the owner in the order of arrival, so of two overlapping writes the later one wins.
+    fn begin(&self, arrival: &Arrival, payload: Bytes, share: OwnedSemaphorePermit) {
+        self.desk.request_started(arrival.opcode(), payload.len() as u64);
+        let pending = Pending {
+            header: arrival.header,
+            service: self.service.clone(),
+            desk: self.desk.clone(),
+            replies: self.replies.clone(),
+            share,
+        };
+        match arrival.start(payload, &self.desk) {
+            Step::Reply(answer) => pending.finish(answer),
+            Step::Call(op, then) => {
+                let call = self.service.call(op);
+                spawn_local(pending.run(call, then));
+            }
+        }
+    }
+}
+
+/// A request that waits for the service.
+struct Pending<S> {
+    header: RequestHeader,
+    service: S,
+    desk: Desk,
+    replies: mpsc::UnboundedSender<Outgoing>,
+    share: OwnedSemaphorePermit,
+}
+
+impl<S: Service> Pending<S> {
+    async fn run(self, first: impl Future<Output = proto::client::ClientResult>, then: Then) {
+        let mut step = then(first.await);
+        let answer = loop {
+            match step {
+                Step::Reply(answer) => break answer,
+                Step::Call(op, then) => step = then(self.service.call(op).await),
+            }
+        };
+        self.finish(answer);
+    }
+
+    fn finish(self, answer: Answer) {
+        self.desk.request_finished(answer.payload.len() as u64);
+        let header = answer.header(&self.header, self.service.epoch().0).encode();
+        // The writer takes replies until the last one, even those nobody can be told any more.
+        let _ = self.replies.send(Outgoing { header, payload: answer.payload, _share: self.share });
+    }
+}
+
+/// Writes replies until there is none to come. After a failure they are dropped, and the reader is told.
+async fn write_replies(
+    mut outbox: mpsc::UnboundedReceiver<Outgoing>,
+    write: impl AsyncWrite + Unpin,
+    client_gone: &Notify,
+) -> io::Result<()> {
+    let mut output = BufWriter::with_capacity(WRITE_BUFFER_BYTES, write);
+    let mut result = Ok(());
+    while let Some(reply) = outbox.recv().await {
+        if result.is_err() {
+            continue;
+        }
+        result = write_reply(&mut output, &reply, outbox.is_empty()).await;
+        if result.is_err() {
+            client_gone.notify_one();
+        }
+    }
+    match result {
+        Ok(()) => output.shutdown().await,
+        failed => failed,
+    }
+}
+
+async fn write_reply(output: &mut (impl AsyncWrite + Unpin), reply: &Outgoing, last: bool) -> io::Result<()> {
+    output.write_all(&reply.header).await?;
+    output.write_all(&reply.payload).await?;
+    if last { output.flush().await } else { Ok(()) }
+}
+
+/// Collects a payload in memory that a disk can take. `len` has been checked.
+async fn read_payload(input: &mut (impl AsyncRead + Unpin), len: usize) -> io::Result<Bytes> {
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut buffer = AlignedBuf::with_capacity(len);
+    while buffer.remaining() > 0 {
+        if poll_fn(|cx| buffer.poll_fill(Pin::new(&mut *input).get_mut(), cx)).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(buffer.freeze())
+}
+
+async fn skip(input: &mut (impl AsyncBufRead + Unpin), mut len: u64) -> io::Result<()> {
+    while len > 0 {
+        let available = input.fill_buf().await?.len();
+        if available == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let used = len.min(available as u64);
+        input.consume(used as usize);
+        len -= used;
+    }
+    Ok(())
+}
