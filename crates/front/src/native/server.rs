@@ -13,6 +13,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::sd::{HEADER_BYTES, RequestHeader};
@@ -34,6 +35,7 @@ use crate::buffer::AlignedBuf;
 pub const IN_FLIGHT_BYTES_MAX: u32 = 64 << 20;
 const PERMIT_BYTES: u32 = 1 << 10;
 
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const READ_BUFFER_BYTES: usize = 16 << 10;
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
@@ -58,8 +60,10 @@ where
             budget: Arc::new(Semaphore::new((IN_FLIGHT_BYTES_MAX / PERMIT_BYTES) as usize)),
         };
         tokio::select! {
-            result = connection.read_requests(input) => result,
+            // First: the share of the lost reply may be what the next request has been waiting for.
+            biased;
             () = client_gone.notified() => Ok(()),
+            result = connection.read_requests(input) => result,
         }
     };
     let (read_result, write_result) = tokio::join!(reading, write_replies(outbox, write, &client_gone));
@@ -78,9 +82,17 @@ pub async fn serve_tcp<S: Service>(
 }
 
 /// Accepts connections on the unix socket for ever. To be run inside a `LocalSet`.
-pub async fn serve_unix<S: Service>(listener: UnixListener, service: S, desk: Desk) -> io::Result<()> {
+pub async fn serve_unix<S: Service>(listener: UnixListener, service: S, desk: Desk) {
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most likely out of descriptors: nothing tells when one comes free, so try again soon.
+                tracing::warn!(%error, "cannot accept a native connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
         let (service, desk) = (service.clone(), desk.clone());
         spawn_local(async move {
             if let Err(error) = serve_connection(stream, service, desk, Bytes::new()).await {

@@ -134,6 +134,31 @@ fn a_connection_ends_only_when_its_requests_have_ended() {
 }
 
 #[test]
+fn when_a_reply_cannot_be_delivered_the_requests_behind_it_are_dropped() {
+    // Many times: whether the reader or the news of the loss comes first must not be left to chance.
+    for _ in 0..20 {
+        run(async {
+            let sheep = sheep_with_alice().await;
+            let slow = Oid::data(VID, 0);
+            let gate = sheep.fake.hold(slow);
+            let mut client = sheep.connect();
+            client.send(&Request::read_obj(slow, 0, IO_BYTES_MAX)).await;
+            // No room for a second one, so these wait in the socket.
+            client.send(&Request::read_obj(slow, 0, IO_BYTES_MAX)).await;
+            let duplicate = Oid::data(VID, 1);
+            client.send(&Request::create_obj(duplicate, 0, None, vec![1; 512].into())).await;
+            while sheep.desk.stat().gateway_active == 0 {
+                yield_now().await;
+            }
+            drop(client.stream);
+            gate.add_permits(2);
+            assert!(client.serving.await.unwrap().is_err());
+            assert!(sheep.fake.world().objects.is_empty(), "the client has sent its CREATE again elsewhere");
+        });
+    }
+}
+
+#[test]
 fn too_long_a_payload_is_read_past_and_the_connection_goes_on() {
     run(async {
         let sheep = sheep_with_alice().await;
