@@ -3,6 +3,9 @@
 //! Each protocol is a folder of `wire` (codec), `session` (sans-IO) and `server` (I/O). A server knows the rest of
 //! the sheep only as a [`Service`].
 
+pub mod buffer;
+pub mod native;
+pub mod nbd;
 mod service;
 
 pub use service::Service;

@@ -1,0 +1,323 @@
+//! The transmission phase, towards the client: results become bytes, gathered until they are sent together.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes};
+use proto::BLOCK_BYTES;
+use proto::client::{ClientError, ClientReply, ClientResult, Extent};
+
+use super::export::errno;
+use super::handshake::BASE_ALLOCATION_ID;
+use super::receiver::{Asked, Form};
+use super::wire::{self, Errno, Framing, chunk};
+
+/// Shorter payloads are copied beside their headers: cheaper than one more piece for the system call.
+const COPIED_BYTES_MAX: usize = 1 << 10;
+/// Zeros in a read become a hole in the reply from this length on (or if there is nothing else): what that saves
+/// on the way to the client outweighs another chunk.
+const HOLE_BYTES_MIN: usize = 64 << 10;
+/// Extents in one reply to BLOCK_STATUS. Clients ask again for the rest.
+const EXTENT_COUNT_MAX: usize = 16 << 10;
+/// Pieces per system call.
+const PIECE_COUNT_MAX: usize = 64;
+/// The protocol's bound on strings.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Bytes on their way to a client: headers in one run of memory, payloads where they are.
+#[derive(Default)]
+pub struct Outbox {
+    /// Headers and small payloads, in order, sent ones included until everything is sent.
+    inline: Vec<u8>,
+    /// Where in `inline` the next inline piece starts.
+    inline_start: usize,
+    pieces: VecDeque<Piece>,
+    len: u64,
+}
+
+enum Piece {
+    /// That many bytes of `inline`.
+    Inline(usize),
+    Payload(Bytes),
+}
+
+impl Outbox {
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes not sent yet.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes of headers kept.
+    pub fn inline_bytes(&self) -> usize {
+        self.inline.len()
+    }
+
+    /// Appends what `put` puts.
+    fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.inline.len();
+        put(&mut self.inline);
+        let count = self.inline.len() - before;
+        self.len += count as u64;
+        match self.pieces.back_mut() {
+            Some(Piece::Inline(last)) => *last += count,
+            _ => self.pieces.push_back(Piece::Inline(count)),
+        }
+    }
+
+    fn put_payload(&mut self, data: Bytes) {
+        if data.len() <= COPIED_BYTES_MAX {
+            return self.put(|out| out.extend_from_slice(&data));
+        }
+        self.len += data.len() as u64;
+        self.pieces.push_back(Piece::Payload(data));
+    }
+
+    /// Fills `slices` with the bytes to send next, and says how many slices that took.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; PIECE_COUNT_MAX]) -> usize {
+        let mut inline = &self.inline[self.inline_start..];
+        let mut count = 0;
+        for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slot = IoSlice::new(match piece {
+                Piece::Payload(data) => data,
+                Piece::Inline(len) => {
+                    let (here, after) = inline.split_at(*len);
+                    inline = after;
+                    here
+                }
+            });
+            count += 1;
+        }
+        count
+    }
+
+    /// Room for `slices`.
+    pub fn no_slices<'a>() -> [IoSlice<'a>; PIECE_COUNT_MAX] {
+        [IoSlice::new(&[]); PIECE_COUNT_MAX]
+    }
+
+    /// The first `count` bytes were sent.
+    pub fn sent(&mut self, mut count: usize) {
+        self.len -= count as u64;
+        while count > 0 {
+            let piece = self.pieces.front_mut().expect("no more is sent than there is");
+            let (here, whole) = match piece {
+                Piece::Inline(len) => {
+                    let here = count.min(*len);
+                    *len -= here;
+                    self.inline_start += here;
+                    (here, *len == 0)
+                }
+                Piece::Payload(data) => {
+                    let here = count.min(data.len());
+                    data.advance(here);
+                    (here, data.is_empty())
+                }
+            };
+            count -= here;
+            if whole {
+                self.pieces.pop_front();
+            }
+        }
+        if self.is_empty() {
+            self.pieces.clear();
+            self.inline.clear();
+            self.inline_start = 0;
+            self.inline.shrink_to(64 << 10);
+        }
+    }
+}
+
+/// Turns results into replies, in the form a connection has agreed on.
+pub struct Replier {
+    pub framing: Framing,
+    /// For messages.
+    pub export_name: Vec<u8>,
+}
+
+impl Replier {
+    /// Appends the reply to a request that was carried out or failed.
+    pub fn reply(&self, out: &mut Outbox, asked: &Asked, result: ClientResult) {
+        match (asked.form, result) {
+            (_, Err(error)) => self.refuse(out, asked, errno(&error), &error.to_string()),
+            (Form::Plain, Ok(_)) => self.succeed(out, asked),
+            (Form::Read { unfragmented }, Ok(ClientReply::Data(data)))
+                if data.len() as u64 == asked.length =>
+            {
+                self.put_read(out, asked, unfragmented, data)
+            }
+            (Form::BlockStatus { only_first }, Ok(ClientReply::Extents(extents))) => {
+                let extents = merge(&extents, asked.length, if only_first { 1 } else { EXTENT_COUNT_MAX });
+                if extents.is_empty() {
+                    return self.refuse(out, asked, Errno::Io, "no extent where one must be");
+                }
+                self.put_block_status(out, asked, &extents)
+            }
+            (_, Ok(other)) => {
+                // Sent on, it would be taken for data of the VDI.
+                tracing::error!(?asked, len = other.payload().len(), "the answer does not fit the request");
+                self.refuse(out, asked, Errno::Io, &ClientError::Io.to_string())
+            }
+        }
+    }
+
+    /// Appends the reply to a request that needed no work.
+    pub fn succeed(&self, out: &mut Outbox, asked: &Asked) {
+        // With structured replies, those to reads must be structured, and others may be simple.
+        let chunked = match asked.form {
+            Form::Plain => self.framing == Framing::Extended,
+            _ => self.framing != Framing::Simple,
+        };
+        match chunked {
+            true => self.put_chunk(out, asked, true, chunk::NONE, &[]),
+            false => out.put(|out| out.extend_from_slice(&wire::simple_reply(0, asked.cookie))),
+        }
+    }
+
+    /// Appends the reply to a request that was not, or not wholly, carried out.
+    pub fn refuse(&self, out: &mut Outbox, asked: &Asked, errno: Errno, why: &str) {
+        if self.framing == Framing::Simple {
+            return out.put(|out| out.extend_from_slice(&wire::simple_reply(errno as u32, asked.cookie)));
+        }
+        let name = String::from_utf8_lossy(&self.export_name);
+        let message = format!("{name}: {why}");
+        let message = &message.as_bytes()[..message.floor_char_boundary(MESSAGE_BYTES_MAX)];
+        let error = (errno as u32).to_be_bytes();
+        self.put_chunk(
+            out,
+            asked,
+            true,
+            chunk::ERROR,
+            &[&error, &(message.len() as u16).to_be_bytes(), message],
+        );
+    }
+
+    fn put_read(&self, out: &mut Outbox, asked: &Asked, unfragmented: bool, data: Bytes) {
+        if self.framing == Framing::Simple {
+            out.put(|out| out.extend_from_slice(&wire::simple_reply(0, asked.cookie)));
+            return out.put_payload(data);
+        }
+        let mut at = 0;
+        while at < data.len() {
+            let (len, hole) = match unfragmented {
+                true => (data.len(), is_zero(&data)),
+                false => next_run(&data, at, asked.offset),
+            };
+            let offset = (asked.offset + at as u64).to_be_bytes();
+            let done = at + len == data.len();
+            if hole {
+                let len = (len as u32).to_be_bytes();
+                self.put_chunk(out, asked, done, chunk::OFFSET_HOLE, &[&offset, &len]);
+            } else {
+                let chunk_bytes = 8 + len as u32;
+                out.put(|out| {
+                    let (framing, kind) = (self.framing, chunk::OFFSET_DATA);
+                    wire::put_chunk_header(out, framing, done, kind, asked.cookie, asked.offset, chunk_bytes);
+                    out.extend_from_slice(&offset);
+                });
+                out.put_payload(data.slice(at..at + len));
+            }
+            at += len;
+        }
+    }
+
+    fn put_block_status(&self, out: &mut Outbox, asked: &Asked, extents: &[Extent]) {
+        let mut body = Vec::with_capacity(8 + 16 * extents.len());
+        body.extend_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
+        if self.framing == Framing::Extended {
+            body.extend_from_slice(&(extents.len() as u32).to_be_bytes());
+        }
+        for extent in extents {
+            let state = if extent.hole { wire::STATE_HOLE | wire::STATE_ZERO } else { 0 };
+            if self.framing == Framing::Extended {
+                body.extend_from_slice(&extent.len.to_be_bytes());
+                body.extend_from_slice(&u64::from(state).to_be_bytes());
+            } else {
+                // Within the request, whose length has 32 bits.
+                body.extend_from_slice(&(extent.len as u32).to_be_bytes());
+                body.extend_from_slice(&state.to_be_bytes());
+            }
+        }
+        let kind = match self.framing {
+            Framing::Extended => chunk::BLOCK_STATUS_EXT,
+            Framing::Simple | Framing::Structured => chunk::BLOCK_STATUS,
+        };
+        self.put_chunk(out, asked, true, kind, &[&body]);
+    }
+
+    fn put_chunk(&self, out: &mut Outbox, asked: &Asked, done: bool, kind: u16, body: &[&[u8]]) {
+        let len: usize = body.iter().map(|part| part.len()).sum();
+        out.put(|out| {
+            wire::put_chunk_header(out, self.framing, done, kind, asked.cookie, asked.offset, len as u32);
+            for part in body {
+                out.extend_from_slice(part);
+            }
+        });
+    }
+}
+
+/// Neighbours of one kind as one, cut to `length` bytes and `count_max` extents.
+fn merge(extents: &[Extent], length: u64, count_max: usize) -> Vec<Extent> {
+    let mut merged: Vec<Extent> = Vec::new();
+    let mut left = length;
+    for extent in extents {
+        let len = extent.len.min(left);
+        if len == 0 {
+            continue;
+        }
+        let full = merged.len() == count_max;
+        match merged.last_mut() {
+            Some(last) if last.hole == extent.hole => last.len += len,
+            _ if full => break,
+            _ => merged.push(Extent { len, hole: extent.hole }),
+        }
+        left -= len;
+    }
+    merged
+}
+
+/// Length of the data, or of the hole, that starts at `at`. Holes consist of whole blocks of the VDI, but for the
+/// ends of the request.
+fn next_run(data: &[u8], at: usize, offset: u64) -> (usize, bool) {
+    let zeros = zero_run(data, at, offset);
+    if zeros >= HOLE_BYTES_MIN || zeros == data.len() {
+        return (zeros, true);
+    }
+    let mut end = at + zeros.max(block_len(data, at, offset));
+    while end < data.len() {
+        let zeros = zero_run(data, end, offset);
+        if zeros >= HOLE_BYTES_MIN {
+            break;
+        }
+        end += zeros;
+        end += block_len(data, end, offset);
+    }
+    (end - at, false)
+}
+
+fn zero_run(data: &[u8], at: usize, offset: u64) -> usize {
+    let mut end = at;
+    while end < data.len() {
+        let len = block_len(data, end, offset);
+        if !is_zero(&data[end..end + len]) {
+            break;
+        }
+        end += len;
+    }
+    end - at
+}
+
+/// Bytes from `at` to the end of its block of the VDI.
+fn block_len(data: &[u8], at: usize, offset: u64) -> usize {
+    let into_block = ((offset + at as u64) % BLOCK_BYTES as u64) as usize;
+    (BLOCK_BYTES - into_block).min(data.len() - at)
+}
+
+fn is_zero(data: &[u8]) -> bool {
+    // Most data shows in its first bytes that it is not zero; a whole block is compared at memory speed.
+    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    data.chunks(BLOCK_BYTES).all(|part| part == &ZEROS[..part.len()])
+}
