@@ -6,7 +6,7 @@ use proto::inode::INODE_BYTES;
 use proto::sd::header::{ObjRequest, RequestVariant};
 use proto::sd::{Opcode, Request, ResultCode, flag};
 use proto::{Oid, Vid};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::yield_now;
 
 use super::fake::Fake;
@@ -88,7 +88,7 @@ fn a_client_that_sends_faster_than_it_is_served_waits_in_its_own_socket() {
         gate.add_permits(40);
         for _ in 0..40 {
             let mut header = [0; 48];
-            tokio::io::AsyncReadExt::read_exact(&mut read, &mut header).await.unwrap();
+            read.read_exact(&mut header).await.unwrap();
         }
         sender.await.unwrap();
     });
@@ -311,4 +311,37 @@ fn what_was_read_before_is_served_first() {
         assert_eq!(client.receive().await.0.result, ResultCode::NO_OBJ);
         client.close().await.unwrap();
     });
+}
+
+#[test]
+fn the_unix_socket_and_tcp_speak_the_same() {
+    run(async {
+        let sheep = sheep_with_alice().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let unix = super::super::serve_unix(listener, sheep.fake.clone(), sheep.desk.clone());
+        let unix = tokio::task::spawn_local(unix);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let serving = super::super::serve_tcp(accepted, sheep.fake.clone(), sheep.desk.clone(), Bytes::new());
+        let serving = tokio::task::spawn_local(serving);
+
+        let request = Request::read_obj(Oid::inode(VID), 0, 5).id(3);
+        let unix_stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        assert_eq!(ask(unix_stream, &request).await[48..], *b"alice");
+        assert_eq!(ask(tcp, &request).await[48..], *b"alice");
+        serving.await.unwrap().unwrap();
+        unix.abort();
+    });
+}
+
+/// One request, then the end of it; everything that comes back.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &Request) -> Vec<u8> {
+    stream.write_all(&request.encode_header()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await.unwrap();
+    reply
 }

@@ -19,7 +19,7 @@ use super::{Desk, serve_connection};
 
 /// Runs a test where connections can be spawned, and never for ever.
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let deadline = std::time::Duration::from_secs(60);
     let bounded = async { tokio::time::timeout(deadline, test).await.expect("the test hangs") };
     LocalSet::new().block_on(&runtime, bounded);
