@@ -38,6 +38,8 @@ pub enum Effect {
     Store { ticket: Ticket, op: ObjectOp },
     /// Answer a client of this sheep.
     Answer { request: RequestId, result: ClientResult },
+    /// Keep this durably before carrying out any later effect: the store holds nothing of an earlier format.
+    RememberFormat { ctime: u64 },
     /// End this sheep: the cluster is shut down, or this node was told to leave.
     Stop,
 }

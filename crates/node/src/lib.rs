@@ -1,8 +1,17 @@
-//! Everything a sheep decides: the view, sessions, the replica, repair and VDI operations.
+//! Everything a sheep decides: the view, sessions, the replica, catching up and VDI operations.
 //!
 //! [`Node`] is a value. It takes events (`handle_*`) and the time, and offers effects ([`Node::poll_effect`]);
 //! it opens no file, socket or clock, and knows no runtime. The daemon and the simulator are two shells around it.
 
+mod catchup;
+mod context;
 mod effect;
+mod gateway;
+mod node;
+mod replica;
+mod session;
+mod sweep;
+pub mod view;
 
 pub use effect::{Effect, Ticket, Time};
+pub use node::{Node, NodeConfig, SnapshotError};

@@ -24,6 +24,8 @@ pub struct MemberInfo {
     /// Identity of its store: drawn at random when the store was formatted. A member that comes back with
     /// another one has lost its data. 0 for a gateway.
     pub store_id: u64,
+    /// Drawn at random at every start: tells a member its own `Join` from those of its earlier lives.
+    pub life: u64,
     /// Second address for peer traffic.
     pub io_addr: Option<NodeId>,
 }
@@ -102,11 +104,6 @@ pub enum Action {
     },
     /// All writes are settled and the session ends: the next one need not seal.
     CloseSession {
-        vid: Vid,
-        generation: Generation,
-    },
-    /// The copies are alike: the session that was opened without a clean close before has sealed.
-    Sealed {
         vid: Vid,
         generation: Generation,
     },

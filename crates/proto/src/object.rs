@@ -28,8 +28,10 @@ pub struct Stamp {
 /// Which VDI's session a change belongs to, and everything up to `settled` is on all in-sync copies.
 ///
 /// A store remembers every tagged change durably, across crashes, until it has seen a `settled` that
-/// covers it or a change of the same `vid` with a higher generation. [`crate::object::Unsettled`] is what it
-/// remembers.
+/// covers it (same generation), or a tag of the same `vid` with a higher generation and a `settled` of at least 1.
+/// A session's first sequence number stands for its seal: while `settled` is 0 the seal is not complete,
+/// and forgetting what older generations left would hide a difference between copies from the next seal.
+/// [`Unsettled`] is what it remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tag {
     pub vid: Vid,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::checksum::crc32c;
 use crate::client::{ClientOp, ClientResult};
 use crate::object::{BlockRange, Change, ObjectInfo, Origin, StoreFailure, Tag, Unsettled};
-use crate::{Generation, Incarnation, NodeId, Oid, PgId, Since, Vid, ViewVersion};
+use crate::{Generation, Incarnation, NodeId, Oid, PgId, RequestId, Since, Vid, ViewVersion};
 
 /// First bytes on a peer link. No native request starts so: its first byte is a protocol version.
 pub const HELLO_MAGIC: [u8; 8] = *b"\xffSHEEP\x00\x01";
@@ -125,6 +125,8 @@ pub enum PeerReply {
         version: ViewVersion,
     },
     Client {
+        /// Which of the gateway's requests this answers, for its confirmation.
+        request: RequestId,
         result: ClientResult,
         #[serde(skip)]
         data: Bytes,

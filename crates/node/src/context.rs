@@ -1,0 +1,195 @@
+//! What the parts of a node share while they handle one event: the view, the time, and the way out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proto::cluster::{Action, Proposal};
+use proto::object::ObjectOp;
+use proto::peer::{PeerMessage, PeerReply, PeerRequest};
+use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid};
+
+use crate::view::View;
+use crate::{Effect, Ticket, Time};
+
+/// Why a request was sent to a peer (or to this node's own replica): whom the answer is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// One copy of a session's change.
+    Copy {
+        vid: Vid,
+        seq: Seq,
+    },
+    /// A session's read.
+    Read {
+        vid: Vid,
+        read: u64,
+    },
+    Seal {
+        vid: Vid,
+    },
+    Purge {
+        vid: Vid,
+    },
+    Forward {
+        request: RequestId,
+    },
+    /// The catch-up of this node.
+    List {
+        round: u64,
+    },
+    Length {
+        pg: PgId,
+        oid: Oid,
+    },
+    Fetch {
+        pg: PgId,
+        oid: Oid,
+        first: u32,
+    },
+}
+
+/// A request that awaits its answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub to: NodeId,
+    pub body: PeerRequest,
+    pub purpose: Purpose,
+}
+
+/// Why something was submitted to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoreUse {
+    /// A tagged change of an owner: remembered by the replica.
+    Change {
+        vid: Vid,
+        stamp: proto::object::Stamp,
+        covered: crate::replica::Covered,
+    },
+    /// A reading request of a peer, answered as it is.
+    Answer {
+        to: NodeId,
+        call: u64,
+    },
+    /// One page of a peer's List.
+    ListFor {
+        to: NodeId,
+        call: u64,
+        pgs: Vec<(PgId, Since)>,
+    },
+    /// Objects that this node has no more use for.
+    SweepList {
+        job: u64,
+    },
+    SweepDelete {
+        job: u64,
+    },
+    /// This node's own objects, listed or sized for a catch-up.
+    OwnList {
+        round: u64,
+    },
+    OwnLength {
+        pg: PgId,
+        oid: Oid,
+    },
+    Backfill {
+        pg: PgId,
+        oid: Oid,
+    },
+    /// A question of a client about this node's own copy.
+    Client {
+        request: RequestId,
+    },
+    /// Nobody waits.
+    Forget,
+}
+
+/// What a proposal's outcome is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProposalUse {
+    Client { request: RequestId },
+    OpenSession { vid: Vid },
+    CloseSession { vid: Vid },
+    CatchUp,
+    DropCopies,
+}
+
+/// Ids, what they stand for, and the effects to come.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    pub effects: VecDeque<Effect>,
+    /// Messages of this node to itself: its session talks to its replica as to any other.
+    pub to_self: VecDeque<PeerMessage>,
+    pub calls: BTreeMap<u64, Call>,
+    pub tickets: BTreeMap<Ticket, StoreUse>,
+    pub proposals: BTreeMap<u64, ProposalUse>,
+    next_call: u64,
+    next_ticket: u64,
+    next_proposal: u64,
+}
+
+pub(crate) struct Context<'a> {
+    pub me: NodeId,
+    pub incarnation: Incarnation,
+    pub view: &'a View,
+    pub now: Time,
+    pub out: &'a mut Out,
+}
+
+impl Context<'_> {
+    /// Sends a request and remembers whom its answer is for.
+    pub fn call(&mut self, to: NodeId, body: PeerRequest, purpose: Purpose) -> u64 {
+        self.out.next_call += 1;
+        let id = self.out.next_call;
+        self.transmit(to, PeerMessage::Request { id, version: self.view.version(), body: body.clone() });
+        self.out.calls.insert(id, Call { to, body, purpose });
+        id
+    }
+
+    /// Sends a request that wants no answer.
+    pub fn tell(&mut self, to: NodeId, body: PeerRequest) {
+        self.transmit(to, PeerMessage::Request { id: 0, version: self.view.version(), body });
+    }
+
+    pub fn reply(&mut self, to: NodeId, call: u64, body: PeerReply) {
+        if call != 0 {
+            self.transmit(to, PeerMessage::Reply { id: call, body });
+        }
+    }
+
+    /// Sends a call once more, under its old id: the link that carried it was lost.
+    pub fn resend(&mut self, id: u64) {
+        if let Some(call) = self.out.calls.get(&id) {
+            let message = PeerMessage::Request { id, version: self.view.version(), body: call.body.clone() };
+            self.transmit(call.to, message);
+        }
+    }
+
+    fn transmit(&mut self, to: NodeId, message: PeerMessage) {
+        if to == self.me {
+            self.out.to_self.push_back(message);
+        } else {
+            self.out.effects.push_back(Effect::Send { to, message });
+        }
+    }
+
+    pub fn store(&mut self, op: ObjectOp, purpose: StoreUse) {
+        self.out.next_ticket += 1;
+        let ticket = Ticket(self.out.next_ticket);
+        self.out.tickets.insert(ticket, purpose);
+        self.out.effects.push_back(Effect::Store { ticket, op });
+    }
+
+    pub fn propose(&mut self, action: Action, purpose: ProposalUse) {
+        self.out.next_proposal += 1;
+        let id = self.out.next_proposal;
+        self.out.proposals.insert(id, purpose);
+        self.out.effects.push_back(Effect::Propose(Proposal { id, action }));
+    }
+
+    pub fn answer(&mut self, request: RequestId, result: proto::client::ClientResult) {
+        self.out.effects.push_back(Effect::Answer { request, result });
+    }
+
+    pub fn is_proposed(&self, purpose: &ProposalUse) -> bool {
+        self.out.proposals.values().any(|p| p == purpose)
+    }
+}

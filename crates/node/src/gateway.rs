@@ -1,0 +1,407 @@
+//! Requests of clients: answered from the view, proposed, or brought to the owner of the VDI's session.
+//!
+//! I/O is held, not failed, while no owner can be had. A request that went to another sheep is asked for again, under
+//! the same origin, when its owner changes; the new owner knows which requests were carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::checksum::crc32c;
+use proto::client::{
+    ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NativeOp, Selector, VdiOp, VolumeOp,
+};
+use proto::cluster::Action;
+use proto::inode::{HEADER_BYTES, InodeHeader};
+use proto::object::{ObjectOp, ObjectReply};
+use proto::peer::{PeerReply, PeerRequest};
+use proto::{NodeId, ObjectKind, Oid, RequestId, Vid};
+
+use crate::context::{Context, ProposalUse, Purpose, StoreUse};
+use crate::session::{Request, Requester, Session};
+use crate::view::{Accepted, Outcome};
+
+#[derive(Debug, Default)]
+pub(crate) struct Gateway {
+    /// Requests at another sheep.
+    forwarded: BTreeMap<RequestId, (Request, u64)>,
+    /// Requests that wait for a session to begin or end.
+    waiting: BTreeMap<Vid, Vec<Request>>,
+    /// Clients of this sheep that have a VDI open.
+    opens: BTreeMap<Vid, u32>,
+    /// VDIs that the last client has just closed.
+    pub closed: BTreeSet<Vid>,
+    /// Proposals of clients, with what they asked.
+    proposed: BTreeMap<RequestId, ClientOp>,
+    /// Deletions, and the members that still have to remove objects.
+    purges: BTreeMap<Vid, Purging>,
+}
+
+#[derive(Debug)]
+struct Purging {
+    request: Option<RequestId>,
+    awaited: BTreeSet<NodeId>,
+}
+
+pub(crate) type Sessions = BTreeMap<Vid, Session>;
+
+impl Gateway {
+    pub fn opens(&self, vid: Vid) -> u32 {
+        self.opens.get(&vid).copied().unwrap_or(0)
+    }
+
+    pub fn handle_client(&mut self, ctx: &mut Context, sessions: &mut Sessions, request: Request) {
+        let Requester::Local(id) = request.requester else { unreachable!("clients are local") };
+        match &request.op {
+            ClientOp::Cluster(op) => self.handle_cluster_op(ctx, id, op.clone()),
+            ClientOp::Vdi(VdiOp::Usage { .. }) => self.route(ctx, sessions, request),
+            ClientOp::Vdi(op) => {
+                if let Some(result) = self.handle_vdi_op(ctx, id, op.clone()) {
+                    ctx.answer(id, result);
+                }
+            }
+            ClientOp::Volume { vid, op: VolumeOp::Resize { size } } => {
+                self.propose(ctx, id, &request.op, Action::ResizeVdi { vid: *vid, size: *size });
+            }
+            ClientOp::Object { oid, op: NativeOp::Write { offset, data } }
+                if oid.kind() == Some(ObjectKind::Inode) && (*offset as usize) < HEADER_BYTES =>
+            {
+                match header_change(ctx, *oid, *offset, data) {
+                    Ok(Some(action)) => self.propose(ctx, id, &request.op, action),
+                    Ok(None) => self.route(ctx, sessions, request),
+                    Err(error) => ctx.answer(id, Err(error)),
+                }
+            }
+            _ => self.route(ctx, sessions, request),
+        }
+    }
+
+    fn handle_cluster_op(&mut self, ctx: &mut Context, id: RequestId, op: ClusterOp) {
+        match op {
+            ClusterOp::Info => {
+                let info = ctx.view.cluster_info(ctx.me);
+                ctx.answer(id, Ok(ClientReply::Cluster(Box::new(info))));
+            }
+            ClusterOp::Format(options) => {
+                self.propose(ctx, id, &ClientOp::Cluster(op), Action::Format(options));
+            }
+            ClusterOp::Shutdown => self.propose(ctx, id, &ClientOp::Cluster(op), Action::Shutdown),
+            ClusterOp::Holds { oid } | ClusterOp::LocalDigest { oid } => {
+                let digest = matches!(op, ClusterOp::LocalDigest { .. });
+                let request = id;
+                self.proposed
+                    .insert(id, ClientOp::Cluster(if digest { op } else { ClusterOp::Holds { oid } }));
+                ctx.store(ObjectOp::Checksums { oid }, StoreUse::Client { request });
+            }
+            ClusterOp::Locate { oid } => {
+                let pg = ctx.view.pg_of(oid).and_then(|pg| ctx.view.pg(pg));
+                ctx.answer(id, pg.map(|pg| ClientReply::Nodes(pg.targets.clone())).ok_or(ClientError::NoVdi));
+            }
+            ClusterOp::KillNode | ClusterOp::NodeStat => {
+                ctx.answer(id, Err(ClientError::Unsupported("the daemon answers this itself".into())));
+            }
+        }
+    }
+
+    pub fn handle_store(&mut self, ctx: &mut Context, request: RequestId, reply: ObjectReply) {
+        let Some(ClientOp::Cluster(op)) = self.proposed.remove(&request) else { return };
+        let result = match (op, reply) {
+            (ClusterOp::Holds { .. }, ObjectReply::Checksums(_)) => Ok(ClientReply::Done),
+            (ClusterOp::LocalDigest { .. }, ObjectReply::Checksums(checksums)) => {
+                let bytes: Vec<u8> = checksums.iter().flat_map(|c| c.to_le_bytes()).collect();
+                Ok(ClientReply::Digest(crc32c(&bytes)))
+            }
+            (_, ObjectReply::Absent) => Err(ClientError::NoObject),
+            _ => Err(ClientError::Io),
+        };
+        ctx.answer(request, result);
+    }
+
+    fn handle_vdi_op(&mut self, ctx: &mut Context, id: RequestId, op: VdiOp) -> Option<ClientResult> {
+        let view = ctx.view;
+        let info = |vid| view.vdi_info(vid).map(ClientReply::Vdi).ok_or(ClientError::NoVdi);
+        match op {
+            VdiOp::Lookup { name, selector } => Some(view.lookup(&name, &selector).and_then(info)),
+            VdiOp::List => {
+                let live = view.vdis().iter().filter(|(_, v)| !v.deleted).map(|(vid, _)| *vid);
+                Some(Ok(ClientReply::Vdis(live.filter_map(|vid| view.vdi_info(vid)).collect())))
+            }
+            VdiOp::UsedVids => Some(Ok(ClientReply::Vids(view.vdis().keys().copied().collect()))),
+            VdiOp::DeletedVids => {
+                let deleted = view.vdis().iter().filter(|(_, v)| v.deleted).map(|(vid, _)| *vid);
+                Some(Ok(ClientReply::Vids(deleted.collect())))
+            }
+            VdiOp::Open { vid } => Some(match view.vdi(vid) {
+                None => Err(ClientError::NoVdi),
+                Some(vdi) => {
+                    *self.opens.entry(vid).or_default() += 1;
+                    self.closed.remove(&vid);
+                    if !vdi.is_snapshot() {
+                        self.ask_for_session(ctx, vid);
+                    }
+                    Ok(ClientReply::Done)
+                }
+            }),
+            VdiOp::Close { vid } => {
+                if let Some(count) = self.opens.get_mut(&vid) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.opens.remove(&vid);
+                        self.closed.insert(vid);
+                    }
+                }
+                Some(Ok(ClientReply::Done))
+            }
+            VdiOp::Create { ref name, size, policy, block_size_shift } => {
+                if view.lookup(name, &Selector::Working).is_ok() {
+                    return Some(Err(ClientError::VdiExists));
+                }
+                let action = Action::CreateVdi { name: name.clone(), size, policy, block_size_shift };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::Delete { vid } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::DeleteVdi { vid });
+                None
+            }
+            VdiOp::Lock { vid, shared } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::LockVdi { vid, shared });
+                None
+            }
+            VdiOp::Unlock { vid, shared, force } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared, force });
+                None
+            }
+            VdiOp::Usage { .. } => unreachable!("routed to the owner"),
+        }
+    }
+
+    fn propose(&mut self, ctx: &mut Context, id: RequestId, op: &ClientOp, action: Action) {
+        self.proposed.insert(id, op.clone());
+        ctx.propose(action, ProposalUse::Client { request: id });
+    }
+
+    pub fn handle_outcome(&mut self, ctx: &mut Context, id: RequestId, outcome: Outcome) {
+        let op = self.proposed.remove(&id);
+        match outcome {
+            Err(error) => ctx.answer(id, Err(error)),
+            Ok(Accepted::Vdi(vid)) if matches!(op, Some(ClientOp::Vdi(VdiOp::Delete { .. }))) => {
+                self.start_purge(ctx, vid, Some(id));
+            }
+            Ok(Accepted::Vdi(vid)) => {
+                let info = ctx.view.vdi_info(vid).map(ClientReply::Vdi).ok_or(ClientError::NoVdi);
+                ctx.answer(id, info);
+            }
+            Ok(_) => ctx.answer(id, Ok(ClientReply::Done)),
+        }
+    }
+
+    /// The VDI is a tombstone in the view: every member that is up removes its objects before the client is told.
+    /// One that is down does so when it returns.
+    fn start_purge(&mut self, ctx: &mut Context, vid: Vid, request: Option<RequestId>) {
+        let up: BTreeSet<NodeId> =
+            ctx.view.members().values().filter(|m| m.incarnation.is_some()).map(|m| m.info.id).collect();
+        for node in &up {
+            ctx.call(*node, PeerRequest::Purge { vid }, Purpose::Purge { vid });
+        }
+        self.purges.insert(vid, Purging { request, awaited: up });
+        self.end_purges(ctx);
+    }
+
+    pub fn handle_purged(&mut self, ctx: &mut Context, vid: Vid, from: NodeId) {
+        if let Some(purging) = self.purges.get_mut(&vid) {
+            purging.awaited.remove(&from);
+        }
+        self.end_purges(ctx);
+    }
+
+    pub fn end_purges(&mut self, ctx: &mut Context) {
+        for purging in self.purges.values_mut() {
+            purging.awaited.retain(|node| ctx.view.is_up(*node));
+        }
+        let done: Vec<Vid> =
+            self.purges.iter().filter(|(_, p)| p.awaited.is_empty()).map(|(vid, _)| *vid).collect();
+        for vid in done {
+            let purging = self.purges.remove(&vid).expect("from the map");
+            if let Some(request) = purging.request {
+                ctx.answer(request, Ok(ClientReply::Done));
+            }
+        }
+    }
+
+    /// Brings a request to the owner of its VDI's session, wherever that is.
+    pub fn route(&mut self, ctx: &mut Context, sessions: &mut Sessions, request: Request) {
+        let vid = vid_of(&request.op);
+        if let Err(error) = check(ctx, vid, &request.op) {
+            return refuse(ctx, &request, error);
+        }
+        let owner = ctx.view.session(vid).owner;
+        match owner {
+            Some((node, incarnation)) if node == ctx.me && incarnation == ctx.incarnation => {
+                let Some(session) = sessions.get_mut(&vid) else { return self.wait(ctx, vid, request) };
+                if let Err(request) = session.handle_request(ctx, request) {
+                    self.wait(ctx, vid, request);
+                }
+            }
+            Some((node, _)) => match request.requester {
+                Requester::Local(id) => {
+                    let (origin, op, data) = (request.origin, request.op.clone(), request.op.payload());
+                    let call = ctx.call(
+                        node,
+                        PeerRequest::Forward { origin, op, data },
+                        Purpose::Forward { request: id },
+                    );
+                    self.forwarded.insert(id, (request, call));
+                }
+                _ => not_owner(ctx, &request),
+            },
+            None => self.wait(ctx, vid, request),
+        }
+    }
+
+    fn wait(&mut self, ctx: &mut Context, vid: Vid, request: Request) {
+        match request.requester {
+            Requester::Local(_) => {
+                self.waiting.entry(vid).or_default().push(request);
+                self.ask_for_session(ctx, vid);
+            }
+            // The gateway waits, and may open a session of its own.
+            _ => not_owner(ctx, &request),
+        }
+    }
+
+    fn ask_for_session(&mut self, ctx: &mut Context, vid: Vid) {
+        let session = ctx.view.session(vid);
+        let purpose = ProposalUse::OpenSession { vid };
+        if session.owner.is_none() && ctx.view.vdi(vid).is_some() && !ctx.is_proposed(&purpose) {
+            ctx.propose(Action::OpenSession { vid, last: session.generation }, purpose);
+        }
+    }
+
+    /// A VDI's session or existence has changed: what waits for it tries again.
+    pub fn handle_vdi_changed(&mut self, ctx: &mut Context, sessions: &mut Sessions, vid: Vid) {
+        let mut again = self.waiting.remove(&vid).unwrap_or_default();
+        let owner = ctx.view.session(vid).owner.map(|(node, _)| node);
+        let moved: Vec<RequestId> = self
+            .forwarded
+            .iter()
+            .filter(|(_, (request, call))| {
+                vid_of(&request.op) == vid && ctx.out.calls.get(call).map(|c| c.to) != owner
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in moved {
+            let (request, call) = self.forwarded.remove(&id).expect("from the map");
+            ctx.out.calls.remove(&call);
+            again.push(request);
+        }
+        for request in again {
+            self.route(ctx, sessions, request);
+        }
+    }
+
+    /// Requests that an abandoned session had taken in.
+    pub fn take_back(&mut self, ctx: &mut Context, sessions: &mut Sessions, requests: Vec<Request>) {
+        for request in requests.into_iter().filter(|r| r.requester != Requester::Nobody) {
+            self.route(ctx, sessions, request);
+        }
+    }
+
+    pub fn handle_forward_reply(
+        &mut self,
+        ctx: &mut Context,
+        sessions: &mut Sessions,
+        id: RequestId,
+        reply: PeerReply,
+    ) {
+        let Some((request, _)) = self.forwarded.remove(&id) else { return };
+        match reply {
+            PeerReply::Client { mut result, data, .. } => {
+                if let Ok(reply) = &mut result {
+                    reply.set_payload(data);
+                }
+                ctx.answer(id, result);
+            }
+            // It is opening, closing or gone: the view will tell. `NotOwner` of a sheep that is closing leaves the
+            // request waiting until the session's end is in the view.
+            PeerReply::NotOwner { version } if ctx.view.version() >= version => {
+                let vid = vid_of(&request.op);
+                let owner = ctx.view.session(vid).owner;
+                if owner.is_none_or(|(node, _)| node == ctx.me) {
+                    self.route(ctx, sessions, request);
+                } else {
+                    self.waiting.entry(vid).or_default().push(request);
+                }
+            }
+            _ => self.waiting.entry(vid_of(&request.op)).or_default().push(request),
+        }
+    }
+
+    pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {
+        for vid in self.waiting.keys().copied().collect::<Vec<_>>() {
+            let owned_here = sessions.get(&vid).is_some_and(|s| s.is_closing());
+            if !owned_here {
+                self.handle_vdi_changed(ctx, sessions, vid);
+            }
+        }
+    }
+}
+
+/// What an old client's write of the header asks of the view: only a larger size is taken from it, the rest of the header
+/// belongs to the server, and a client's cached copy of it may be stale.
+fn header_change(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<Option<Action>, ClientError> {
+    let vid = oid.vid();
+    let vdi = ctx.view.vdi(vid).ok_or(ClientError::NoObject)?;
+    let mut header = vdi.header(vid).encode().to_vec();
+    let start = offset as usize;
+    let end = (start + data.len()).min(HEADER_BYTES);
+    header[start..end].copy_from_slice(&data[..end - start]);
+    let wanted = InodeHeader::decode(&header).expect("a header is long enough").vdi_size;
+    if start + data.len() > HEADER_BYTES && wanted > vdi.size {
+        return Err(ClientError::Unsupported(
+            "growing a VDI and changing its block table in one write".into(),
+        ));
+    }
+    Ok((wanted > vdi.size).then_some(Action::ResizeVdi { vid, size: wanted }))
+}
+
+pub(crate) fn vid_of(op: &ClientOp) -> Vid {
+    match op {
+        ClientOp::Volume { vid, .. } | ClientOp::Vdi(VdiOp::Usage { vid }) => *vid,
+        ClientOp::Object { oid, .. } => oid.vid(),
+        _ => Vid(0),
+    }
+}
+
+fn check(ctx: &Context, vid: Vid, op: &ClientOp) -> Result<(), ClientError> {
+    if ctx.view.format().is_none() {
+        return Err(ClientError::WaitForFormat);
+    }
+    if ctx.view.is_shut_down() {
+        return Err(ClientError::ShuttingDown);
+    }
+    match (ctx.view.vdi(vid), op) {
+        (Some(_), _) => Ok(()),
+        (None, ClientOp::Object { .. }) => Err(ClientError::NoObject),
+        (None, _) => Err(ClientError::NoVdi),
+    }
+}
+
+fn refuse(ctx: &mut Context, request: &Request, error: ClientError) {
+    match request.requester {
+        Requester::Local(id) => ctx.answer(id, Err(error)),
+        Requester::Gateway { node, call } => {
+            let request = request.origin.request;
+            ctx.reply(
+                node,
+                call,
+                PeerReply::Client { request, result: Err(error), data: Default::default() },
+            );
+        }
+        Requester::Nobody => {}
+    }
+}
+
+fn not_owner(ctx: &mut Context, request: &Request) {
+    if let Requester::Gateway { node, call } = request.requester {
+        ctx.reply(node, call, PeerReply::NotOwner { version: ctx.view.version() });
+    }
+}

@@ -1,0 +1,78 @@
+//! The inode as old clients read and write it: a header from the view, a table from the session.
+
+use bytes::{Bytes, BytesMut};
+use proto::BLOCK_BYTES;
+use proto::client::{ClientError, NativeOp};
+use proto::inode::{HEADER_BYTES, INODE_BYTES, TABLE_END};
+use volume::{INODE_BLOCKS, Piece, plan_table_write};
+
+use super::Session;
+use super::task::Kind;
+use crate::context::Context;
+
+impl Session {
+    pub(super) fn plan_inode(&self, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+        match op {
+            NativeOp::Read { offset, len } => {
+                if u64::from(*offset) + u64::from(*len) > INODE_BYTES as u64 {
+                    return Err(ClientError::InvalidParameters);
+                }
+                Ok(vec![(0, Kind::ReadInode { offset: *offset, len: *len })])
+            }
+            // The header's part of a write is the view's business and was dealt with before it came here.
+            NativeOp::Write { offset, data } => {
+                if u64::from(*offset) + data.len() as u64 > INODE_BYTES as u64 {
+                    return Err(ClientError::InvalidParameters);
+                }
+                let mut tasks = Vec::new();
+                for change in plan_table_write(u64::from(*offset), data) {
+                    let whole = Piece { index: change.index, offset: 0, len: 1 << self.shift, at: 0 };
+                    match change.owner {
+                        owner if owner.0 == 0 => {
+                            tasks.push((change.index, Kind::Zero { piece: whole, whole: true }))
+                        }
+                        owner if owner == self.vid => tasks.push((change.index, Kind::Claimed)),
+                        // An entry of an ancestor, repeated from the client's cache, changes nothing.
+                        _ => {}
+                    }
+                }
+                Ok(tasks)
+            }
+            _ => Err(ClientError::InvalidParameters),
+        }
+    }
+
+    pub(super) fn compose_inode(&self, ctx: &Context, offset: u32, len: u32) -> Bytes {
+        let (start, end) = (offset as usize, offset as usize + len as usize);
+        let mut out = BytesMut::zeroed(len as usize);
+        if start < HEADER_BYTES
+            && let Some(vdi) = ctx.view.vdi(self.vid)
+        {
+            let header = vdi.header(self.vid).encode();
+            let to = end.min(HEADER_BYTES);
+            out[..to - start].copy_from_slice(&header[start..to]);
+        }
+        let (from, to) = (start.max(HEADER_BYTES), end.min(TABLE_END));
+        let mut position = from;
+        while position < to {
+            let (block, within) = ((position / BLOCK_BYTES) as u32, position % BLOCK_BYTES);
+            let count = (BLOCK_BYTES - within).min(to - position);
+            if let Some(bytes) = self.table.block(block) {
+                out[position - start..position - start + count]
+                    .copy_from_slice(&bytes[within..within + count]);
+            }
+            position += count;
+        }
+        out.freeze()
+    }
+
+    pub(super) fn count_objects(&self) -> (u32, u32) {
+        let entries = (0..INODE_BLOCKS).flat_map(|block| self.table.entries_of_block(block));
+        entries.fold(
+            (0, 0),
+            |(own, shared), (_, owner)| {
+                if owner == self.vid { (own + 1, shared) } else { (own, shared + 1) }
+            },
+        )
+    }
+}

@@ -1,0 +1,349 @@
+//! One client request: the tasks it is made of and the answer they add up to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use proto::client::{
+    ClientError, ClientOp, ClientReply, ClientResult, Extent, IO_BYTES_MAX, NativeOp, VdiOp, VolumeOp,
+};
+use proto::object::BlockRange;
+use proto::peer::PeerReply;
+use proto::{ObjectKind, Oid, Seq};
+use volume::{Piece, pieces};
+
+use super::task::{Kind, WriteMode};
+use super::{Forwarded, Request, Requester, Session};
+use crate::context::Context;
+
+/// Tasks of one request that run at once: bounds what a discard of a terabyte holds in memory.
+const TASKS_MAX: usize = 16;
+
+/// How long a gateway's confirmation may take before it is asked for again.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Job {
+    pub request: Request,
+    waiting: VecDeque<(u32, Kind)>,
+    running: usize,
+    parts: BTreeMap<u64, Bytes>,
+    reply: Option<ClientReply>,
+    error: Option<ClientError>,
+    /// The first change it made: until its gateway has the answer, that and later ones are not settled.
+    pub first_seq: Option<Seq>,
+}
+
+impl Session {
+    pub(super) fn start_job(&mut self, ctx: &mut Context, request: Request) {
+        let Requester::Gateway { node, call } = request.requester else {
+            return self.begin_job(ctx, request);
+        };
+        // A gateway asks again when a link broke; what was carried out is not carried out twice.
+        match self.forwarded.get_mut(&request.origin) {
+            Some(Forwarded::Running { repeats, .. }) => repeats.push((node, call)),
+            Some(Forwarded::Done { result, .. }) => {
+                ctx.reply(node, call, client_reply(&request, result));
+            }
+            None => self.begin_job(ctx, request),
+        }
+    }
+
+    fn begin_job(&mut self, ctx: &mut Context, request: Request) {
+        let id = self.fresh_id();
+        if matches!(request.requester, Requester::Gateway { .. }) && is_mutation(&request.op) {
+            self.forwarded.insert(request.origin, Forwarded::Running { job: id, repeats: Vec::new() });
+        }
+        let plan = self.plan_job(ctx, &request.op);
+        let mut job = Job {
+            request,
+            waiting: VecDeque::new(),
+            running: 0,
+            parts: BTreeMap::new(),
+            reply: None,
+            error: None,
+            first_seq: None,
+        };
+        match plan {
+            Ok(tasks) => job.waiting = tasks.into(),
+            Err(error) => job.error = Some(error),
+        }
+        self.jobs.insert(id, job);
+        self.feed_job(ctx, id);
+    }
+
+    fn feed_job(&mut self, ctx: &mut Context, id: u64) {
+        loop {
+            let Some(job) = self.jobs.get_mut(&id) else { return };
+            if job.running >= TASKS_MAX {
+                return;
+            }
+            let Some((index, kind)) = job.waiting.pop_front() else { break };
+            job.running += 1;
+            self.start_task(id, index, kind);
+        }
+        if self.jobs.get(&id).is_some_and(|j| j.running == 0) {
+            self.end_job(ctx, id);
+        }
+    }
+
+    /// What the request asks of each object.
+    fn plan_job(&self, ctx: &Context, op: &ClientOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+        let vdi = ctx.view.vdi(self.vid).ok_or(ClientError::NoVdi)?;
+        let cut = |offset: u64, len: u64| -> Result<Vec<Piece>, ClientError> {
+            let end = offset.checked_add(len).ok_or(ClientError::OutOfRange)?;
+            if end > vdi.size { Err(ClientError::OutOfRange) } else { Ok(pieces(offset, len, self.shift)) }
+        };
+        match op {
+            ClientOp::Volume { op, .. } => match op {
+                VolumeOp::Read { offset, len } => {
+                    if *len > IO_BYTES_MAX {
+                        return Err(ClientError::InvalidParameters);
+                    }
+                    let all = cut(*offset, u64::from(*len))?;
+                    Ok(all
+                        .into_iter()
+                        .map(|p| (p.index, Kind::Read { piece: p, must_exist: false }))
+                        .collect())
+                }
+                VolumeOp::Write { offset, data } => {
+                    let all = cut(*offset, data.len() as u64)?;
+                    let part = |p: &Piece| data.slice(p.at as usize..p.at as usize + p.len as usize);
+                    let task = |p: Piece| Kind::Write { data: part(&p), piece: p, mode: WriteMode::Allocate };
+                    Ok(all.into_iter().map(|p| (p.index, task(p))).collect())
+                }
+                VolumeOp::Discard { offset, len }
+                | VolumeOp::WriteZeroes { offset, len, keep_allocated: false } => {
+                    let task = |p: Piece| {
+                        let to_end =
+                            (u64::from(p.index) << self.shift) + u64::from(p.offset + p.len) == vdi.size;
+                        let whole = p.offset == 0 && (p.len == 1 << self.shift || to_end);
+                        Kind::Zero { piece: p, whole }
+                    };
+                    Ok(cut(*offset, *len)?.into_iter().map(|p| (p.index, task(p))).collect())
+                }
+                VolumeOp::WriteZeroes { offset, len, keep_allocated: true } => {
+                    let mut tasks = Vec::new();
+                    for p in cut(*offset, *len)? {
+                        tasks.extend(in_steps(p).map(|p| {
+                            let data = Bytes::from_static(&ZEROS[..p.len as usize]);
+                            (p.index, Kind::Write { data, piece: p, mode: WriteMode::Allocate })
+                        }));
+                    }
+                    Ok(tasks)
+                }
+                VolumeOp::BlockStatus { offset, len } => {
+                    cut(*offset, *len)?;
+                    Ok(vec![(0, Kind::BlockStatus { offset: *offset, len: *len })])
+                }
+                // Every acknowledged change is durable on all copies already.
+                VolumeOp::Flush => Ok(Vec::new()),
+                VolumeOp::Resize { .. } => Err(ClientError::InvalidParameters),
+            },
+            ClientOp::Object { oid, op } => self.plan_native(*oid, op),
+            ClientOp::Vdi(VdiOp::Usage { .. }) => Ok(vec![(0, Kind::Usage)]),
+            _ => Err(ClientError::InvalidParameters),
+        }
+    }
+
+    fn plan_native(&self, oid: Oid, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+        match (oid.kind(), op) {
+            (Some(ObjectKind::Inode), NativeOp::Check { repair }) => Ok(vec![(
+                0,
+                Kind::Check {
+                    blocks: BlockRange::new(0, volume::INODE_BLOCKS),
+                    repair: *repair,
+                    inode: true,
+                },
+            )]),
+            (Some(ObjectKind::Inode), _) => self.plan_inode(op),
+            (Some(ObjectKind::Data), _) => self.plan_data_object(oid.index(), op),
+            _ => Err(ClientError::Unsupported("objects of this kind".into())),
+        }
+    }
+
+    fn plan_data_object(&self, index: u32, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+        if index >= proto::inode::TABLE_ENTRIES {
+            return Err(ClientError::InvalidParameters);
+        }
+        let size = 1u64 << self.shift;
+        let piece = |offset: u32, len: usize| {
+            let fits = u64::from(offset) + len as u64 <= size && len <= IO_BYTES_MAX as usize;
+            fits.then_some(Piece { index, offset, len: len as u32, at: 0 })
+                .ok_or(ClientError::InvalidParameters)
+        };
+        let task = match op {
+            NativeOp::Read { offset, len } => {
+                Kind::Read { piece: piece(*offset, *len as usize)?, must_exist: true }
+            }
+            NativeOp::Write { offset, data } => Kind::Write {
+                piece: piece(*offset, data.len())?,
+                data: data.clone(),
+                mode: WriteMode::MustExist,
+            },
+            NativeOp::Create { cow_from: Some(_), .. } => {
+                return Err(ClientError::Unsupported("copy-on-write objects".into()));
+            }
+            NativeOp::Create { offset, cow_from: None, data } => Kind::Write {
+                piece: piece(*offset, data.len())?,
+                data: data.clone(),
+                mode: WriteMode::Replace,
+            },
+            NativeOp::Discard => {
+                Kind::Zero { piece: Piece { index, offset: 0, len: size as u32, at: 0 }, whole: true }
+            }
+            NativeOp::Check { repair } => {
+                let blocks = BlockRange::new(0, (size / proto::BLOCK_BYTES as u64) as u32);
+                Kind::Check { blocks, repair: *repair, inode: false }
+            }
+        };
+        Ok(vec![(index, task)])
+    }
+
+    /// Checks a part of an object after a copy of it turned out damaged, and mends it.
+    pub(super) fn mend(&mut self, ctx: &mut Context, oid: Oid, blocks: BlockRange) {
+        let inode = oid.kind() == Some(ObjectKind::Inode);
+        let request = Request {
+            requester: Requester::Nobody,
+            origin: Default::default(),
+            op: ClientOp::Object { oid, op: NativeOp::Check { repair: true } },
+        };
+        let id = self.fresh_id();
+        let task = (oid.index(), Kind::Check { blocks, repair: true, inode });
+        let job = Job {
+            request,
+            waiting: VecDeque::from([task]),
+            running: 0,
+            parts: BTreeMap::new(),
+            reply: None,
+            error: None,
+            first_seq: None,
+        };
+        self.jobs.insert(id, job);
+        self.feed_job(ctx, id);
+    }
+
+    pub(super) fn note_change(&mut self, job: u64, seq: Seq) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.first_seq.get_or_insert(seq);
+        }
+    }
+
+    pub(super) fn add_part(&mut self, job: u64, at: u64, data: Bytes) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.parts.insert(at, data);
+        }
+    }
+
+    pub(super) fn set_reply(&mut self, job: u64, reply: ClientReply) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.reply = Some(reply);
+        }
+    }
+
+    pub(super) fn task_ended(&mut self, ctx: &mut Context, id: u64, result: Result<(), ClientError>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.running -= 1;
+        if let Err(error) = result {
+            job.error.get_or_insert(error);
+            job.waiting.clear();
+        }
+        self.feed_job(ctx, id);
+    }
+
+    fn end_job(&mut self, ctx: &mut Context, id: u64) {
+        let job = self.jobs.remove(&id).expect("looked up by the caller");
+        let result: ClientResult = match (job.error, job.reply) {
+            (Some(error), _) => Err(error),
+            (None, Some(reply)) => Ok(reply),
+            (None, None) if is_read(&job.request.op) => Ok(ClientReply::Data(join(job.parts))),
+            (None, None) => Ok(ClientReply::Done),
+        };
+        match job.request.requester {
+            Requester::Local(request) => ctx.answer(request, result),
+            Requester::Nobody => {}
+            Requester::Gateway { node, call } => {
+                let mut calls = vec![(node, call)];
+                if let Some(Forwarded::Running { repeats, .. }) = self.forwarded.remove(&job.request.origin) {
+                    calls.extend(repeats);
+                    let first_seq = job.first_seq;
+                    let done =
+                        Forwarded::Done { result: result.clone(), first_seq, to: node, call, told: ctx.now };
+                    self.forwarded.insert(job.request.origin, done);
+                }
+                for (node, call) in calls {
+                    ctx.reply(node, call, client_reply(&job.request, &result));
+                }
+            }
+        }
+    }
+
+    /// Repeats answers whose confirmation has not come: until it has, they may be asked for again.
+    pub(super) fn ask_for_confirmation(&mut self, ctx: &mut Context) {
+        for (origin, forwarded) in &mut self.forwarded {
+            let Forwarded::Done { result, to, call, told, .. } = forwarded else { continue };
+            if ctx.now.since(*told) > CONFIRM_AFTER {
+                *told = ctx.now;
+                let (request, result) = (origin.request, result.clone());
+                ctx.reply(*to, *call, PeerReply::Client { request, result, data: Bytes::new() });
+            }
+        }
+    }
+
+    /// How the range is made up, object by object.
+    pub(super) fn extents(&self, offset: u64, len: u64) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for piece in pieces(offset, len, self.shift) {
+            let hole = self.table.entry(piece.index).is_none_or(|owner| owner.0 == 0);
+            match extents.last_mut() {
+                Some(last) if last.hole == hole => last.len += u64::from(piece.len),
+                _ => extents.push(Extent { len: u64::from(piece.len), hole }),
+            }
+        }
+        extents
+    }
+}
+
+fn client_reply(request: &Request, result: &ClientResult) -> PeerReply {
+    let data = result.as_ref().map(|r| r.payload()).unwrap_or_default();
+    PeerReply::Client { request: request.origin.request, result: result.clone(), data }
+}
+
+/// Zeros to write where a client wants them allocated.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+fn in_steps(piece: Piece) -> impl Iterator<Item = Piece> {
+    let step = ZEROS.len() as u32;
+    (0..piece.len.div_ceil(step)).map(move |i| {
+        let skip = i * step;
+        let len = (piece.len - skip).min(step);
+        Piece { offset: piece.offset + skip, len, at: piece.at + u64::from(skip), ..piece }
+    })
+}
+
+fn is_mutation(op: &ClientOp) -> bool {
+    match op {
+        ClientOp::Volume { op, .. } => {
+            !matches!(op, VolumeOp::Read { .. } | VolumeOp::BlockStatus { .. } | VolumeOp::Flush)
+        }
+        ClientOp::Object { op, .. } => !matches!(op, NativeOp::Read { .. }),
+        _ => false,
+    }
+}
+
+fn is_read(op: &ClientOp) -> bool {
+    matches!(
+        op,
+        ClientOp::Volume { op: VolumeOp::Read { .. }, .. }
+            | ClientOp::Object { op: NativeOp::Read { .. }, .. }
+    )
+}
+
+fn join(parts: BTreeMap<u64, Bytes>) -> Bytes {
+    if parts.len() == 1 {
+        return parts.into_values().next().expect("there is one");
+    }
+    let mut whole = BytesMut::with_capacity(parts.values().map(|p| p.len()).sum());
+    parts.values().for_each(|part| whole.extend_from_slice(part));
+    whole.freeze()
+}

@@ -1,0 +1,267 @@
+//! The owner of a working VDI: puts its requests in one order and its changes on all copies.
+//!
+//! A request becomes a [`job`]: one [`task`] per object it touches. A task takes its blocks in [`locks`], reads
+//! what it needs ([`reads`]) and sends [`copies`] of its changes. Before the first task, a session that follows
+//! one without a clean end [`seal`]s. Overlapping requests wait for each other, so a read sees every change that was
+//! answered, and never one of two states in turn.
+
+mod check;
+mod copies;
+mod inode;
+mod job;
+mod locks;
+mod reads;
+mod seal;
+mod table_io;
+mod task;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use proto::client::{ClientOp, ClientResult};
+use proto::object::Origin;
+use proto::{Generation, Incarnation, NodeId, RequestId, Seq, Vid};
+use volume::BlockTable;
+
+use crate::Time;
+use crate::context::Context;
+
+use copies::InFlight;
+use job::Job;
+use locks::Locks;
+use reads::Read;
+use seal::Seal;
+use table_io::TableWrite;
+use task::Task;
+
+/// How long a session without clients of its own is kept.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requester {
+    /// A client of this sheep.
+    Local(RequestId),
+    /// Another sheep, on behalf of its client.
+    Gateway { node: NodeId, call: u64 },
+    /// The session itself.
+    Nobody,
+}
+
+/// A request on its way into a session.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub requester: Requester,
+    pub origin: Origin,
+    pub op: ClientOp,
+}
+
+/// What became of a mutation that a gateway forwarded.
+#[derive(Debug)]
+enum Forwarded {
+    Running {
+        job: u64,
+        repeats: Vec<(NodeId, u64)>,
+    },
+    /// Kept until the gateway has confirmed the answer: it may ask again.
+    Done {
+        result: ClientResult,
+        first_seq: Option<Seq>,
+        to: NodeId,
+        call: u64,
+        told: Time,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Sealing,
+    Serving,
+    /// Finishes what it began; new requests wait outside.
+    Closing,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    vid: Vid,
+    shift: u8,
+    pub generation: Generation,
+    state: State,
+    /// Requests that came before the seal was complete.
+    queue: VecDeque<Request>,
+    next_id: u64,
+    jobs: BTreeMap<u64, Job>,
+    tasks: BTreeMap<u64, Task>,
+    locks: Locks,
+    reads: BTreeMap<u64, Read>,
+    next_seq: Seq,
+    in_flight: BTreeMap<Seq, InFlight>,
+    table: BlockTable,
+    /// Tasks that wait for a block of the table to be read.
+    loading: BTreeMap<u32, Vec<u64>>,
+    table_writes: BTreeMap<u32, TableWrite>,
+    seal: Option<Seal>,
+    forwarded: BTreeMap<Origin, Forwarded>,
+    /// Changes of earlier owners that survived, by the request they came from: not carried out again.
+    survived: BTreeMap<Origin, Vec<(proto::Oid, Option<proto::object::BlockRange>)>>,
+    /// Tasks that can go on; emptied before control returns to the node.
+    runnable: VecDeque<u64>,
+    told_settled: Seq,
+    last_used: Time,
+    last_used_locally: Time,
+}
+
+impl Session {
+    /// A session that the view has just given to this node.
+    pub fn open(ctx: &mut Context, vid: Vid) -> Session {
+        let state = ctx.view.session(vid);
+        let vdi = ctx.view.vdi(vid).expect("a session is opened on a VDI that exists");
+        let needs_seal = state.clean.0 + 1 != state.generation.0;
+        let mut session = Session {
+            vid,
+            shift: vdi.block_size_shift,
+            generation: state.generation,
+            state: if needs_seal { State::Sealing } else { State::Serving },
+            queue: VecDeque::new(),
+            next_id: 0,
+            jobs: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            locks: Locks::default(),
+            reads: BTreeMap::new(),
+            // 1 stands for the seal.
+            next_seq: Seq(2),
+            in_flight: BTreeMap::new(),
+            table: BlockTable::default(),
+            loading: BTreeMap::new(),
+            table_writes: BTreeMap::new(),
+            seal: None,
+            forwarded: BTreeMap::new(),
+            survived: BTreeMap::new(),
+            runnable: VecDeque::new(),
+            told_settled: Seq(0),
+            last_used: ctx.now,
+            last_used_locally: ctx.now,
+        };
+        if needs_seal {
+            session.start_seal(ctx);
+        }
+        session
+    }
+
+    /// Takes a request in. `Err`: the session is closing, ask again when it has.
+    pub fn handle_request(&mut self, ctx: &mut Context, request: Request) -> Result<(), Request> {
+        if self.state == State::Closing {
+            return Err(request);
+        }
+        self.last_used = ctx.now;
+        if matches!(request.requester, Requester::Local(_)) {
+            self.last_used_locally = ctx.now;
+        }
+        if self.state == State::Sealing {
+            self.queue.push_back(request);
+        } else {
+            self.start_job(ctx, request);
+        }
+        self.run(ctx);
+        Ok(())
+    }
+
+    fn seal_is_complete(&mut self, ctx: &mut Context) {
+        self.state = State::Serving;
+        self.seal = None;
+        for request in std::mem::take(&mut self.queue) {
+            self.start_job(ctx, request);
+        }
+    }
+
+    /// Lets every task that can go on do so.
+    fn run(&mut self, ctx: &mut Context) {
+        while let Some(task) = self.runnable.pop_front() {
+            self.step(ctx, task);
+        }
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// The view has moved on: sets of copies may have changed, members may have come or gone.
+    pub fn handle_view(&mut self, ctx: &mut Context) {
+        self.replan_changes(ctx);
+        self.replan_reads(ctx);
+        self.replan_seal(ctx);
+        let alive: BTreeSet<Incarnation> = self
+            .forwarded
+            .keys()
+            .map(|o| o.incarnation)
+            .filter(|i| ctx.view.is_incarnation_alive(*i))
+            .collect();
+        // A gateway that is gone will not ask again.
+        self.forwarded.retain(|origin, f| {
+            alive.contains(&origin.incarnation) || matches!(f, Forwarded::Running { .. })
+        });
+        self.run(ctx);
+    }
+
+    /// The gateway has the answers.
+    pub fn handle_confirm(&mut self, incarnation: Incarnation, requests: &[u64]) {
+        for request in requests {
+            let origin = Origin { incarnation, request: RequestId(*request) };
+            if let Some(Forwarded::Done { .. }) = self.forwarded.get(&origin) {
+                self.forwarded.remove(&origin);
+            }
+            self.survived.remove(&origin);
+        }
+    }
+
+    pub fn handle_tick(&mut self, ctx: &mut Context) {
+        self.retry_changes(ctx);
+        self.retry_reads(ctx);
+        self.retry_seal(ctx);
+        self.tell_settled(ctx);
+        self.ask_for_confirmation(ctx);
+        self.run(ctx);
+    }
+
+    pub fn is_busy(&self) -> bool {
+        !self.jobs.is_empty()
+            || !self.in_flight.is_empty()
+            || !self.queue.is_empty()
+            || self.state == State::Sealing
+    }
+
+    /// Has it been idle long enough to be given back, `opens` clients of this sheep having it open?
+    pub fn should_close(&self, now: Time, opens: u32, at_once: bool) -> bool {
+        let idle = at_once || (now.since(self.last_used_locally) > IDLE && now.since(self.last_used) > IDLE);
+        // Others use it and nobody here does: they are better served by a session of their own.
+        let foreign = now.since(self.last_used_locally) > IDLE;
+        opens == 0 && self.state == State::Serving && ((idle && !self.is_busy()) || foreign)
+    }
+
+    pub fn start_closing(&mut self) {
+        self.state = State::Closing;
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.state == State::Closing
+    }
+
+    /// Every write is on all copies and every answer has arrived.
+    pub fn is_settled(&self) -> bool {
+        !self.is_busy() && !self.forwarded.values().any(|f| matches!(f, Forwarded::Done { .. }))
+    }
+
+    /// The session is over before its time. Whoever still waits asks the next owner.
+    pub fn abandon(self, ctx: &mut Context) -> Vec<Request> {
+        ctx.out.calls.retain(|_, call| {
+            !matches!(&call.purpose,
+                crate::context::Purpose::Copy { vid, .. }
+                | crate::context::Purpose::Read { vid, .. }
+                | crate::context::Purpose::Seal { vid } if *vid == self.vid)
+        });
+        let mut left: Vec<Request> = self.jobs.into_values().map(|job| job.request).collect();
+        left.extend(self.queue);
+        left
+    }
+}

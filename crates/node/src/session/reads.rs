@@ -1,0 +1,160 @@
+//! Reads of whole blocks from one in-sync copy: this node's own first, another one if that fails.
+
+use bytes::Bytes;
+use proto::object::BlockRange;
+use proto::peer::{PeerReply, PeerRequest};
+use proto::{NodeId, Oid, Since};
+
+use super::Session;
+use crate::context::{Context, Purpose};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ReadUse {
+    Task(u64),
+    /// A run of blocks of the inode's table.
+    Table {
+        first: u32,
+        count: u32,
+    },
+    Seal {
+        attempt: u64,
+    },
+    /// One copy's part of a check.
+    Check {
+        task: u64,
+        node: NodeId,
+    },
+}
+
+/// What a read found.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    Data(Bytes),
+    /// No copy has the object.
+    Absent,
+    /// Not one in-sync copy could give the blocks.
+    Failed,
+}
+
+#[derive(Debug)]
+pub(super) struct Read {
+    oid: Oid,
+    blocks: BlockRange,
+    purpose: ReadUse,
+    /// Only this copy will do.
+    only: Option<NodeId>,
+    /// Copies that failed.
+    failed: Vec<NodeId>,
+    asked: Option<(NodeId, u64, Since)>,
+}
+
+impl Read {
+    pub(super) fn is_for(&self, oid: Oid) -> bool {
+        self.oid == oid
+    }
+}
+
+impl Session {
+    pub(super) fn start_read(
+        &mut self,
+        ctx: &mut Context,
+        oid: Oid,
+        blocks: BlockRange,
+        only: Option<NodeId>,
+        purpose: ReadUse,
+    ) {
+        let id = self.fresh_id();
+        self.reads.insert(id, Read { oid, blocks, purpose, only, failed: Vec::new(), asked: None });
+        self.ask(ctx, id);
+    }
+
+    /// A read that is tried at the next tick: it has just failed on every copy.
+    pub(super) fn read_later(&mut self, oid: Oid, blocks: BlockRange, purpose: ReadUse) {
+        let id = self.fresh_id();
+        self.reads.insert(id, Read { oid, blocks, purpose, only: None, failed: Vec::new(), asked: None });
+    }
+
+    /// Asks the next copy. If none can be asked now, the read waits for the view to change.
+    fn ask(&mut self, ctx: &mut Context, id: u64) {
+        let Some(read) = self.reads.get_mut(&id) else { return };
+        let pg_id = ctx.view.pg_of(read.oid).expect("the VDI of a session has a pool");
+        let Some(pg) = ctx.view.pg(pg_id) else { return };
+        let candidates: Vec<NodeId> =
+            pg.in_sync.iter().copied().filter(|n| read.only.is_none_or(|only| only == *n)).collect();
+        let mut usable: Vec<NodeId> =
+            candidates.iter().copied().filter(|n| ctx.view.is_up(*n) && !read.failed.contains(n)).collect();
+        usable.sort_by_key(|n| *n != ctx.me);
+        let Some(node) = usable.first().copied() else {
+            read.asked = None;
+            if candidates.iter().all(|n| read.failed.contains(n)) && !pg.in_sync.is_empty() {
+                self.finish_read(ctx, id, Found::Failed);
+            }
+            return;
+        };
+        let body = PeerRequest::Read { pg: pg_id, since: pg.since, oid: read.oid, blocks: read.blocks };
+        let call = ctx.call(node, body, Purpose::Read { vid: self.vid, read: id });
+        read.asked = Some((node, call, pg.since));
+    }
+
+    pub fn handle_read_reply(&mut self, ctx: &mut Context, id: u64, from: NodeId, reply: PeerReply) {
+        let Some(read) = self.reads.get_mut(&id) else { return };
+        read.asked = None;
+        match reply {
+            PeerReply::Data { data, .. } if data.len() == read.blocks.count as usize * proto::BLOCK_BYTES => {
+                let damaged = std::mem::take(&mut read.failed);
+                let (oid, blocks) = (read.oid, read.blocks);
+                self.finish_read(ctx, id, Found::Data(data));
+                if !damaged.is_empty() {
+                    self.mend(ctx, oid, blocks);
+                }
+            }
+            PeerReply::Absent => self.finish_read(ctx, id, Found::Absent),
+            PeerReply::Failed(failure) => {
+                tracing::warn!(node = %from, oid = %read.oid, %failure, "a copy could not be read; trying another");
+                read.failed.push(from);
+                self.ask(ctx, id);
+            }
+            PeerReply::OldView { .. } => {
+                // Asked again when the view has changed, or at the next tick.
+            }
+            _ => {
+                read.failed.push(from);
+                self.ask(ctx, id);
+            }
+        }
+        self.run(ctx);
+    }
+
+    fn finish_read(&mut self, ctx: &mut Context, id: u64, found: Found) {
+        let read = self.reads.remove(&id).expect("looked up by the caller");
+        match read.purpose {
+            ReadUse::Task(task) => self.task_read_done(task, read.blocks, found),
+            ReadUse::Table { first, count } => self.table_loaded(first, count, found),
+            ReadUse::Seal { attempt } => self.seal_read_done(ctx, attempt, read.oid, read.blocks, found),
+            ReadUse::Check { task, node } => self.check_read_done(ctx, task, node, found),
+        }
+    }
+
+    pub(super) fn replan_reads(&mut self, ctx: &mut Context) {
+        for id in self.reads.keys().copied().collect::<Vec<_>>() {
+            let Some(read) = self.reads.get_mut(&id) else { continue };
+            if let Some((node, call, since)) = read.asked {
+                let pg = ctx.view.pg_of(read.oid).and_then(|pg| ctx.view.pg(pg));
+                if ctx.view.is_up(node) && pg.is_some_and(|pg| pg.since == since) {
+                    continue;
+                }
+                ctx.out.calls.remove(&call);
+                read.asked = None;
+            }
+            self.ask(ctx, id);
+        }
+    }
+
+    pub(super) fn retry_reads(&mut self, ctx: &mut Context) {
+        for id in self.reads.keys().copied().collect::<Vec<_>>() {
+            if self.reads.get(&id).is_some_and(|r| r.asked.is_none()) {
+                self.ask(ctx, id);
+            }
+        }
+    }
+}

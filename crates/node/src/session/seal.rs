@@ -1,0 +1,392 @@
+//! What a new session does before its first request, when the one before had no clean end.
+//!
+//! 1. Every sheep whose copy counts in some PG of the VDI refuses older generations and tells its unsettled changes.
+//!    One that does not answer must leave those sets first; one that is down and cannot leave is waited for.
+//! 2. Where copies may differ, all are made alike: the newest change wins. An acknowledged change is on every
+//!    in-sync copy, so nothing acknowledged is lost; one that was not may survive or not, but everywhere alike.
+//! 3. Only then does `settled` reach 1, which lets replicas forget what older generations left.
+//!
+//! If a copy that was to be read from goes away meanwhile, the seal starts again, after all its changes have ended:
+//! two attempts must not have different changes of one block under way.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use proto::cluster::Action;
+use proto::object::{BlockRange, Change, Origin, Stamp, StoreFailure, Unsettled, WriteBase};
+use proto::peer::{PeerReply, PeerRequest};
+use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid};
+use volume::INODE_BLOCKS;
+
+use super::Session;
+use super::copies::{COPY_TIMEOUT, ChangeUse};
+use super::reads::{Found, ReadUse};
+use crate::Time;
+use crate::context::{Context, ProposalUse, Purpose};
+
+/// Blocks copied at once: 1 MiB.
+const MEND_BLOCKS: u32 = 256;
+/// Ranges mended at the same time.
+const MENDS_MAX: usize = 32;
+
+#[derive(Debug)]
+pub(super) struct Seal {
+    attempt: u64,
+    asked: BTreeMap<NodeId, (u64, Time)>,
+    answers: BTreeMap<NodeId, Vec<Unsettled>>,
+    planned: bool,
+    restart: bool,
+    todo: VecDeque<Mend>,
+    /// Mends under way, by object (one at a time for each object).
+    running: BTreeMap<Oid, Mend>,
+    /// Copies that could not be read.
+    bad: BTreeSet<(Oid, NodeId)>,
+}
+
+/// Makes a part of an object alike on all copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mend {
+    oid: Oid,
+    source: NodeId,
+    blocks: BlockRange,
+    /// The object is replaced whole; `blocks` is what is still to be copied.
+    whole: bool,
+    first_piece: bool,
+    origin: Origin,
+}
+
+impl Session {
+    pub(super) fn start_seal(&mut self, ctx: &mut Context) {
+        let attempt = self.fresh_id();
+        let bad = self.seal.take().map(|s| s.bad).unwrap_or_default();
+        tracing::debug!(vdi = %self.vid, generation = %self.generation, "sealing");
+        self.seal = Some(Seal {
+            attempt,
+            asked: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            planned: false,
+            restart: false,
+            todo: VecDeque::new(),
+            running: BTreeMap::new(),
+            bad,
+        });
+        self.replan_seal(ctx);
+    }
+
+    /// Asks whoever has to be asked, and goes on when all have answered.
+    pub(super) fn replan_seal(&mut self, ctx: &mut Context) {
+        let needed = self.members_of_pool(ctx);
+        let (vid, generation) = (self.vid, self.generation);
+        let Some(seal) = self.seal.as_mut() else { return };
+        if seal.planned {
+            return self.advance_seal(ctx);
+        }
+        for node in &needed {
+            if !ctx.view.is_up(*node) {
+                if let Some((call, _)) = seal.asked.remove(node) {
+                    ctx.out.calls.remove(&call);
+                }
+            } else if !seal.answers.contains_key(node) && !seal.asked.contains_key(node) {
+                let call = ctx.call(*node, PeerRequest::Seal { vid, generation }, Purpose::Seal { vid });
+                seal.asked.insert(*node, (call, ctx.now));
+            }
+        }
+        // A PG without any copy in sync cannot be told alike; it is waited for as well.
+        if needed.iter().all(|n| seal.answers.contains_key(n)) && !needed.is_empty() {
+            seal.planned = true;
+            self.plan_mends(ctx);
+            self.advance_seal(ctx);
+        }
+    }
+
+    pub fn handle_seal_reply(&mut self, ctx: &mut Context, from: NodeId, reply: PeerReply) {
+        let Some(seal) = self.seal.as_mut() else { return };
+        seal.asked.remove(&from);
+        if let PeerReply::Unsettled(changes) = reply {
+            seal.answers.insert(from, changes);
+        }
+        self.replan_seal(ctx);
+        self.run(ctx);
+    }
+
+    /// Sheep that do not answer have to leave the sets.
+    pub(super) fn retry_seal(&mut self, ctx: &mut Context) {
+        let Some(seal) = self.seal.as_ref() else { return };
+        let silent: Vec<NodeId> = seal
+            .asked
+            .iter()
+            .filter(|(node, (_, at))| **node != ctx.me && ctx.now.since(*at) > COPY_TIMEOUT)
+            .map(|(node, _)| *node)
+            .collect();
+        let Some(vdi) = ctx.view.vdi(self.vid) else { return };
+        let pool = vdi.pool;
+        for node in silent {
+            if ctx.is_proposed(&ProposalUse::DropCopies) {
+                break;
+            }
+            let pgs = ctx.view.pools()[usize::from(pool.0)].pgs.iter().enumerate();
+            let pgs = pgs
+                .filter(|(_, pg)| pg.writers().any(|n| n == node))
+                .map(|(index, pg)| (proto::PgId { pool, index: index as u32 }, pg.since))
+                .collect();
+            tracing::warn!(%node, vdi = %self.vid, "no answer to a seal; going on without its copies");
+            ctx.propose(Action::DropCopies { node, pgs }, ProposalUse::DropCopies);
+        }
+        self.replan_seal(ctx);
+    }
+
+    fn plan_mends(&mut self, ctx: &mut Context) {
+        let seal = self.seal.as_mut().expect("called while sealing");
+        let mut by_object: BTreeMap<Oid, Vec<(NodeId, Unsettled)>> = BTreeMap::new();
+        for (node, changes) in &seal.answers {
+            for change in changes {
+                by_object.entry(change.oid).or_default().push((*node, *change));
+            }
+        }
+        for (oid, changes) in by_object {
+            let Some(pg) = ctx.view.pg_of(oid).and_then(|id| ctx.view.pg(id)) else { continue };
+            // What a dropped copy remembers is of no account.
+            let counted: Vec<_> =
+                changes.into_iter().filter(|(n, _)| pg.writers().any(|w| w == *n)).collect();
+            for (node, change) in &counted {
+                if pg.in_sync.contains(node) {
+                    self.survived.entry(change.origin).or_default().push((oid, change.blocks));
+                }
+            }
+            let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
+            let writers: Vec<NodeId> = pg.writers().collect();
+            let fallback = writers.iter().copied().find(|n| usable(n)).or(pg.in_sync.first().copied());
+            let Some(fallback) = fallback else { continue };
+            seal.todo.extend(plan_object(oid, self.shift, &counted, &writers, usable, fallback));
+        }
+    }
+
+    fn advance_seal(&mut self, ctx: &mut Context) {
+        let in_flight = !self.in_flight.is_empty();
+        let Some(seal) = self.seal.as_mut() else { return };
+        if seal.restart {
+            if !in_flight && seal.running.is_empty() {
+                self.start_seal(ctx);
+            }
+            return;
+        }
+        let mut start = Vec::new();
+        let mut skipped = VecDeque::new();
+        while let Some(mend) = seal.todo.pop_front() {
+            if seal.running.len() >= MENDS_MAX || seal.running.contains_key(&mend.oid) {
+                skipped.push_back(mend);
+                if seal.running.len() >= MENDS_MAX {
+                    break;
+                }
+                continue;
+            }
+            seal.running.insert(mend.oid, mend);
+            start.push(mend);
+        }
+        while let Some(mend) = skipped.pop_back() {
+            seal.todo.push_front(mend);
+        }
+        let complete = seal.todo.is_empty() && seal.running.is_empty();
+        for mend in start {
+            self.read_for_mend(ctx, mend);
+        }
+        if complete {
+            self.seal_is_complete(ctx);
+        }
+    }
+
+    fn read_for_mend(&mut self, ctx: &mut Context, mend: Mend) {
+        let attempt = self.seal.as_ref().expect("called while sealing").attempt;
+        let blocks = BlockRange::new(mend.blocks.first, mend.blocks.count.min(MEND_BLOCKS));
+        self.start_read(ctx, mend.oid, blocks, Some(mend.source), ReadUse::Seal { attempt });
+    }
+
+    pub(super) fn seal_read_done(
+        &mut self,
+        ctx: &mut Context,
+        attempt: u64,
+        oid: Oid,
+        blocks: BlockRange,
+        found: Found,
+    ) {
+        let Some(seal) = self.seal.as_mut().filter(|s| s.attempt == attempt) else { return };
+        let Some(mend) = seal.running.get(&oid).copied() else { return };
+        let purpose = ChangeUse::Seal { attempt };
+        match found {
+            Found::Data(data) => {
+                let base = if mend.whole && mend.first_piece { WriteBase::Empty } else { WriteBase::Keep };
+                self.send_write(ctx, oid, blocks, data, base, mend.origin, purpose);
+            }
+            Found::Absent => {
+                let rest = seal.running.get_mut(&oid).expect("just seen");
+                rest.blocks.count = blocks.count;
+                self.send_change(ctx, oid, Change::Delete, Bytes::new(), mend.origin, purpose);
+            }
+            Found::Failed => {
+                seal.bad.insert((oid, mend.source));
+                seal.running.remove(&oid);
+                seal.restart = true;
+                self.advance_seal(ctx);
+            }
+        }
+    }
+
+    pub(super) fn seal_change_done(
+        &mut self,
+        ctx: &mut Context,
+        attempt: u64,
+        result: Result<(), StoreFailure>,
+    ) {
+        let Some(seal) = self.seal.as_mut().filter(|s| s.attempt == attempt) else { return };
+        if result.is_err() {
+            // Full everywhere: the copies stay as they are, so the seal cannot end. It is tried again when space is freed.
+            seal.restart = true;
+        }
+        // Which mend it was follows from what is under way: at most one change per object.
+        let finished: Vec<Oid> = seal
+            .running
+            .keys()
+            .copied()
+            .filter(|oid| {
+                !self.in_flight.values().any(|f| f.is_for(*oid))
+                    && !self.reads.values().any(|r| r.is_for(*oid))
+            })
+            .collect();
+        let mut next = Vec::new();
+        for oid in finished {
+            let mend = seal.running.get_mut(&oid).expect("from the keys");
+            let copied = mend.blocks.count.min(MEND_BLOCKS);
+            mend.blocks = BlockRange::new(mend.blocks.first + copied, mend.blocks.count - copied);
+            mend.first_piece = false;
+            if mend.blocks.count == 0 || seal.restart {
+                seal.running.remove(&oid);
+            } else {
+                next.push(*mend);
+            }
+        }
+        for mend in next {
+            self.read_for_mend(ctx, mend);
+        }
+        self.advance_seal(ctx);
+    }
+}
+
+/// Which parts of one object have to be copied, and from where.
+fn plan_object(
+    oid: Oid,
+    shift: u8,
+    changes: &[(NodeId, Unsettled)],
+    writers: &[NodeId],
+    usable: impl Fn(&NodeId) -> bool,
+    fallback: NodeId,
+) -> Vec<Mend> {
+    let newest_whole = changes.iter().filter(|(_, c)| c.blocks.is_none()).map(|(_, c)| c.stamp).max();
+    let newest = changes.iter().map(|(_, c)| c.stamp).max().expect("an object is planned for its changes");
+    let holds = |node: &NodeId, stamp: Stamp| changes.iter().any(|(n, c)| n == node && c.stamp == stamp);
+    let origin_of = |stamp: Stamp| {
+        changes.iter().find(|(_, c)| c.stamp == stamp).map(|(_, c)| c.origin).unwrap_or_default()
+    };
+    if newest_whole == Some(newest) {
+        if writers.iter().all(|n| holds(n, newest)) {
+            return Vec::new();
+        }
+        let source =
+            changes.iter().map(|(n, _)| *n).find(|n| usable(n) && holds(n, newest)).unwrap_or(fallback);
+        let count = match oid.kind() {
+            Some(ObjectKind::Inode) => INODE_BLOCKS,
+            _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,
+        };
+        let blocks = BlockRange::new(0, count);
+        return vec![Mend { oid, source, blocks, whole: true, first_piece: true, origin: origin_of(newest) }];
+    }
+    // A change of the whole object that is not the newest was complete before the newer ones began.
+    let mut winners: BTreeMap<u32, (Stamp, NodeId)> = BTreeMap::new();
+    for (node, change) in changes {
+        let Some(blocks) = change.blocks.filter(|_| Some(change.stamp) > newest_whole) else { continue };
+        let source = if usable(node) { *node } else { fallback };
+        for block in blocks.first..blocks.end() as u32 {
+            let candidate = if usable(node) { (change.stamp, source) } else { (Stamp::default(), source) };
+            let best = winners.entry(block).or_insert(candidate);
+            if best.0 < candidate.0 {
+                *best = candidate;
+            }
+        }
+    }
+    // Where every copy has the newest change of a block there is nothing to do.
+    winners.retain(|_, (stamp, _)| *stamp == Stamp::default() || !writers.iter().all(|n| holds(n, *stamp)));
+    let mut mends: Vec<Mend> = Vec::new();
+    for (block, (stamp, source)) in winners {
+        let origin = origin_of(stamp);
+        match mends.last_mut() {
+            Some(last)
+                if last.blocks.end() == u64::from(block)
+                    && last.source == source
+                    && last.origin == origin =>
+            {
+                last.blocks.count += 1;
+            }
+            _ => {
+                let blocks = BlockRange::new(block, 1);
+                mends.push(Mend { oid, source, blocks, whole: false, first_piece: true, origin });
+            }
+        }
+    }
+    mends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{Generation, Seq, Vid};
+
+    const OID: Oid = Oid::data(Vid(1), 0);
+
+    fn node(n: u16) -> NodeId {
+        NodeId { addr: [0; 16], port: n }
+    }
+
+    fn change(seq: u64, blocks: Option<(u32, u32)>) -> Unsettled {
+        Unsettled {
+            vid: Vid(1),
+            stamp: Stamp { generation: Generation(1), seq: Seq(seq) },
+            origin: Origin::default(),
+            oid: OID,
+            blocks: blocks.map(|(first, count)| BlockRange::new(first, count)),
+        }
+    }
+
+    fn plan(changes: &[(NodeId, Unsettled)]) -> Vec<(NodeId, BlockRange, bool)> {
+        let writers = [node(1), node(2)];
+        let mends = plan_object(OID, 22, changes, &writers, |_| true, node(1));
+        mends.into_iter().map(|m| (m.source, m.blocks, m.whole)).collect()
+    }
+
+    #[test]
+    fn a_change_that_all_have_needs_nothing() {
+        assert!(plan(&[(node(1), change(5, Some((0, 2)))), (node(2), change(5, Some((0, 2))))]).is_empty());
+    }
+
+    #[test]
+    fn the_newest_change_of_each_block_wins() {
+        let both = [(node(1), change(5, Some((0, 3)))), (node(2), change(7, Some((1, 1))))];
+        assert_eq!(
+            plan(&both),
+            vec![
+                (node(1), BlockRange::new(0, 1), false),
+                (node(2), BlockRange::new(1, 1), false),
+                (node(1), BlockRange::new(2, 1), false),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_object_that_only_one_copy_has_created_is_copied_whole() {
+        assert_eq!(plan(&[(node(2), change(5, None))]), vec![(node(2), BlockRange::new(0, 1024), true)]);
+    }
+
+    #[test]
+    fn a_creation_with_newer_changes_was_complete() {
+        let changes = [(node(2), change(5, None)), (node(2), change(6, Some((9, 1))))];
+        assert_eq!(plan(&changes), vec![(node(2), BlockRange::new(9, 1), false)]);
+    }
+}

@@ -1,0 +1,119 @@
+//! Removes objects that this node has no use for.
+//!
+//! Deleting is safe in three cases only: the VDI is deleted (the view keeps its vid as a tombstone for ever, so nothing
+//! will refer to the object again); the node is no copy of the object's PG any more and every copy that should exist is
+//! in sync; or the cluster has been formatted anew. What is garbage is decided by the view at the moment of deleting.
+
+use std::collections::BTreeMap;
+
+use proto::object::{Change, ObjectInfo, ObjectOp};
+use proto::peer::PeerReply;
+use proto::{NodeId, Oid, Vid};
+
+use crate::context::{Context, StoreUse};
+use crate::view::View;
+
+const PAGE: u32 = 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sweep {
+    /// Everything: the objects are of an earlier format.
+    Wipe,
+    Garbage,
+    /// All objects of a deleted VDI.
+    Purge(Vid),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Sweeps {
+    next_job: u64,
+    jobs: BTreeMap<u64, Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    sweep: Sweep,
+    /// Ranges still to be listed; the last one is under way.
+    ranges: Vec<(Oid, Oid)>,
+    deletes: usize,
+    listing: bool,
+    /// Who waits for the end.
+    told: Vec<(NodeId, u64)>,
+}
+
+impl Sweeps {
+    pub fn start(&mut self, ctx: &mut Context, sweep: Sweep, told: Option<(NodeId, u64)>) {
+        self.next_job += 1;
+        let ranges = match sweep {
+            Sweep::Wipe | Sweep::Garbage => vec![(Oid(0), Oid(u64::MAX))],
+            Sweep::Purge(vid) => Oid::ranges_of(vid).to_vec(),
+        };
+        let job = Job { sweep, ranges, deletes: 0, listing: false, told: told.into_iter().collect() };
+        self.jobs.insert(self.next_job, job);
+        self.list_next(ctx, self.next_job);
+    }
+
+    pub fn is_running(&self, sweep: Sweep) -> bool {
+        self.jobs.values().any(|job| job.sweep == sweep)
+    }
+
+    fn list_next(&mut self, ctx: &mut Context, id: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match job.ranges.last() {
+            Some((first, last)) => {
+                job.listing = true;
+                ctx.store(
+                    ObjectOp::List { first: *first, last: *last, limit: PAGE },
+                    StoreUse::SweepList { job: id },
+                );
+            }
+            None => self.end_if_done(ctx, id),
+        }
+    }
+
+    pub fn handle_listed(&mut self, ctx: &mut Context, id: u64, objects: Vec<ObjectInfo>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.listing = false;
+        let (_, last) = job.ranges.pop().expect("a range was being listed");
+        if objects.len() >= PAGE as usize
+            && let Some(next) = objects.last().and_then(|o| o.oid.0.checked_add(1))
+        {
+            job.ranges.push((Oid(next), last));
+        }
+        let doomed = |oid| job.sweep != Sweep::Garbage || is_garbage(ctx.view, ctx.me, oid);
+        let doomed: Vec<Oid> = objects.iter().map(|o| o.oid).filter(|oid| doomed(*oid)).collect();
+        for oid in doomed {
+            job.deletes += 1;
+            let op = ObjectOp::Change { oid, change: Change::Delete, data: Default::default(), tag: None };
+            ctx.store(op, StoreUse::SweepDelete { job: id });
+        }
+        if job.deletes == 0 {
+            self.list_next(ctx, id);
+        }
+    }
+
+    pub fn handle_deleted(&mut self, ctx: &mut Context, id: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.deletes -= 1;
+        if job.deletes == 0 && !job.listing {
+            self.list_next(ctx, id);
+        }
+    }
+
+    fn end_if_done(&mut self, ctx: &mut Context, id: u64) {
+        if self.jobs.get(&id).is_some_and(|job| job.deletes == 0 && !job.listing && job.ranges.is_empty()) {
+            let job = self.jobs.remove(&id).expect("just seen");
+            for (to, call) in job.told {
+                ctx.reply(to, call, PeerReply::Done);
+            }
+        }
+    }
+}
+
+fn is_garbage(view: &View, me: NodeId, oid: Oid) -> bool {
+    if view.vdi(oid.vid()).is_none() {
+        return true;
+    }
+    let Some(pg) = view.pg_of(oid).and_then(|pg| view.pg(pg)) else { return false };
+    !pg.concerns(me) && !pg.targets.is_empty() && pg.targets.iter().all(|t| pg.in_sync.contains(t))
+}

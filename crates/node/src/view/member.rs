@@ -1,0 +1,143 @@
+//! Members: who is up, in which life, and the epochs that users count.
+
+use proto::client::{EpochInfo, NodeInfo};
+use proto::cluster::{FormatOptions, MemberInfo};
+use proto::{Epoch, Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::{Accepted, Applied, Outcome, View, pg::Pool};
+
+/// Epochs remembered for `dog cluster info`: a machine that flaps once a minute fills a day.
+const EPOCHS_MAX: usize = 1440;
+
+/// A member since its first join. Down is not out: it keeps its place in the targets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberState {
+    pub info: MemberInfo,
+    /// `None` while it is down.
+    pub incarnation: Option<Incarnation>,
+}
+
+impl View {
+    pub(super) fn apply_join(&mut self, info: &MemberInfo, time_ns: u64, applied: &mut Applied) {
+        let incarnation = Incarnation(self.version.0);
+        if let Some(old) = self.members.get(&info.id).and_then(|m| m.incarnation) {
+            self.end_lives(&[(info.id, old)], applied);
+        }
+        let known = self.members.get(&info.id);
+        let lost_its_data = known.is_some_and(|m| m.info.store_id != info.store_id);
+        let capacity_changed = known.is_none_or(|m| {
+            m.info.zone != info.zone || coarse(m.info.space_bytes) != coarse(info.space_bytes)
+        });
+        self.members.insert(info.id, MemberState { info: info.clone(), incarnation: Some(incarnation) });
+        if lost_its_data {
+            self.forget_copies_of(info.id, applied);
+        }
+        if capacity_changed {
+            self.retarget(applied);
+        }
+        applied.membership = true;
+        // Members of the last epoch that come back after a power loss or an orderly stop are no news.
+        self.shut_down = false;
+        if !self.epochs.last().is_some_and(|e| e.nodes.iter().any(|n| n.id == info.id)) {
+            self.next_epoch(time_ns);
+        }
+    }
+
+    pub(super) fn apply_leave(
+        &mut self,
+        lives: &[(NodeId, Incarnation)],
+        time_ns: u64,
+        applied: &mut Applied,
+    ) {
+        let ended: Vec<_> = lives.iter().copied().filter(|(id, inc)| self.is_alive(*id, *inc)).collect();
+        if ended.is_empty() {
+            return;
+        }
+        self.end_lives(&ended, applied);
+        applied.membership = true;
+        // With nobody left there is no membership to number; and an orderly stop is no loss.
+        if !self.shut_down && self.members.values().any(|m| m.incarnation.is_some()) {
+            self.next_epoch(time_ns);
+        }
+    }
+
+    fn end_lives(&mut self, lives: &[(NodeId, Incarnation)], applied: &mut Applied) {
+        for (id, _) in lives {
+            if let Some(member) = self.members.get_mut(id) {
+                member.incarnation = None;
+            }
+            self.orphan_sessions_of(*id, applied);
+            self.unlock_all_of(*id);
+        }
+        self.shrink_after_loss(applied);
+    }
+
+    pub(super) fn apply_format(
+        &mut self,
+        options: &FormatOptions,
+        time_ns: u64,
+        applied: &mut Applied,
+    ) -> Outcome {
+        let storing = self.members.values().filter(|m| m.info.space_bytes > 0).count();
+        if options.pg_count == 0 || !options.pg_count.is_power_of_two() || options.pg_count > 1 << 16 {
+            return Err(proto::client::ClientError::InvalidParameters);
+        }
+        self.members.retain(|_, m| m.incarnation.is_some());
+        self.format = Some(*options);
+        self.shut_down = false;
+        self.vdis.clear();
+        self.sessions.clear();
+        self.pools.clear();
+        self.epochs.clear();
+        self.epoch = Epoch(0);
+        if storing > 0 {
+            let pool = self.new_pool(options.policy);
+            self.pools.push(pool);
+        } else {
+            self.pools.push(Pool::empty(options.policy));
+        }
+        self.next_epoch(time_ns);
+        applied.formatted = true;
+        applied.membership = true;
+        Ok(Accepted::Done)
+    }
+
+    fn next_epoch(&mut self, time_ns: u64) {
+        if self.format.is_none() {
+            return;
+        }
+        self.epoch = Epoch(self.epoch.0 + 1);
+        let nodes = self.node_infos();
+        self.epochs.push(EpochInfo { epoch: self.epoch, time: time_ns / 1_000_000_000, nodes });
+        if self.epochs.len() > EPOCHS_MAX {
+            self.epochs.remove(0);
+        }
+    }
+
+    /// Members that are up, by id, with the vnodes that users see.
+    pub fn node_infos(&self) -> Vec<NodeInfo> {
+        let up: Vec<&MemberState> = self.members.values().filter(|m| m.incarnation.is_some()).collect();
+        let members: Vec<_> = up.iter().map(|m| placement_member(&m.info)).collect();
+        let vnodes = placement::vnodes(&members);
+        up.iter()
+            .zip(vnodes)
+            .map(|(m, vnodes)| NodeInfo {
+                id: m.info.id,
+                zone: m.info.zone,
+                vnodes: if m.info.space_bytes == 0 { 0 } else { m.info.fixed_vnodes.unwrap_or(vnodes) },
+                space_bytes: m.info.space_bytes,
+            })
+            .collect()
+    }
+}
+
+/// Capacities are compared in steps of a 32nd or so: a few GiB of logs elsewhere on the file system move no data.
+fn coarse(space_bytes: u64) -> u64 {
+    let keep = 64 - space_bytes.leading_zeros().min(59) - 5;
+    space_bytes >> keep << keep
+}
+
+pub(super) fn placement_member(info: &MemberInfo) -> placement::Member {
+    placement::Member { id: info.id, zone: info.zone, weight: info.space_bytes }
+}

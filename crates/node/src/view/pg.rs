@@ -1,0 +1,276 @@
+//! Placement groups: where copies should be, and which are known to have every acknowledged write.
+//!
+//! An in-sync set shrinks before an acknowledgement that does without the copy, never after; it grows
+//! only when the copy has been awaited by every write since it began to catch up, and has fetched the rest.
+
+use proto::{CopyPolicy, NodeId, PgId, PoolId, Since};
+use serde::{Deserialize, Serialize};
+
+use super::member::placement_member;
+use super::{Accepted, Applied, FLAG_STRICT, MemberState, Outcome, View};
+
+/// PGs of one copy policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    pub policy: CopyPolicy,
+    pub pgs: Vec<Pg>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pg {
+    /// Where copies should be, in order.
+    pub targets: Vec<NodeId>,
+    /// Copies with every acknowledged write. May hold members that are down: then writes wait for them.
+    pub in_sync: Vec<NodeId>,
+    /// Copies that every write awaits already, but that still lack older ones. Never down.
+    pub catching: Vec<CatchingUp>,
+    /// View version of the last change.
+    pub since: Since,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatchingUp {
+    pub node: NodeId,
+    /// Version at which it began: names this attempt.
+    pub started: Since,
+}
+
+impl Pg {
+    pub fn is_catching(&self, node: NodeId) -> bool {
+        self.catching.iter().any(|c| c.node == node)
+    }
+
+    /// Whom a write awaits.
+    pub fn writers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.in_sync.iter().copied().chain(self.catching.iter().map(|c| c.node))
+    }
+
+    /// Is the node's copy of any use now or later?
+    pub fn concerns(&self, node: NodeId) -> bool {
+        self.targets.contains(&node) || self.writers().any(|n| n == node)
+    }
+}
+
+impl Pool {
+    pub(super) fn empty(policy: CopyPolicy) -> Pool {
+        Pool { policy, pgs: Vec::new() }
+    }
+}
+
+impl View {
+    /// How many in-sync copies must be up for writes to go on: half of the copies, rounded up, but never so
+    /// many that the loss of one member of a small cluster stops it. All of them in a strict cluster.
+    pub fn min_copies(&self, pg: PgId) -> usize {
+        let pool = &self.pools[usize::from(pg.pool.0)];
+        let copies = usize::from(pool.policy.width());
+        let targets = pool.pgs[pg.index as usize].targets.len();
+        if self.format.is_some_and(|f| f.flags & FLAG_STRICT != 0) {
+            return copies;
+        }
+        copies.div_ceil(2).min(targets.saturating_sub(1).max(1))
+    }
+
+    /// May writes of this PG be acknowledged once all its copies have them?
+    pub fn is_writable(&self, pg: PgId) -> bool {
+        let Some(state) = self.pg(pg) else { return false };
+        !state.in_sync.is_empty()
+            && state.writers().all(|n| self.is_up(n))
+            && state.in_sync.len() >= self.min_copies(pg)
+    }
+
+    /// The pool of a policy, made when it is first needed.
+    pub(super) fn pool_for(&mut self, policy: CopyPolicy) -> Option<PoolId> {
+        if let Some(found) = self.pools.iter().position(|p| p.policy == policy && !p.pgs.is_empty()) {
+            return Some(PoolId(found as u8));
+        }
+        let pool = self.new_pool(policy);
+        if pool.pgs.is_empty() {
+            return None;
+        }
+        // A pool that was empty, because only gateways were there at format, is filled in place.
+        if let Some(found) = self.pools.iter().position(|p| p.policy == policy) {
+            self.pools[found] = pool;
+            return Some(PoolId(found as u8));
+        }
+        if self.pools.len() > usize::from(u8::MAX) {
+            return None;
+        }
+        self.pools.push(pool);
+        Some(PoolId((self.pools.len() - 1) as u8))
+    }
+
+    /// A pool without objects: every target that is up is in sync, having nothing to lack.
+    pub(super) fn new_pool(&self, policy: CopyPolicy) -> Pool {
+        let Some(format) = &self.format else { return Pool::empty(policy) };
+        let targets =
+            placement::place(&self.placement_members(), format.pg_count, pool_seed(policy), policy.width());
+        let pgs = targets
+            .into_iter()
+            .map(|targets| Pg {
+                in_sync: targets.iter().copied().filter(|n| self.is_up(*n)).collect(),
+                targets,
+                catching: Vec::new(),
+                since: Since(self.version.0),
+            })
+            .collect::<Vec<_>>();
+        if pgs.iter().any(|pg| pg.in_sync.is_empty()) { Pool::empty(policy) } else { Pool { policy, pgs } }
+    }
+
+    fn placement_members(&self) -> Vec<placement::Member> {
+        self.members.values().map(|m: &MemberState| placement_member(&m.info)).collect()
+    }
+
+    /// Computes the targets anew after members or capacities changed. Data follows by catching up.
+    pub(super) fn retarget(&mut self, applied: &mut Applied) {
+        let Some(format) = self.format else { return };
+        let members = self.placement_members();
+        let since = Since(self.version.0);
+        for (number, pool) in self.pools.iter_mut().enumerate() {
+            if pool.pgs.is_empty() {
+                continue;
+            }
+            let previous: Vec<_> = pool.pgs.iter().map(|pg| pg.targets.clone()).collect();
+            let seed = pool_seed(pool.policy);
+            let wanted =
+                placement::place_from(&previous, &members, format.pg_count, seed, pool.policy.width());
+            for (index, (pg, targets)) in pool.pgs.iter_mut().zip(wanted).enumerate() {
+                if pg.targets != targets {
+                    pg.targets = targets;
+                    pg.catching.retain(|c| pg.targets.contains(&c.node));
+                    pg.since = since;
+                    applied.pgs.push(PgId { pool: PoolId(number as u8), index: index as u32 });
+                }
+            }
+        }
+    }
+
+    /// Members have just gone down: they leave the in-sync sets at once, unless too few copies would remain.
+    ///
+    /// A set that would fall below `min_copies` stays as it is: its writes wait, so nothing is acknowledged without the
+    /// missing copies, and when they return nothing has to be fetched. That is also why a power loss of all, which
+    /// arrives as one event, changes no set.
+    pub(super) fn shrink_after_loss(&mut self, applied: &mut Applied) {
+        self.change_pgs(applied, |view, id, pg| {
+            let up = |n: &NodeId| view.is_up(*n);
+            let had = (pg.in_sync.len(), pg.catching.len());
+            pg.catching.retain(|c| view.is_up(c.node));
+            let remaining = pg.in_sync.iter().filter(|n| up(n)).count();
+            if remaining >= view.min_copies(id) {
+                pg.in_sync.retain(up);
+            }
+            had != (pg.in_sync.len(), pg.catching.len())
+        });
+    }
+
+    /// A member has come back with an empty store: whatever it was in sync with is gone.
+    ///
+    /// A PG left without any in-sync copy serves nothing: an older copy must not pass for the data silently.
+    pub(super) fn forget_copies_of(&mut self, node: NodeId, applied: &mut Applied) {
+        self.change_pgs(applied, |_, _, pg| {
+            let had = pg.writers().any(|n| n == node);
+            pg.in_sync.retain(|n| *n != node);
+            pg.catching.retain(|c| c.node != node);
+            had
+        });
+    }
+
+    fn change_pgs(&mut self, applied: &mut Applied, mut change: impl FnMut(&View, PgId, &mut Pg) -> bool) {
+        for number in 0..self.pools.len() {
+            for index in 0..self.pools[number].pgs.len() {
+                let id = PgId { pool: PoolId(number as u8), index: index as u32 };
+                let mut pg = std::mem::take(&mut self.pools[number].pgs[index]);
+                // `min_copies` looks at the targets of the PG itself.
+                self.pools[number].pgs[index].targets = pg.targets.clone();
+                if change(self, id, &mut pg) {
+                    pg.since = Since(self.version.0);
+                    applied.pgs.push(id);
+                }
+                self.pools[number].pgs[index] = pg;
+            }
+        }
+    }
+
+    /// Goes on without a copy that is slow or cut off. Each PG is a compare-and-set; those that fail are left alone.
+    pub(super) fn drop_copies(
+        &mut self,
+        node: NodeId,
+        pgs: &[(PgId, Since)],
+        applied: &mut Applied,
+    ) -> Outcome {
+        for (id, since) in pgs {
+            let Some(pg) = self.pg(*id) else { continue };
+            if pg.since != *since || !pg.writers().any(|n| n == node) {
+                continue;
+            }
+            let remaining = pg.in_sync.iter().filter(|n| **n != node && self.is_up(**n)).count();
+            if pg.in_sync.contains(&node) && remaining < self.min_copies(*id) {
+                continue;
+            }
+            let version = self.version;
+            let pg = self.pg_mut(*id);
+            pg.in_sync.retain(|n| *n != node);
+            pg.catching.retain(|c| c.node != node);
+            pg.since = Since(version.0);
+            applied.pgs.push(*id);
+        }
+        Ok(Accepted::Done)
+    }
+
+    pub(super) fn start_catch_up(
+        &mut self,
+        from: NodeId,
+        pgs: &[(PgId, Since)],
+        applied: &mut Applied,
+    ) -> Outcome {
+        for (id, since) in pgs {
+            let Some(pg) = self.pg(*id) else { continue };
+            let wanted = pg.targets.contains(&from) && !pg.writers().any(|n| n == from);
+            if pg.since != *since || !wanted || pg.in_sync.is_empty() {
+                continue;
+            }
+            let started = Since(self.version.0);
+            let pg = self.pg_mut(*id);
+            pg.catching.push(CatchingUp { node: from, started });
+            pg.since = started;
+            applied.pgs.push(*id);
+        }
+        Ok(Accepted::Done)
+    }
+
+    /// `pgs` carry the version at which the attempt started: an attempt that was dropped meanwhile does not count.
+    pub(super) fn finish_catch_up(
+        &mut self,
+        from: NodeId,
+        pgs: &[(PgId, Since)],
+        applied: &mut Applied,
+    ) -> Outcome {
+        for (id, started) in pgs {
+            let attempt = CatchingUp { node: from, started: *started };
+            if !self.pg(*id).is_some_and(|pg| pg.catching.contains(&attempt)) {
+                continue;
+            }
+            let version = self.version;
+            let pg = self.pg_mut(*id);
+            pg.catching.retain(|c| *c != attempt);
+            pg.in_sync.push(from);
+            // With all targets in sync, copies elsewhere have served their time.
+            if pg.targets.iter().all(|t| pg.in_sync.contains(t)) {
+                pg.in_sync = pg.targets.clone();
+            }
+            pg.since = Since(version.0);
+            applied.pgs.push(*id);
+        }
+        // Copies that are down and were kept for want of others can go now.
+        self.shrink_after_loss(applied);
+        Ok(Accepted::Done)
+    }
+
+    fn pg_mut(&mut self, id: PgId) -> &mut Pg {
+        &mut self.pools[usize::from(id.pool.0)].pgs[id.index as usize]
+    }
+}
+
+/// Pools place independently of each other.
+fn pool_seed(policy: CopyPolicy) -> u64 {
+    u64::from(policy.wire()) << 8 | u64::from(policy.width())
+}

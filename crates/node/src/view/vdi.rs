@@ -1,0 +1,172 @@
+//! VDIs: names, ids and everything that an inode's header says.
+//!
+//! The view is the only home of this; inode headers are composed from it. A deleted VDI stays as a tombstone: its
+//! vid is never given again, so objects on a member that was away can be told from living ones.
+
+use proto::client::{ClientError, VdiInfo};
+use proto::hash::vid_of_name;
+use proto::inode::{InodeHeader, NAME_MAX, SHIFT_MAX, SHIFT_MIN, max_vdi_bytes};
+use proto::{CopyPolicy, Lineage, NodeId, PoolId, Vid};
+use serde::{Deserialize, Serialize};
+
+use super::{Accepted, Applied, Outcome, View};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vdi {
+    pub name: Vec<u8>,
+    pub tag: Vec<u8>,
+    pub size: u64,
+    pub policy: CopyPolicy,
+    pub pool: PoolId,
+    pub block_size_shift: u8,
+    pub snap_id: u32,
+    /// `seconds << 32 | nanoseconds`.
+    pub create_time: u64,
+    pub snap_ctime: u64,
+    pub vm_state_size: u64,
+    pub vm_clock_nsec: u64,
+    pub parent: Vid,
+    pub lineage: Lineage,
+    /// Old clients' locks: holder and whether shared.
+    pub locks: Vec<(NodeId, bool)>,
+    pub deleted: bool,
+}
+
+impl Vdi {
+    pub fn is_snapshot(&self) -> bool {
+        self.snap_ctime != 0
+    }
+
+    pub fn header(&self, vid: Vid) -> InodeHeader {
+        InodeHeader {
+            name: self.name.clone(),
+            tag: self.tag.clone(),
+            create_time: self.create_time,
+            snap_ctime: self.snap_ctime,
+            vm_clock_nsec: self.vm_clock_nsec,
+            vdi_size: self.size,
+            vm_state_size: self.vm_state_size,
+            policy: self.policy,
+            block_size_shift: self.block_size_shift,
+            snap_id: self.snap_id,
+            vid,
+            parent: self.parent,
+        }
+    }
+
+    pub fn info(&self, vid: Vid, owner: Option<NodeId>) -> VdiInfo {
+        VdiInfo {
+            vid,
+            name: self.name.clone(),
+            tag: self.tag.clone(),
+            size: self.size,
+            policy: self.policy,
+            block_size_shift: self.block_size_shift,
+            snap_id: self.snap_id,
+            create_time: self.create_time,
+            snap_ctime: self.snap_ctime,
+            vm_state_size: self.vm_state_size,
+            vm_clock_nsec: self.vm_clock_nsec,
+            parent: self.parent,
+            owner,
+            locked_by: self.locks.clone(),
+        }
+    }
+}
+
+impl View {
+    pub(super) fn create_vdi(
+        &mut self,
+        name: &[u8],
+        size: u64,
+        policy: Option<CopyPolicy>,
+        shift: Option<u8>,
+        time_ns: u64,
+        applied: &mut Applied,
+    ) -> Outcome {
+        let format = self.format.expect("checked by the caller");
+        let policy = policy.unwrap_or(format.policy);
+        let shift = shift.unwrap_or(format.block_size_shift);
+        let CopyPolicy::Replicated { copies } = policy else {
+            return Err(ClientError::Unsupported("erasure-coded VDIs".into()));
+        };
+        if name.is_empty()
+            || name.len() > NAME_MAX
+            || name.contains(&0)
+            || !(1..=31).contains(&copies)
+            || !(SHIFT_MIN..=SHIFT_MAX).contains(&shift)
+            || size > max_vdi_bytes(shift)
+        {
+            return Err(ClientError::InvalidParameters);
+        }
+        if self.working_vdi(name).is_some() {
+            return Err(ClientError::VdiExists);
+        }
+        let vid = self.free_vid(name).ok_or(ClientError::NoFreeVid)?;
+        let pool = self.pool_for(policy).ok_or(ClientError::NoStorage)?;
+        let snap_id = self.vdis.values().filter(|v| !v.deleted && v.name == name).map(|v| v.snap_id).max();
+        let vdi = Vdi {
+            name: name.to_vec(),
+            tag: Vec::new(),
+            size,
+            policy,
+            pool,
+            block_size_shift: shift,
+            snap_id: snap_id.unwrap_or(0) + 1,
+            create_time: (time_ns / 1_000_000_000) << 32 | time_ns % 1_000_000_000,
+            snap_ctime: 0,
+            vm_state_size: 0,
+            vm_clock_nsec: 0,
+            parent: Vid(0),
+            lineage: Lineage(vid.0),
+            locks: Vec::new(),
+            deleted: false,
+        };
+        self.vdis.insert(vid, vdi);
+        applied.vdis.push(vid);
+        Ok(Accepted::Vdi(vid))
+    }
+
+    /// The first vid at or after the name's hash that was never used (spec section 4.3).
+    fn free_vid(&self, name: &[u8]) -> Option<Vid> {
+        let start = vid_of_name(name);
+        let mut vid = start;
+        while self.vdis.contains_key(&vid) {
+            vid = vid.next();
+            if vid == start {
+                return None;
+            }
+        }
+        Some(vid)
+    }
+
+    pub(super) fn delete_vdi(&mut self, vid: Vid, applied: &mut Applied) -> Outcome {
+        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| !v.deleted) else {
+            return Err(ClientError::NoVdi);
+        };
+        vdi.deleted = true;
+        vdi.name.clear();
+        vdi.locks.clear();
+        applied.vdis.push(vid);
+        Ok(Accepted::Vdi(vid))
+    }
+
+    pub(super) fn resize_vdi(&mut self, vid: Vid, size: u64) -> Outcome {
+        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| !v.deleted) else {
+            return Err(ClientError::NoVdi);
+        };
+        if vdi.is_snapshot() {
+            return Err(ClientError::ReadOnly);
+        }
+        if size < vdi.size || size > max_vdi_bytes(vdi.block_size_shift) {
+            return Err(ClientError::InvalidParameters);
+        }
+        vdi.size = size;
+        Ok(Accepted::Done)
+    }
+
+    pub fn working_vdi(&self, name: &[u8]) -> Option<Vid> {
+        let named = |v: &Vdi| !v.deleted && !v.is_snapshot() && v.name == name;
+        self.vdis.iter().find(|(_, v)| named(v)).map(|(vid, _)| *vid)
+    }
+}
