@@ -1,0 +1,197 @@
+//! The store directory: its lock, its version mark, its sockets' names and the pid file.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Mark of this layout in `config`.
+const CONFIG: &str = "sheepdog store 2\n";
+/// What stores of the original had there instead.
+const ORIGINAL_CONFIG_BYTES: usize = 40;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    #[error("cannot {what} {}: {error}", path.display())]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
+    #[error("another sheep uses {}", .0.display())]
+    InUse(PathBuf),
+    #[error(
+        "{} holds a store of the original Sheepdog, which this version cannot use. \
+         Start in an empty directory and copy the volumes over", .0.display()
+    )]
+    Original(PathBuf),
+    #[error("{} was written by another version ('{found}'); this one knows '{}'", path.display(), CONFIG.trim())]
+    OtherVersion { path: PathBuf, found: String },
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HomeError {
+    let path = path.to_path_buf();
+    move |error| HomeError::Io { what, path, error }
+}
+
+/// A store directory that this process alone uses, as long as the value lives.
+pub struct Home {
+    pub path: PathBuf,
+    /// The disk, where it is not this directory.
+    pub disk: Option<PathBuf>,
+    _locks: Vec<File>,
+}
+
+/// Creates the directories and makes all paths absolute, since a daemon leaves the directory it was started in.
+pub fn prepare(directory: &Path, disk: Option<&Path>) -> Result<(PathBuf, Option<PathBuf>), HomeError> {
+    let directory = create(directory)?;
+    let disk = match disk {
+        Some(disk) if !disk.exists() => Some(create(disk)?),
+        Some(disk) => Some(fs::canonicalize(disk).map_err(io_error("resolve", disk))?),
+        None => None,
+    };
+    Ok((directory, disk))
+}
+
+fn create(path: &Path) -> Result<PathBuf, HomeError> {
+    DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(io_error("create directory", path))?;
+    fs::canonicalize(path).map_err(io_error("resolve", path))
+}
+
+impl Home {
+    /// Locks the directory (and the disk, which another sheep may use under another directory) and checks its version.
+    pub fn lock(path: PathBuf, disk: Option<PathBuf>) -> Result<Home, HomeError> {
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o640)
+            .open(&lock_path)
+            .map_err(io_error("open", &lock_path))?;
+        take(&lock, &path)?;
+        let mut locks = vec![lock];
+        if let Some(disk) = &disk {
+            let file = File::open(disk).map_err(io_error("open", disk))?;
+            take(&file, disk)?;
+            locks.push(file);
+        }
+        check_config(&path)?;
+        Ok(Home { path, disk, _locks: locks })
+    }
+}
+
+fn take(file: &File, path: &Path) -> Result<(), HomeError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(HomeError::InUse(path.into())),
+        Err(error) => Err(io_error("lock", path)(error.into())),
+    }
+}
+
+fn check_config(directory: &Path) -> Result<(), HomeError> {
+    let path = directory.join("config");
+    match fs::read(&path) {
+        Ok(found) if found == CONFIG.as_bytes() => Ok(()),
+        Ok(found) if found.len() == ORIGINAL_CONFIG_BYTES && !found.starts_with(b"sheepdog") => {
+            Err(HomeError::Original(directory.into()))
+        }
+        Ok(found) => {
+            let start = &found[..found.len().min(64)];
+            let found = String::from_utf8_lossy(start).trim().escape_debug().to_string();
+            Err(HomeError::OtherVersion { path, found })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let aside = directory.join("config.tmp");
+            File::create(&aside)
+                .and_then(|mut file| file.write_all(CONFIG.as_bytes()).and_then(|()| file.sync_all()))
+                .and_then(|()| fs::rename(&aside, &path))
+                .and_then(|()| File::open(directory)?.sync_all())
+                .map_err(io_error("write", &path))
+        }
+        Err(error) => Err(io_error("read", &path)(error)),
+    }
+}
+
+/// A locked file that names this process; gone with it.
+pub struct PidFile {
+    path: PathBuf,
+    _file: File,
+}
+
+impl PidFile {
+    /// To be called by the process that stays.
+    pub fn write(path: PathBuf) -> Result<PidFile, HomeError> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("create pid file", &path))?;
+        take(&file, &path)?;
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(io_error("write pid file", &path))?;
+        Ok(PidFile { path, _file: file })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_user_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = prepare(&dir.path().join("a/b"), None).unwrap();
+        let first = Home::lock(path.clone(), None).unwrap();
+        let second = Home::lock(path.clone(), None).err().unwrap();
+        assert_eq!(second.to_string(), format!("another sheep uses {}", path.display()));
+        drop(first);
+        Home::lock(path, None).unwrap();
+    }
+
+    #[test]
+    fn a_disk_is_not_shared_by_two_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        let open = |name: &str| {
+            let (path, disk) = prepare(&dir.path().join(name), Some(&disk)).unwrap();
+            Home::lock(path, disk)
+        };
+        let _first = open("m1").unwrap();
+        assert!(matches!(open("m2"), Err(HomeError::InUse(path)) if path.ends_with("disk")));
+    }
+
+    #[test]
+    fn stores_of_other_versions_are_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = prepare(dir.path(), None).unwrap();
+        let check = |content: &[u8], expect: &str| {
+            fs::write(path.join("config"), content).unwrap();
+            let text = Home::lock(path.clone(), None).err().unwrap().to_string();
+            assert!(text.contains(expect), "{text}");
+            assert_eq!(fs::read(path.join("config")).unwrap(), content);
+        };
+        check(&[1; 40], "holds a store of the original Sheepdog");
+        check(b"sheepdog store 3\n", "another version ('sheepdog store 3')");
+        check(b"", "another version ('')");
+    }
+
+    #[test]
+    fn the_pid_file_goes_with_its_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        fs::write(&path, "a much longer old content").unwrap();
+        let pid_file = PidFile::write(path.clone()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert!(matches!(PidFile::write(path.clone()), Err(HomeError::InUse(_))));
+        drop(pid_file);
+        assert!(!path.exists());
+    }
+}
