@@ -174,7 +174,10 @@ impl Node {
         self.check_format(now);
         // Objects whose VDI was deleted while this node was away.
         self.sweep_wanted = true;
-        self.with(now, |node, ctx| node.catch_up.handle_view(ctx, node.replica, &all));
+        self.with(now, |node, ctx| {
+            node.catch_up.handle_view(ctx, node.replica, &all);
+            node.replica.forget_closed(ctx);
+        });
         for (request, op) in std::mem::take(&mut self.early) {
             self.take_request(request, op, now);
         }
@@ -604,7 +607,8 @@ fn answer_list(ctx: &mut Context, to: NodeId, call: u64, pgs: &[(PgId, Since)], 
     };
     let last = objects.last().map(|o| o.oid);
     let complete = objects.len() < crate::replica::LIST_PAGE as usize;
-    let wanted = |oid| ctx.view.pg_of(oid).is_some_and(|pg| pgs.iter().any(|(wanted, _)| *wanted == pg));
+    let asked: std::collections::BTreeSet<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
+    let wanted = |oid| ctx.view.pg_of(oid).is_some_and(|pg| asked.contains(&pg));
     let mut found: Vec<_> = objects.into_iter().filter(|o| wanted(o.oid)).collect();
     // The asker goes on after the last object it is told of, so an incomplete page names its end.
     if !complete

@@ -252,6 +252,14 @@ impl Replica {
         self.settle(ctx, vid, Stamp { generation, seq: Seq(u64::MAX - 1) });
     }
 
+    /// After a start: what the store has remembered of sessions that ended cleanly since is settled.
+    pub fn forget_closed(&mut self, ctx: &mut Context) {
+        for vid in self.vdis.keys().copied().collect::<Vec<_>>() {
+            let clean = ctx.view.session(vid).clean;
+            self.settle(ctx, vid, Stamp { generation: clean, seq: Seq(u64::MAX - 1) });
+        }
+    }
+
     /// This node's copy of a PG starts from scratch: what was known of its changes means nothing, since the blocks are
     /// fetched anew and a change that arrives again must be carried out again, after them.
     pub fn forget_pg(&mut self, ctx: &Context, pg: PgId) {

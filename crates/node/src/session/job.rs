@@ -266,10 +266,12 @@ impl Session {
                 let mut calls = vec![(node, call)];
                 if let Some(Forwarded::Running { repeats, .. }) = self.forwarded.remove(&job.request.origin) {
                     calls.extend(repeats);
-                    let first_seq = job.first_seq;
-                    let done =
-                        Forwarded::Done { result: result.clone(), first_seq, to: node, call, told: ctx.now };
-                    self.forwarded.insert(job.request.origin, done);
+                    // A gateway that is gone will not ask again.
+                    if ctx.view.is_incarnation_alive(job.request.origin.incarnation) {
+                        let (result, first_seq) = (result.clone(), job.first_seq);
+                        let done = Forwarded::Done { result, first_seq, to: node, call, told: ctx.now };
+                        self.forwarded.insert(job.request.origin, done);
+                    }
                 }
                 for (node, call) in calls {
                     ctx.reply(node, call, client_reply(&job.request, &result));

@@ -207,3 +207,6 @@ fn pg_index(lineage: Lineage, oid: Oid, pg_count: u32) -> u32 {
     };
     placement::pg_of(lineage, index, pg_count)
 }
+
+#[cfg(test)]
+mod tests;
