@@ -4,6 +4,8 @@
 
 pub mod getopt;
 pub mod home;
+pub mod io;
 pub mod launch;
+pub mod link;
 pub mod logging;
 pub mod options;

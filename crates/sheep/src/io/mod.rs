@@ -1,0 +1,250 @@
+//! One disk, as the data plane uses it: orders in, completions out, buffers owned by the order until then.
+//!
+//! Two engines with the same meaning: an io_uring of the data plane's own thread, and a small pool of threads where
+//! io_uring is forbidden. `SHEEP_IO=threads` (or `uring`) chooses by hand. Neither orders anything: a store that wants
+//! one thing after another waits for the first. A `durable` write is on stable storage when it completes; a `Sync`
+//! makes all writes durable that have completed before it was submitted.
+
+mod ring;
+mod threads;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use front::buffer::{ALIGNMENT, AlignedBuf};
+use tokio::sync::mpsc;
+
+/// Longest read or write in one order.
+pub const IO_BYTES_MAX: usize = 64 << 20;
+/// The kernel takes no more pieces at once (IOV_MAX); a write with more is copied together.
+const PIECES_MAX: usize = 1024;
+
+/// An order to a disk. Offsets and lengths are multiples of 4 KiB.
+#[derive(Debug)]
+pub struct DiskOrder {
+    /// Chosen by whoever orders; comes back with the completion.
+    pub id: u64,
+    pub deed: Deed,
+}
+
+#[derive(Debug)]
+pub enum Deed {
+    Read { offset: u64, len: usize },
+    Write { offset: u64, data: Vec<Bytes>, durable: bool },
+    Sync,
+}
+
+/// An order that has been carried out. Reads bring exactly the bytes asked for.
+#[derive(Debug)]
+pub struct Completion {
+    pub id: u64,
+    pub result: io::Result<Bytes>,
+}
+
+/// A disk that takes orders. Clones share it. Lives in the data plane's thread.
+#[derive(Clone)]
+pub struct Disk {
+    engine: Engine,
+}
+
+#[derive(Clone)]
+enum Engine {
+    Ring(Rc<ring::Ring>),
+    Threads(Rc<threads::Pool>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// io_uring where it works.
+    Best,
+    Ring,
+    Threads,
+}
+
+impl EngineChoice {
+    pub fn from_env() -> Result<EngineChoice, String> {
+        match std::env::var("SHEEP_IO").as_deref() {
+            Err(_) | Ok("") => Ok(EngineChoice::Best),
+            Ok("uring") => Ok(EngineChoice::Ring),
+            Ok("threads") => Ok(EngineChoice::Threads),
+            Ok(other) => Err(format!("SHEEP_IO is '{other}': must be 'uring' or 'threads'")),
+        }
+    }
+}
+
+/// Opens a regular file or block device past the page cache; with it on file systems that know no other way.
+pub fn open_direct(path: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).truncate(false).mode(0o640);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!("{}: no direct I/O on this file system, using the page cache", path.display());
+            options.open(path)
+        }
+        other => other,
+    }
+}
+
+/// The size of a file or a block device.
+pub fn size_bytes(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        return rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map_err(Into::into);
+    }
+    Ok(metadata.len())
+}
+
+impl Disk {
+    /// Starts an engine within a `LocalSet`. Completions come on the channel; each order yields one.
+    pub fn start(
+        file: File,
+        choice: EngineChoice,
+    ) -> io::Result<(Disk, mpsc::UnboundedReceiver<Completion>)> {
+        // Bounded by the orders under way, which whoever gives them bounds.
+        let (sender, completions) = mpsc::unbounded_channel();
+        let engine = match choice {
+            EngineChoice::Threads => Engine::Threads(Rc::new(threads::Pool::start(file, sender)?)),
+            EngineChoice::Ring => Engine::Ring(ring::Ring::start(file, sender)?),
+            EngineChoice::Best => {
+                let spare = file.try_clone()?;
+                match ring::Ring::start(file, sender.clone()) {
+                    Ok(ring) => Engine::Ring(ring),
+                    Err(error) => {
+                        tracing::warn!("no io_uring ({error}): using threads for the disk");
+                        Engine::Threads(Rc::new(threads::Pool::start(spare, sender)?))
+                    }
+                }
+            }
+        };
+        Ok((Disk { engine }, completions))
+    }
+
+    /// Takes an order. It starts with the next [`Disk::submit`].
+    pub fn order(&self, order: DiskOrder) {
+        let work = Work::new(order);
+        match &self.engine {
+            Engine::Ring(ring) => ring.order(work),
+            Engine::Threads(pool) => pool.order(work),
+        }
+    }
+
+    /// Starts everything ordered so far: once per turn, since each costs a system call.
+    pub fn submit(&self) {
+        if let Engine::Ring(ring) = &self.engine {
+            ring.submit();
+        }
+    }
+}
+
+/// An order on its way: its memory, and how far it has come.
+struct Work {
+    id: u64,
+    kind: Kind,
+    offset: u64,
+    done: usize,
+    total: usize,
+}
+
+enum Kind {
+    Read(AlignedBuf),
+    Write { pieces: Vec<Bytes>, durable: bool },
+    Sync,
+}
+
+/// What becomes of a work after one system call for it.
+enum Outcome {
+    Finished(Completion),
+    /// Cut short or interrupted: go on with the rest.
+    Again(Work),
+}
+
+impl Work {
+    fn new(order: DiskOrder) -> Work {
+        let id = order.id;
+        let (kind, offset, total) = match order.deed {
+            Deed::Read { offset, len } => {
+                let mut buffer = AlignedBuf::with_capacity(len);
+                buffer.extend_with_zeros(len);
+                (Kind::Read(buffer), offset, len)
+            }
+            Deed::Write { offset, data, durable } => {
+                let total = data.iter().map(Bytes::len).sum();
+                (Kind::Write { pieces: aligned(data, total), durable }, offset, total)
+            }
+            Deed::Sync => (Kind::Sync, 0, 0),
+        };
+        assert!(total <= IO_BYTES_MAX, "an order of {total} bytes is too long");
+        assert!(total.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64), "whole blocks only");
+        Work { id, kind, offset, done: 0, total }
+    }
+
+    /// The memory that is still to be read or written. Valid as long as the work is not dropped, moved or not: it
+    /// points into buffers that the work owns by reference.
+    fn iovecs(&mut self) -> Vec<libc::iovec> {
+        let mut skip = self.done;
+        let mut iovecs = Vec::new();
+        let mut push = |start: *mut u8, len: usize| {
+            let skipped = skip.min(len);
+            skip -= skipped;
+            if skipped < len {
+                iovecs.push(libc::iovec {
+                    iov_base: start.wrapping_add(skipped).cast(),
+                    iov_len: len - skipped,
+                });
+            }
+        };
+        match &mut self.kind {
+            Kind::Read(buffer) => push(buffer.as_mut_ptr(), buffer.len()),
+            // The kernel only reads from memory that is to be written to a disk.
+            Kind::Write { pieces, .. } => {
+                pieces.iter().for_each(|piece| push(piece.as_ptr().cast_mut(), piece.len()))
+            }
+            Kind::Sync => {}
+        }
+        iovecs
+    }
+
+    fn position(&self) -> u64 {
+        self.offset + self.done as u64
+    }
+
+    /// `result` is what the system call returned: bytes, or an error number below zero.
+    fn advance(mut self, result: i32) -> Outcome {
+        let outcome = match result {
+            r if r == -libc::EINTR || r == -libc::EAGAIN => return Outcome::Again(self),
+            r if r < 0 => Err(io::Error::from_raw_os_error(-r)),
+            r => {
+                self.done += r as usize;
+                if self.done < self.total && r > 0 {
+                    return Outcome::Again(self);
+                }
+                if self.done == self.total { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            }
+        };
+        let data = match self.kind {
+            Kind::Read(buffer) => buffer.freeze(),
+            _ => Bytes::new(),
+        };
+        Outcome::Finished(Completion { id: self.id, result: outcome.map(|()| data) })
+    }
+}
+
+/// The pieces as direct I/O can take them: themselves, or one copy of all.
+fn aligned(pieces: Vec<Bytes>, total: usize) -> Vec<Bytes> {
+    let fits = |piece: &Bytes| {
+        (piece.as_ptr() as usize).is_multiple_of(ALIGNMENT) && piece.len().is_multiple_of(ALIGNMENT)
+    };
+    if pieces.len() <= PIECES_MAX && pieces.iter().all(fits) {
+        return pieces;
+    }
+    let mut copy = AlignedBuf::with_capacity(total);
+    pieces.iter().for_each(|piece| copy.extend_from_slice(piece));
+    vec![copy.freeze()]
+}
+
+#[cfg(test)]
+mod tests;
