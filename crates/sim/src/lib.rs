@@ -1,7 +1,19 @@
 //! The seeded simulator: whole clusters in virtual time, with faults, and a checker of what clients saw.
 
+pub mod client;
+pub mod driver;
+mod faults;
 pub mod history;
 pub mod linearize;
+pub mod model_store;
+pub mod network;
 pub mod prng;
 pub mod queue;
+pub mod run;
+pub mod scenario;
+pub mod sheep;
 pub mod value;
+pub mod world;
+
+pub use run::{Options, Outcome, run};
+pub use scenario::PlantedBug;

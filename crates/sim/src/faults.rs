@@ -1,0 +1,183 @@
+//! What goes wrong, when, and how it is mended: drawn from the seed, within what the cluster must survive.
+
+use std::time::Duration;
+
+use crate::network::{Pair, SheepIndex};
+use crate::scenario::{FaultKind, PlantedBug};
+use crate::world::{Event, World};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A step of a fault that happens later than its beginning.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Mend(Pair),
+    QuorumLost { sheep: SheepIndex, start: u64 },
+    /// The others give a cut-off sheep up. Never before it was told that it lost its quorum.
+    Expel { sheep: SheepIndex, start: u64 },
+    Reconnect(SheepIndex),
+    DiskRecovers(SheepIndex),
+}
+
+impl World {
+    pub(crate) fn next_fault(&mut self) {
+        if !self.faults_on || self.scenario.faults.is_empty() {
+            return;
+        }
+        let pause = self.fault_rng.latency(self.scenario.fault_pause);
+        self.queue.put_after(pause.min(500 * MS), Event::NextFault);
+        self.fault_count += 1;
+        let kind = *self.fault_rng.pick(&self.scenario.faults);
+        let victim = self.fault_rng.index(self.sheep.len());
+        self.log(|| format!("FAULT {kind:?} at sheep {victim}"));
+        match kind {
+            FaultKind::Kill => {
+                self.kill(victim, "killed");
+                self.boot_later(victim, 1500 * MS);
+            }
+            FaultKind::PowerLoss => self.power_loss(),
+            FaultKind::ResetLink => {
+                let pair = self.draw_pair();
+                self.reset_link(pair);
+            }
+            FaultKind::CutLink => self.cut_link(),
+            FaultKind::CutOff => self.cut_off(victim),
+            FaultKind::SlowDisk => {
+                self.sheep[victim].disk_slowness = self.fault_rng.in_range(5..100) as u32;
+                let delay = self.fault_rng.duration(50 * MS..500 * MS);
+                self.queue.put_after(delay, Event::Fault(Fault::DiskRecovers(victim)));
+            }
+            FaultKind::DriftClock => {
+                let (rate, leap) = (self.fault_rng.in_range(500..2000), self.fault_rng.below(2_000_000_000));
+                let leap = if self.fault_rng.percent(30) { leap } else { 0 };
+                let now = self.now();
+                self.sheep[victim].clock.drift(now, rate, leap);
+                // The timer was set by the old rate.
+                let start = self.sheep[victim].start;
+                if let Some(running) = self.sheep[victim].running(start) {
+                    running.timer = None;
+                    self.after(victim);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn apply_fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Mend(pair) => self.mend(pair),
+            Fault::QuorumLost { sheep, start } => {
+                if self.sheep[sheep].cut_off && self.sheep[sheep].start == start {
+                    self.log(|| format!("sheep {sheep} is told that it lost its quorum"));
+                    self.quorum_lost(sheep, start);
+                }
+            }
+            Fault::Expel { sheep, start } => {
+                if self.sheep[sheep].cut_off && self.sheep[sheep].start == start {
+                    self.log(|| format!("sheep {sheep} is given up"));
+                    self.driver.expel(self.sheep[sheep].id());
+                    self.step_now(Event::NoticeDeaths);
+                }
+            }
+            Fault::Reconnect(sheep) => {
+                self.log(|| format!("sheep {sheep} reaches the driver again"));
+                self.mend_driver(sheep);
+            }
+            Fault::DiskRecovers(sheep) => self.sheep[sheep].disk_slowness = 1,
+        }
+    }
+
+    fn step_now(&mut self, event: Event) {
+        self.queue.put_after(Duration::ZERO, event);
+    }
+
+    /// Faults are over: everything is mended and everybody comes back.
+    pub(crate) fn mend_everything(&mut self) {
+        self.faults_on = false;
+        for pair in self.network.cuts() {
+            self.mend(pair);
+        }
+        for index in 0..self.sheep.len() {
+            self.sheep[index].disk_slowness = 1;
+            if self.sheep[index].cut_off {
+                self.mend_driver(index);
+            }
+            if !self.sheep[index].is_up() {
+                self.boot_later(index, 200 * MS);
+            }
+        }
+    }
+
+    pub(crate) fn boot_later(&mut self, index: SheepIndex, within: Duration) {
+        let delay = self.fault_rng.duration(20 * MS..within);
+        self.queue.put_after(delay, Event::Boot(index));
+    }
+
+    fn power_loss(&mut self) {
+        for index in 0..self.sheep.len() {
+            self.kill(index, "power loss");
+            self.boot_later(index, 1000 * MS);
+        }
+    }
+
+    fn draw_pair(&mut self) -> Pair {
+        let count = self.sheep.len();
+        if count == 1 {
+            return (0, 0);
+        }
+        let from = self.fault_rng.index(count);
+        (from, (from + 1 + self.fault_rng.index(count - 1)) % count)
+    }
+
+    fn cut_link(&mut self) {
+        let pair = self.draw_pair();
+        let mut pairs = vec![pair];
+        if self.fault_rng.percent(60) {
+            pairs.push((pair.1, pair.0));
+        }
+        let time = self.fault_rng.duration(20 * MS..700 * MS);
+        self.cut_for(&pairs, time);
+    }
+
+    fn cut_for(&mut self, pairs: &[Pair], time: Duration) {
+        for &pair in pairs {
+            self.network.cut(pair);
+            self.queue.put_after(time, Event::Fault(Fault::Mend(pair)));
+            // Somebody may lose patience.
+            if self.fault_rng.percent(50) {
+                let delay = self.fault_rng.duration(MS..time);
+                self.queue.put_after(delay, Event::ResetLink(pair));
+            }
+        }
+        self.log(|| format!("links {pairs:?} are cut for {time:?}"));
+    }
+
+    fn mend(&mut self, pair: Pair) {
+        let now = self.now();
+        for departure in self.network.mend(pair, now) {
+            self.depart(departure);
+        }
+    }
+
+    /// A partition: the sheep loses the driver, and perhaps all others with it. Its lease ends before theirs do.
+    fn cut_off(&mut self, index: SheepIndex) {
+        if !self.sheep[index].is_up() || self.sheep[index].cut_off {
+            return;
+        }
+        self.sheep[index].cut_off = true;
+        self.driver.cut_off(self.sheep[index].id());
+        let start = self.sheep[index].start;
+        let lease = self.fault_rng.duration(50 * MS..300 * MS);
+        let given_up = lease + self.fault_rng.duration(MS..300 * MS);
+        let mended = self.fault_rng.duration(20 * MS..1000 * MS);
+        if self.scenario.bug != PlantedBug::NoQuorumLost {
+            self.queue.put_after(lease, Event::Fault(Fault::QuorumLost { sheep: index, start }));
+        }
+        self.queue.put_after(given_up, Event::Fault(Fault::Expel { sheep: index, start }));
+        self.queue.put_after(mended, Event::Fault(Fault::Reconnect(index)));
+        if self.fault_rng.percent(50) {
+            let others = (0..self.sheep.len()).filter(|p| *p != index);
+            let pairs: Vec<Pair> = others.flat_map(|p| [(index, p), (p, index)]).collect();
+            self.cut_for(&pairs, mended);
+        }
+    }
+}

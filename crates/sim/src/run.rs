@@ -1,0 +1,262 @@
+//! One run from seed to verdict: set up, make trouble, stop making trouble, and see what must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use proto::client::{ClientOp, ClientReply, ClientResult, ClusterOp, VdiOp};
+use proto::{BLOCK_BYTES, NodeId, Oid, RequestId};
+
+use crate::linearize;
+use crate::queue::Moment;
+use crate::scenario::PlantedBug;
+use crate::world::{Event, World};
+
+/// Events after which a run counts as endless.
+const EVENTS_MAX: u64 = 5_000_000;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub bug: PlantedBug,
+    /// Keep the event log.
+    pub trace: bool,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    /// What was violated.
+    pub failure: Option<String>,
+    /// Equal for runs with equal event logs.
+    pub digest: u64,
+    pub events: u64,
+    pub requests: u64,
+    pub faults: u64,
+    pub virtual_time: Moment,
+    pub trace: Option<String>,
+}
+
+/// Runs a seed. Panics of the code under test are failures like any other.
+pub fn run(seed: u64, options: Options) -> Outcome {
+    let mut world = World::new(seed, options.bug, options.trace);
+    let verdict = catch_unwind(AssertUnwindSafe(|| world.play()));
+    let failure = match verdict {
+        Ok(Ok(())) => None,
+        Ok(Err(why)) => Some(why),
+        Err(panic) => Some(format!("panic: {}", panic_text(&*panic))),
+    };
+    Outcome {
+        seed,
+        failure,
+        digest: world.digest,
+        events: world.events,
+        requests: world.history.op_count(),
+        faults: world.fault_count,
+        virtual_time: world.now(),
+        trace: world.trace().map(String::from),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_else(|| "?".into())
+}
+
+impl World {
+    fn play(&mut self) -> Result<(), String> {
+        self.set_up()?;
+        self.make_trouble()?;
+        self.mend_everything();
+        self.become_quiet()?;
+        self.read_everything()?;
+        self.become_quiet()?;
+        self.compare_copies()?;
+        self.check_histories()
+    }
+
+    /// Lets events happen until something holds, at most for `limit`.
+    fn run_until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        done: impl Fn(&World) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let end = self.now().after(limit);
+        loop {
+            if let Some(violation) = &self.violation {
+                return Err(violation.clone());
+            }
+            let Err(missing) = done(self) else { return Ok(()) };
+            if self.queue.next_moment().is_none_or(|next| next > end) {
+                return Err(format!("{what} took longer than {limit:?}: {missing}"));
+            }
+            if self.events > EVENTS_MAX {
+                return Err(format!("{what} took more than {EVENTS_MAX} events: {missing}"));
+            }
+            self.step();
+        }
+    }
+
+    fn run_for(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.now().after(time);
+        loop {
+            if let Some(violation) = &self.violation {
+                return Err(violation.clone());
+            }
+            if self.events > EVENTS_MAX {
+                return Err(format!("more than {EVENTS_MAX} events in {}", self.now()));
+            }
+            if self.queue.next_moment().is_none_or(|next| next > end) {
+                return Ok(());
+            }
+            self.step();
+        }
+    }
+
+    fn ask_and_wait(&mut self, op: ClientOp) -> Result<ClientResult, String> {
+        let request = self.ask(0, op);
+        self.run_until(Duration::from_secs(10), "setting up", |w| answered(w, request))?;
+        Ok(self.answers.remove(&request).expect("just answered"))
+    }
+
+    fn set_up(&mut self) -> Result<(), String> {
+        let scenario = format!("{:?}", self.scenario);
+        self.log(|| scenario);
+        for index in 0..self.sheep.len() {
+            self.queue.put_after(Duration::from_millis(index as u64), Event::Boot(index));
+        }
+        self.run_until(Duration::from_secs(10), "joining", World::views_agree)?;
+        let format = self.scenario.format;
+        expect_done(self.ask_and_wait(ClientOp::Cluster(ClusterOp::Format(format)))?)?;
+        for n in 0..self.scenario.vdis {
+            let (name, size) = (format!("vdi{n}").into_bytes(), self.population.vdi_bytes);
+            let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
+            match self.ask_and_wait(ClientOp::Vdi(create))? {
+                Ok(ClientReply::Vdi(info)) => self.vdis.push(info.vid),
+                other => return Err(format!("creating a VDI gave {other:?}")),
+            }
+        }
+        self.run_until(Duration::from_secs(10), "hearing of the VDIs", World::views_agree)
+    }
+
+    fn make_trouble(&mut self) -> Result<(), String> {
+        self.clients_busy = true;
+        self.faults_on = true;
+        for client in 0..self.clients.len() {
+            let delay = self.rng.duration(Duration::ZERO..self.scenario.think_time);
+            self.queue.put_after(delay, Event::ClientTurn(client));
+        }
+        let first = self.fault_rng.duration(Duration::ZERO..self.scenario.fault_pause);
+        self.queue.put_after(first, Event::NextFault);
+        self.run_for(self.scenario.busy_time)
+    }
+
+    /// Termination: with everything mended, all requests are answered and all copies become complete.
+    fn become_quiet(&mut self) -> Result<(), String> {
+        self.run_for(Duration::from_millis(300))?;
+        self.clients_busy = false;
+        self.run_until(Duration::from_secs(60), "answering all requests", |w| {
+            match w.requests.iter().next() {
+                None => Ok(()),
+                Some((id, r)) => Err(format!("{} open, first {id} since {}: {r:?}", w.requests.len(), r.since)),
+            }
+        })?;
+        self.run_until(Duration::from_secs(60), "agreeing on the view", World::views_agree)?;
+        self.run_until(Duration::from_secs(120), "repair", World::is_repaired)?;
+        // Whatever was under way when the last PG was in sync.
+        self.run_for(Duration::from_millis(500))
+    }
+
+    fn views_agree(&self) -> Result<(), String> {
+        for (index, sheep) in self.sheep.iter().enumerate() {
+            let Some(running) = sheep.process() else { return Err(format!("sheep {index} is down")) };
+            if !running.node.is_member() {
+                return Err(format!("sheep {index} is not a member"));
+            }
+            let version = running.node.view().version();
+            if version != self.driver.version() {
+                return Err(format!("sheep {index} is at {version} of {}", self.driver.version()));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_repaired(&self) -> Result<(), String> {
+        self.views_agree()?;
+        let view = self.sheep[0].process().expect("all are up").node.view();
+        for (pool_index, pool) in view.pools().iter().enumerate() {
+            for (index, pg) in pool.pgs.iter().enumerate() {
+                let targets: BTreeSet<&NodeId> = pg.targets.iter().collect();
+                if targets != pg.in_sync.iter().collect() || !pg.catching.is_empty() {
+                    return Err(format!("PG {pool_index}.{index} is not in sync: {pg:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_everything(&mut self) -> Result<(), String> {
+        for sheep in 0..self.sheep.len() {
+            for vid in self.vdis.clone() {
+                for window in self.population.windows().to_vec() {
+                    self.read_through(sheep, vid, window);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All in-sync copies hold the same bytes; an absent object is the same as one of zeros.
+    fn compare_copies(&mut self) -> Result<(), String> {
+        let view = self.sheep[0].process().expect("all are up").node.view();
+        let mut oids: BTreeSet<Oid> = BTreeSet::new();
+        for sheep in &self.sheep {
+            oids.extend(sheep.process().expect("all are up").store.objects());
+        }
+        let stores: BTreeMap<NodeId, _> =
+            self.sheep.iter().map(|s| (s.id(), &s.process().expect("all are up").store)).collect();
+        for oid in oids {
+            let Some(pg) = view.pg_of(oid).and_then(|id| view.pg(id)) else {
+                continue;
+            };
+            let end = stores.values().map(|s| s.end_of(oid)).max().unwrap_or(0);
+            for block in 0..end {
+                let contents: Vec<_> = pg
+                    .in_sync
+                    .iter()
+                    .map(|id| stores[id].read_now(oid, block).unwrap_or_else(|| vec![0; BLOCK_BYTES].into()))
+                    .collect();
+                if contents.windows(2).any(|pair| pair[0] != pair[1]) {
+                    let seen: Vec<u64> = contents
+                        .iter()
+                        .map(|c| u64::from_le_bytes(c[..8].try_into().expect("eight bytes")))
+                        .collect();
+                    return Err(format!(
+                        "copies of object {oid} differ in block {block}: {:?} begin with {seen:?}",
+                        pg.in_sync
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_histories(&self) -> Result<(), String> {
+        assert_eq!(self.history.open_ops().count(), 0, "all requests were answered");
+        for (block, history) in self.history.blocks() {
+            linearize::check(history).map_err(|why| format!("{block}: {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn answered(world: &World, request: RequestId) -> Result<(), String> {
+    if world.answers.contains_key(&request) { Ok(()) } else { Err(format!("request {request} is open")) }
+}
+
+fn expect_done(result: ClientResult) -> Result<(), String> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("setting up failed: {error}")),
+    }
+}

@@ -1,0 +1,118 @@
+//! What a seed decides before the first event: the cluster, its clients and the faults it will meet.
+
+use std::time::Duration;
+
+use proto::cluster::{FormatOptions, MemberInfo};
+use proto::{CopyPolicy, NodeId, ZoneId};
+
+use crate::prng::Rng;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A kind of fault that a run may contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    Kill,
+    PowerLoss,
+    ResetLink,
+    CutLink,
+    /// A sheep is cut off from the driver, perhaps also from all others.
+    CutOff,
+    SlowDisk,
+    DriftClock,
+}
+
+pub const FAULT_KINDS: [FaultKind; 7] = [
+    FaultKind::Kill,
+    FaultKind::PowerLoss,
+    FaultKind::ResetLink,
+    FaultKind::CutLink,
+    FaultKind::CutOff,
+    FaultKind::SlowDisk,
+    FaultKind::DriftClock,
+];
+
+/// A mistake of the shell around the nodes, to show that the checker finds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlantedBug {
+    #[default]
+    None,
+    /// Stores answer changes before they are durable.
+    AckBeforeDurable,
+    /// Links lose a frame now and then without being reset.
+    LoseFrames,
+    /// Some changes are answered, but never reach the store.
+    SkipWrites,
+    /// A sheep that lost its quorum is not told so before the others go on without it.
+    NoQuorumLost,
+}
+
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub members: Vec<MemberInfo>,
+    pub format: FormatOptions,
+    pub vdis: usize,
+    pub clients: usize,
+    pub client_depth: usize,
+    pub think_time: Duration,
+    pub network_latency: Duration,
+    pub disk_latency: Duration,
+    pub driver_latency: Duration,
+    pub faults: Vec<FaultKind>,
+    pub fault_pause: Duration,
+    pub busy_time: Duration,
+    pub bug: PlantedBug,
+}
+
+impl Scenario {
+    pub fn draw(rng: &mut Rng, bug: PlantedBug) -> Scenario {
+        let sheep = *rng.pick(&[1usize, 2, 3, 3, 3, 4, 4, 5, 6]);
+        let shared_zones = rng.percent(25);
+        let members = (0..sheep)
+            .map(|n| MemberInfo {
+                id: node_id(n),
+                zone: ZoneId(if shared_zones { n as u32 / 2 } else { n as u32 } + 1),
+                space_bytes: rng.in_range(1..4) << 40,
+                fixed_vnodes: None,
+                store_id: n as u64 + 1,
+                io_addr: None,
+                life: 0,
+            })
+            .collect();
+        let copies = *rng.pick(&[1, 2, 2, 3, 3, 3]);
+        let mut faults: Vec<FaultKind> = FAULT_KINDS.into_iter().filter(|_| rng.percent(45)).collect();
+        if bug == PlantedBug::AckBeforeDurable && !faults.contains(&FaultKind::PowerLoss) {
+            faults.push(FaultKind::PowerLoss);
+        }
+        if bug == PlantedBug::NoQuorumLost && !faults.contains(&FaultKind::CutOff) {
+            faults.push(FaultKind::CutOff);
+        }
+        Scenario {
+            members,
+            format: FormatOptions {
+                ctime: 1 << 32,
+                policy: CopyPolicy::Replicated { copies },
+                block_size_shift: *rng.pick(&[20, 22]),
+                flags: 0,
+                pg_count: 1 << rng.in_range(2..5),
+            },
+            vdis: rng.in_range(1..4) as usize,
+            clients: rng.in_range(2..6) as usize,
+            client_depth: rng.in_range(1..4) as usize,
+            think_time: rng.duration(MS..20 * MS),
+            network_latency: rng.duration(MS / 20..2 * MS),
+            disk_latency: rng.duration(MS / 20..3 * MS),
+            driver_latency: rng.duration(MS / 5..10 * MS),
+            faults,
+            fault_pause: rng.duration(40 * MS..400 * MS),
+            busy_time: rng.duration(800 * MS..2500 * MS),
+            bug,
+        }
+    }
+}
+
+pub fn node_id(n: usize) -> NodeId {
+    let mut addr = [0; 16];
+    addr[12..].copy_from_slice(&[10, 0, 0, n as u8 + 1]);
+    NodeId { addr, port: 7000 }
+}

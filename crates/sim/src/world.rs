@@ -1,0 +1,609 @@
+//! A whole cluster in virtual time: sheep, links, disks, the driver and clients, moved by one event at a time.
+//!
+//! The world only carries out what nodes order and hands them what happens. Which faults happen when is decided
+//! in [`crate::faults`], what clients ask in [`crate::client`], what must hold at the end in [`crate::run`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use node::{Effect, Node, NodeConfig, Ticket, Time};
+use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
+use proto::cluster::Proposal;
+use proto::object::ObjectOp;
+use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage};
+use proto::{NodeId, RequestId, Vid};
+
+use crate::client::{BlockRequest, Client, Population};
+use crate::driver::Driver;
+use crate::faults::Fault;
+use crate::history::History;
+use crate::model_store::ModelStore;
+use crate::network::{Departure, Frame, Network, Pair, SheepIndex};
+use crate::prng::Rng;
+use crate::queue::{EventQueue, Moment};
+use crate::scenario::{PlantedBug, Scenario};
+use crate::sheep::{Running, Sheep, State};
+use crate::value::{CellRange, decode};
+
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Boot(SheepIndex),
+    Join { sheep: SheepIndex, start: u64 },
+    Hear { sheep: SheepIndex, start: u64 },
+    Propose { sheep: SheepIndex, start: u64, proposal: Proposal },
+    Arrive { pair: Pair, life: u64 },
+    ResetLink(Pair),
+    LinkNotice { sheep: SheepIndex, start: u64, peer: SheepIndex, reopen: Option<Pair> },
+    StoreDone { sheep: SheepIndex, start: u64, ticket: Ticket, answered: bool },
+    Timer { sheep: SheepIndex, start: u64, at: Moment },
+    NoticeDeaths,
+    ClientTurn(usize),
+    NextFault,
+    Fault(Fault),
+}
+
+/// What a client's request is for.
+#[derive(Clone, Debug)]
+pub(crate) enum Purpose {
+    Blocks { op: u64, request: BlockRequest },
+    /// Answered into [`World::answers`].
+    Ask,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub client: Option<usize>,
+    pub sheep: SheepIndex,
+    pub purpose: Purpose,
+    pub since: Moment,
+}
+
+pub struct World {
+    pub(crate) scenario: Scenario,
+    pub(crate) rng: Rng,
+    pub(crate) fault_rng: Rng,
+    pub(crate) queue: EventQueue<Event>,
+    pub(crate) network: Network,
+    pub(crate) driver: Driver,
+    pub(crate) sheep: Vec<Sheep>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) population: Population,
+    pub(crate) vdis: Vec<Vid>,
+    pub(crate) history: History,
+    pub(crate) requests: BTreeMap<RequestId, Request>,
+    pub(crate) answers: BTreeMap<RequestId, ClientResult>,
+    pub(crate) clients_busy: bool,
+    pub(crate) faults_on: bool,
+    pub(crate) fault_count: u64,
+    next_request: u64,
+    next_value: u64,
+    pub(crate) violation: Option<String>,
+    trace: Option<String>,
+    /// FNV-1a of the whole event log, whether or not it is kept.
+    pub(crate) digest: u64,
+    pub(crate) events: u64,
+}
+
+impl World {
+    pub fn new(seed: u64, bug: PlantedBug, keep_trace: bool) -> World {
+        let mut rng = Rng::new(seed);
+        let scenario = Scenario::draw(&mut rng, bug);
+        let fault_rng = rng.fork();
+        let sheep: Vec<Sheep> = scenario.members.iter().cloned().map(Sheep::new).collect();
+        let clients = (0..scenario.clients).map(|n| Client::new(rng.fork(), n % sheep.len())).collect();
+        let population = Population::new(scenario.format.block_size_shift);
+        World {
+            scenario,
+            rng,
+            fault_rng,
+            queue: EventQueue::default(),
+            network: Network::default(),
+            driver: Driver::default(),
+            sheep,
+            clients,
+            population,
+            vdis: Vec::new(),
+            history: History::default(),
+            requests: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            clients_busy: false,
+            faults_on: false,
+            fault_count: 0,
+            next_request: 0,
+            next_value: 0,
+            violation: None,
+            trace: keep_trace.then(String::new),
+            digest: 0xcbf2_9ce4_8422_2325,
+            events: 0,
+        }
+    }
+
+    pub fn now(&self) -> Moment {
+        self.queue.now()
+    }
+
+    pub fn trace(&self) -> Option<&str> {
+        self.trace.as_deref()
+    }
+
+    /// Lets one event happen.
+    pub(crate) fn step(&mut self) {
+        let Some(event) = self.queue.pop() else { return };
+        self.events += 1;
+        match event {
+            Event::Boot(sheep) => self.boot(sheep),
+            Event::Join { sheep, start } => self.join(sheep, start),
+            Event::Hear { sheep, start } => self.hear(sheep, start),
+            Event::Propose { sheep, start, proposal } => {
+                if self.sheep[sheep].running(start).is_some() {
+                    let time = self.wall_clock();
+                    self.driver.take(self.sheep[sheep].id(), proposal, time);
+                    self.announce();
+                }
+            }
+            Event::Arrive { pair, life } => self.arrive(pair, life),
+            Event::ResetLink(pair) => self.reset_link(pair),
+            Event::LinkNotice { sheep, start, peer, reopen } => self.link_notice(sheep, start, peer, reopen),
+            Event::StoreDone { sheep, start, ticket, answered } => {
+                self.store_done(sheep, start, ticket, answered)
+            }
+            Event::Timer { sheep, start, at } => self.timer(sheep, start, at),
+            Event::NoticeDeaths => {
+                let time = self.wall_clock();
+                self.driver.tell_leaves(time);
+                self.announce();
+            }
+            Event::ClientTurn(client) => self.client_turn(client),
+            Event::NextFault => self.next_fault(),
+            Event::Fault(fault) => self.apply_fault(fault),
+        }
+    }
+
+    /// One line of the event log.
+    pub(crate) fn log(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now();
+        let line = format!("{now} {}\n", line());
+        self.digest = proto::hash::fnv1a_from(line.as_bytes(), self.digest);
+        if let Some(trace) = &mut self.trace {
+            trace.push_str(&line);
+        }
+    }
+
+    pub(crate) fn violate(&mut self, what: String) {
+        self.log(|| format!("VIOLATION {what}"));
+        self.violation.get_or_insert(what);
+    }
+
+    // Sheep come and go.
+
+    pub(crate) fn boot(&mut self, index: SheepIndex) {
+        if self.sheep[index].is_up() {
+            return;
+        }
+        for peer in (0..self.sheep.len()).filter(|p| *p != index) {
+            self.network.reset((index, peer));
+            self.network.reopen((index, peer));
+        }
+        let life = self.rng.next();
+        let sheep = &mut self.sheep[index];
+        sheep.start += 1;
+        sheep.member.life = life;
+        let State::Down(disk) = &mut sheep.state else { unreachable!("checked above") };
+        let (store, unsettled) = ModelStore::open(std::mem::take(disk));
+        let found = unsettled.len();
+        let config = NodeConfig { member: sheep.member.clone(), formatted: sheep.formatted };
+        let node = Node::new(config, unsettled);
+        sheep.state = State::Up(Box::new(Running { node, store, timer: None, hearing: false }));
+        let start = sheep.start;
+        self.log(|| format!("sheep {index} boots, start {start}, {found} unsettled"));
+        let delay = self.rng.latency(self.scenario.driver_latency);
+        self.queue.put_after(delay, Event::Join { sheep: index, start });
+        self.after(index);
+    }
+
+    fn join(&mut self, index: SheepIndex, start: u64) {
+        let time = self.wall_clock();
+        if self.sheep[index].running(start).is_none() {
+            return;
+        }
+        if self.sheep[index].cut_off {
+            return self.queue.put_after(Duration::from_millis(50), Event::Join { sheep: index, start });
+        }
+        // Usually the end of an earlier life is noticed before the next begins, but not always.
+        if self.rng.percent(70) {
+            self.driver.tell_leaves(time);
+        }
+        let incarnation = self.driver.join(self.sheep[index].member.clone(), time);
+        self.log(|| format!("sheep {index} joins as {incarnation}"));
+        self.announce();
+    }
+
+    /// The process ends at once; what was not durable may be lost.
+    pub(crate) fn kill(&mut self, index: SheepIndex, why: &str) {
+        let state = std::mem::replace(&mut self.sheep[index].state, State::Down(Default::default()));
+        let State::Up(running) = state else {
+            self.sheep[index].state = state;
+            return;
+        };
+        self.log(|| format!("sheep {index} ends: {why}"));
+        self.sheep[index].state = State::Down(running.store.crash(&mut self.rng));
+        self.driver.detach(self.sheep[index].id());
+        for peer in (0..self.sheep.len()).filter(|p| *p != index) {
+            self.reset_link((peer, index));
+            // What it has sent may still arrive for a moment.
+            let delay = self.rng.duration(Duration::ZERO..Duration::from_millis(5));
+            self.queue.put_after(delay, Event::ResetLink((index, peer)));
+        }
+        let lost: Vec<RequestId> =
+            self.requests.iter().filter(|(_, r)| r.sheep == index).map(|(id, _)| *id).collect();
+        for id in lost {
+            let request = self.requests.remove(&id).expect("just listed");
+            self.close_client_request(&request, "lost");
+            match request.purpose {
+                Purpose::Blocks { op, .. } => self.history.abandoned(op),
+                Purpose::Ask => drop(self.answers.insert(id, Err(ClientError::Io))),
+            }
+        }
+        let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(400));
+        self.queue.put_after(delay, Event::NoticeDeaths);
+    }
+
+    // The driver.
+
+    fn wall_clock(&self) -> u64 {
+        1_700_000_000_000_000_000 + self.now().0
+    }
+
+    /// Has every sheep with news hear it soon.
+    pub(crate) fn announce(&mut self) {
+        for index in 0..self.sheep.len() {
+            let (id, start) = (self.sheep[index].id(), self.sheep[index].start);
+            if !self.driver.has_news(id) {
+                continue;
+            }
+            let Some(running) = self.sheep[index].running(start) else { continue };
+            if !std::mem::replace(&mut running.hearing, true) {
+                let delay = self.rng.latency(self.scenario.driver_latency);
+                self.queue.put_after(delay, Event::Hear { sheep: index, start });
+            }
+        }
+    }
+
+    fn hear(&mut self, index: SheepIndex, start: u64) {
+        let id = self.sheep[index].id();
+        let Some(running) = self.sheep[index].running(start) else { return };
+        running.hearing = false;
+        // A backlog comes in one go, live entries one by one.
+        let backlog = !running.node.is_member();
+        loop {
+            let Some(entry) = self.driver.hear(id) else { break };
+            if !backlog || !self.driver.has_news(id) {
+                let event = &entry.event;
+                let text = format!("sheep {index} hears {}: {event:?}", entry.version);
+                self.log(|| text);
+            }
+            let now = self.local_time(index);
+            let Some(running) = self.sheep[index].running(start) else { return };
+            running.node.handle_log(entry, now);
+            self.after(index);
+            if !backlog {
+                break;
+            }
+        }
+        self.announce();
+    }
+
+    pub(crate) fn quorum_lost(&mut self, index: SheepIndex, start: u64) {
+        let now = self.local_time(index);
+        if let Some(running) = self.sheep[index].running(start) {
+            running.node.handle_quorum_lost(now);
+            self.after(index);
+        }
+    }
+
+    pub(crate) fn mend_driver(&mut self, index: SheepIndex) {
+        let time = self.wall_clock();
+        self.sheep[index].cut_off = false;
+        self.driver.mend(self.sheep[index].id(), time);
+        self.announce();
+    }
+
+    // Links.
+
+    fn send(&mut self, from: SheepIndex, to: NodeId, message: PeerMessage) {
+        let Some(receiver) = self.sheep.iter().position(|s| s.id() == to) else {
+            return self.violate(format!("sheep {from} sends to the unknown {to}"));
+        };
+        self.log(|| format!("{from} -> {receiver} {}", brief(&message)));
+        let (control, payload) = message.encode();
+        if self.scenario.bug == PlantedBug::LoseFrames && self.rng.permille(20) {
+            return self.log(|| "  that frame is lost".into());
+        }
+        let at = self.now().after(self.rng.latency(self.scenario.network_latency));
+        if let Some(departure) = self.network.send((from, receiver), Frame { control, payload }, at) {
+            self.depart(departure);
+        }
+    }
+
+    pub(crate) fn depart(&mut self, Departure { pair, life, at }: Departure) {
+        self.queue.put(at, Event::Arrive { pair, life });
+    }
+
+    fn arrive(&mut self, pair: Pair, life: u64) {
+        let Some(frame) = self.network.arrive(pair, life) else { return };
+        let (from, to) = pair;
+        if !self.sheep[to].is_up() {
+            return self.reset_link(pair);
+        }
+        let (head, control) = frame.control.split_at(FRAME_HEAD_BYTES);
+        let head = FrameHead::decode(head.try_into().expect("a head")).expect("a head survives its encoding");
+        let message = PeerMessage::decode(&head, control, frame.payload).expect("messages survive encoding");
+        let now = self.local_time(to);
+        let sender = self.sheep[from].id();
+        let start = self.sheep[to].start;
+        if let Some(running) = self.sheep[to].running(start) {
+            running.node.handle_peer(sender, message, now);
+            self.after(to);
+        }
+    }
+
+    pub(crate) fn reset_link(&mut self, pair: Pair) {
+        if !self.network.reset(pair) {
+            return;
+        }
+        self.log(|| format!("link {} -> {} is reset", pair.0, pair.1));
+        for (sheep, peer, reopen) in [(pair.0, pair.1, Some(pair)), (pair.1, pair.0, None)] {
+            let start = self.sheep[sheep].start;
+            let delay = self.rng.duration(Duration::from_micros(100)..Duration::from_millis(10));
+            self.queue.put_after(delay, Event::LinkNotice { sheep, start, peer, reopen });
+        }
+    }
+
+    fn link_notice(&mut self, index: SheepIndex, start: u64, peer: SheepIndex, reopen: Option<Pair>) {
+        // A process that was started meanwhile has links of its own already.
+        if self.sheep[index].start != start {
+            return;
+        }
+        if let Some(pair) = reopen {
+            self.network.reopen(pair);
+        }
+        let now = self.local_time(index);
+        let peer = self.sheep[peer].id();
+        if let Some(running) = self.sheep[index].running(start) {
+            running.node.handle_link_reset(peer, now);
+            self.after(index);
+        }
+    }
+
+    // What a node orders.
+
+    fn local_time(&self, index: SheepIndex) -> Time {
+        self.sheep[index].clock.at(self.now())
+    }
+
+    /// Carries out what the node has ordered, and sets its timer.
+    pub(crate) fn after(&mut self, index: SheepIndex) {
+        let start = self.sheep[index].start;
+        while let Some(effect) = self.sheep[index].running(start).and_then(|r| r.node.poll_effect()) {
+            match effect {
+                Effect::Send { to, message } => self.send(index, to, message),
+                Effect::Propose(proposal) => {
+                    self.log(|| format!("sheep {index} proposes {proposal:?}"));
+                    let delay = self.rng.latency(self.scenario.driver_latency);
+                    self.queue.put_after(delay, Event::Propose { sheep: index, start, proposal });
+                }
+                Effect::Store { ticket, op } => self.submit(index, ticket, op),
+                Effect::Answer { request, result } => self.finish_request(request, result),
+                Effect::RememberFormat { ctime } => self.sheep[index].formatted = Some(ctime),
+                Effect::Stop => {
+                    self.kill(index, "it stops by itself");
+                    let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(300));
+                    self.queue.put_after(delay, Event::Boot(index));
+                }
+            }
+        }
+        let now = self.now();
+        let clock = self.sheep[index].clock;
+        let Some(running) = self.sheep[index].running(start) else { return };
+        if let Some(due) = running.node.poll_timeout() {
+            let at = clock.moment_of(due, now);
+            if running.timer.is_none_or(|set| at < set) {
+                running.timer = Some(at);
+                self.queue.put(at, Event::Timer { sheep: index, start, at });
+            }
+        }
+    }
+
+    fn timer(&mut self, index: SheepIndex, start: u64, at: Moment) {
+        let now = self.local_time(index);
+        let Some(running) = self.sheep[index].running(start) else { return };
+        if running.timer == Some(at) {
+            running.timer = None;
+            running.node.handle_timeout(now);
+            self.after(index);
+        }
+    }
+
+    fn submit(&mut self, index: SheepIndex, ticket: Ticket, op: ObjectOp) {
+        self.log(|| format!("  sheep {index} store {} {}", ticket.0, brief_op(&op)));
+        let start = self.sheep[index].start;
+        let is_change = matches!(op, ObjectOp::Change { .. });
+        let skip = is_change && self.scenario.bug == PlantedBug::SkipWrites && self.rng.permille(10);
+        let op = if skip { ObjectOp::Flush } else { op };
+        let typical = self.scenario.disk_latency * self.sheep[index].disk_slowness;
+        let delay = self.rng.latency(if is_change { typical } else { typical / 2 });
+        let Some(running) = self.sheep[index].running(start) else { return };
+        running.store.submit(ticket, op);
+        let premature = is_change && self.scenario.bug == PlantedBug::AckBeforeDurable;
+        if premature {
+            self.queue.put_after(delay / 8, Event::StoreDone { sheep: index, start, ticket, answered: false });
+            let late = delay + Duration::from_millis(20);
+            self.queue.put_after(late, Event::StoreDone { sheep: index, start, ticket, answered: true });
+        } else {
+            self.queue.put_after(delay, Event::StoreDone { sheep: index, start, ticket, answered: false });
+        }
+    }
+
+    fn store_done(&mut self, index: SheepIndex, start: u64, ticket: Ticket, answered: bool) {
+        let now = self.local_time(index);
+        let premature = self.scenario.bug == PlantedBug::AckBeforeDurable;
+        let Some(running) = self.sheep[index].running(start) else { return };
+        if answered {
+            running.store.complete(ticket);
+            return;
+        }
+        let reply = if premature && running.store.is_change(ticket) {
+            running.store.premature_reply(ticket)
+        } else {
+            running.store.complete(ticket)
+        };
+        running.node.handle_store(ticket, reply, now);
+        self.after(index);
+    }
+
+    // Clients.
+
+    pub(crate) fn ask(&mut self, sheep: SheepIndex, op: ClientOp) -> RequestId {
+        self.issue(None, sheep, op, Purpose::Ask)
+    }
+
+    fn issue(
+        &mut self,
+        client: Option<usize>,
+        sheep: SheepIndex,
+        op: ClientOp,
+        purpose: Purpose,
+    ) -> RequestId {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.log(|| format!("request {id} to sheep {sheep}: {purpose:?}"));
+        let request = Request { client, sheep, purpose, since: self.now() };
+        self.requests.insert(id, request);
+        let now = self.local_time(sheep);
+        let start = self.sheep[sheep].start;
+        let running = self.sheep[sheep].running(start).expect("clients ask sheep that are up");
+        running.node.handle_client(id, op, now);
+        self.after(sheep);
+        id
+    }
+
+    fn client_turn(&mut self, number: usize) {
+        if !self.clients_busy {
+            return;
+        }
+        let think = self.scenario.think_time;
+        let client = &mut self.clients[number];
+        let pause = client.rng.latency(think);
+        self.queue.put_after(pause, Event::ClientTurn(number));
+        let up: Vec<SheepIndex> = (0..self.sheep.len()).filter(|s| self.sheep[*s].is_up()).collect();
+        if client.open >= self.scenario.client_depth || up.is_empty() {
+            return;
+        }
+        let Some(sheep) = client.choose_sheep(&up) else { return };
+        self.next_value += 1;
+        let request = BlockRequest::draw(&mut client.rng, &self.population, self.next_value);
+        let vid = *client.rng.pick(&self.vdis);
+        let op = request.op(vid, &mut client.rng);
+        client.open += 1;
+        self.issue_blocks(Some(number), sheep, vid, request, op);
+    }
+
+    fn issue_blocks(
+        &mut self,
+        client: Option<usize>,
+        sheep: SheepIndex,
+        vid: Vid,
+        request: BlockRequest,
+        op: ClientOp,
+    ) {
+        let number = match &request {
+            BlockRequest::Read(range) => self.history.invoke_read(vid, *range),
+            BlockRequest::Write(range, value) => self.history.invoke_write(vid, *range, *value),
+            BlockRequest::Zero(range, _) => self.history.invoke_write(vid, *range, 0),
+        };
+        self.issue(client, sheep, op, Purpose::Blocks { op: number, request });
+    }
+
+    /// A read outside the clients' own turns.
+    pub(crate) fn read_through(&mut self, sheep: SheepIndex, vid: Vid, range: CellRange) {
+        let request = BlockRequest::Read(range);
+        let op = request.op(vid, &mut self.rng);
+        self.issue_blocks(None, sheep, vid, request, op);
+    }
+
+    fn close_client_request(&mut self, request: &Request, how: &'static str) {
+        if let Some(client) = request.client {
+            self.clients[client].open -= 1;
+            *self.clients[client].counts.entry(how).or_default() += 1;
+        }
+    }
+
+    fn finish_request(&mut self, id: RequestId, result: ClientResult) {
+        let Some(request) = self.requests.remove(&id) else {
+            return self.violate(format!("request {id} is answered twice, or was never made: {result:?}"));
+        };
+        self.close_client_request(&request, if result.is_ok() { "answered" } else { "refused" });
+        let Purpose::Blocks { op, request: blocks } = request.purpose else {
+            self.log(|| format!("request {id} is answered: {result:?}"));
+            self.answers.insert(id, result);
+            return;
+        };
+        match (&blocks, result) {
+            (BlockRequest::Read(range), Ok(ClientReply::Data(data))) => match decode(*range, &data) {
+                Ok(values) => {
+                    self.log(|| format!("request {id} (op {op}) reads {values:?}"));
+                    self.history.read(op, &values);
+                }
+                Err(why) => {
+                    self.history.abandoned(op);
+                    self.violate(format!("request {id} read {range:?}: {why}"));
+                }
+            },
+            (BlockRequest::Write(..) | BlockRequest::Zero(..), Ok(ClientReply::Done)) => {
+                self.log(|| format!("request {id} (op {op}) is done"));
+                self.history.written(op);
+            }
+            (_, result) => {
+                self.history.abandoned(op);
+                self.violate(format!("request {id} {blocks:?} is answered with {result:?}"));
+            }
+        }
+    }
+}
+
+fn brief(message: &PeerMessage) -> String {
+    let mut text = match message {
+        PeerMessage::Request { id, version, body } => format!("request {id} v{version} {body:?}"),
+        PeerMessage::Reply { id, body } => format!("reply {id} {body:?}"),
+    };
+    shorten(&mut text);
+    text
+}
+
+fn brief_op(op: &ObjectOp) -> String {
+    let mut text = String::new();
+    match op {
+        ObjectOp::Change { oid, change, tag, data } => {
+            let _ = write!(text, "{oid} {change:?} {tag:?} {} bytes", data.len());
+        }
+        other => {
+            let _ = write!(text, "{other:?}");
+        }
+    }
+    shorten(&mut text);
+    text
+}
+
+/// Payloads are not for reading.
+fn shorten(text: &mut String) {
+    const LINE_MAX: usize = 320;
+    if text.len() > LINE_MAX {
+        let mut end = LINE_MAX;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+}
