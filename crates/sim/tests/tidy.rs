@@ -22,7 +22,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .map(|entry| {
             let path = entry.expect("an entry").path();
             let manifest = fs::read_to_string(path.join("Cargo.toml")).expect("every crate has a manifest");
-            let section = manifest.split("[dependencies]").nth(1).unwrap_or("").split("\n[").next().unwrap_or("");
+            let section =
+                manifest.split("[dependencies]").nth(1).unwrap_or("").split("\n[").next().unwrap_or("");
             let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
             let names = names.filter(|n| !n.is_empty() && !n.starts_with('#')).map(str::to_owned).collect();
             (path.file_name().unwrap().to_string_lossy().into_owned(), names)
@@ -33,7 +34,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 /// The table "Crates and arrows": crate and what it may depend on.
 fn documented() -> BTreeMap<String, String> {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
-    let section = text.split("## Crates and arrows").nth(1).expect("the section").split("\n## ").next().unwrap();
+    let section =
+        text.split("## Crates and arrows").nth(1).expect("the section").split("\n## ").next().unwrap();
     let rows = section.lines().filter(|l| l.starts_with("| `"));
     rows.map(|row| {
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
@@ -51,11 +53,18 @@ fn architecture_lists_every_crate_and_every_arrow() {
         let arrows: BTreeSet<String> = dependencies.intersection(&names).cloned().collect();
         let allowed: BTreeSet<String> = match documented[name].as_str() {
             "-" => BTreeSet::new(),
-            "all above" => names.iter().filter(|n| !["sheep", "dog", "sim"].contains(&n.as_str())).cloned().collect(),
-            "all but sheep and dog" => names.iter().filter(|n| !["sheep", "dog"].contains(&n.as_str())).cloned().collect(),
+            "all above" => {
+                names.iter().filter(|n| !["sheep", "dog", "sim"].contains(&n.as_str())).cloned().collect()
+            }
+            "all but sheep and dog" => {
+                names.iter().filter(|n| !["sheep", "dog"].contains(&n.as_str())).cloned().collect()
+            }
             list => list.split(',').map(|n| n.trim().to_owned()).collect(),
         };
-        assert!(arrows.is_subset(&allowed), "{name} depends on {arrows:?}, ARCHITECTURE.md allows {allowed:?}");
+        assert!(
+            arrows.is_subset(&allowed),
+            "{name} depends on {arrows:?}, ARCHITECTURE.md allows {allowed:?}"
+        );
     }
 }
 
@@ -76,7 +85,11 @@ fn every_file_says_what_it_is_and_stays_small() {
     assert!(files.len() > 50, "the tree was found");
     for file in files {
         let text = fs::read_to_string(&file).expect("readable");
-        assert!(text.starts_with("//!") || text.starts_with("#!"), "{} has no //! at its top", file.display());
+        assert!(
+            text.starts_with("//!") || text.starts_with("#!"),
+            "{} has no //! at its top",
+            file.display()
+        );
         let lines = text.lines().count();
         assert!(lines <= LINES_MAX, "{} has {lines} lines", file.display());
     }
