@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
 use proto::cluster::Proposal;
 use proto::object::ObjectOp;
-use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage};
+use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage, PeerReply, PeerRequest};
 use proto::{NodeId, RequestId, Vid};
 
 use crate::client::{BlockRequest, Client, Population};
@@ -573,11 +574,30 @@ impl World {
 }
 
 fn brief(message: &PeerMessage) -> String {
-    let mut text = match message {
+    let mut message = message.clone();
+    let payload = match &mut message {
+        PeerMessage::Request { body: PeerRequest::Change { data, .. }, .. }
+        | PeerMessage::Reply { body: PeerReply::Data { data, .. }, .. } => std::mem::take(data),
+        PeerMessage::Request { body: PeerRequest::Forward { op, .. }, .. } => {
+            let payload = op.payload();
+            op.set_payload(Bytes::new());
+            payload
+        }
+        PeerMessage::Reply { body: PeerReply::Client { result: Ok(reply), .. }, .. } => {
+            let payload = reply.payload();
+            reply.set_payload(Bytes::new());
+            payload
+        }
+        _ => Bytes::new(),
+    };
+    let mut text = match &message {
         PeerMessage::Request { id, version, body } => format!("request {id} v{version} {body:?}"),
         PeerMessage::Reply { id, body } => format!("reply {id} {body:?}"),
     };
     shorten(&mut text);
+    if !payload.is_empty() {
+        let _ = write!(text, " {} bytes", payload.len());
+    }
     text
 }
 
@@ -597,7 +617,7 @@ fn brief_op(op: &ObjectOp) -> String {
 
 /// Payloads are not for reading.
 fn shorten(text: &mut String) {
-    const LINE_MAX: usize = 320;
+    const LINE_MAX: usize = 480;
     if text.len() > LINE_MAX {
         let mut end = LINE_MAX;
         while !text.is_char_boundary(end) {
