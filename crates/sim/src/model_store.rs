@@ -1,8 +1,8 @@
 //! A store as a map in memory: the slow twin of crate `store`, and the quickest disk to simulate on.
 //!
 //! Keeps the contract of `proto::object` and no more of it: after a crash the effect of every answered
-//! operation is there, and of the others any subset, each whole or (a plain write) per block. So a node that relies
-//! on more than the contract fails on this store even where the real one happens to be kinder.
+//! operation is there, and of the others any subset, each whole. So a node that relies on more than the contract
+//! fails on this store even where the real one happens to be kinder.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -61,7 +61,7 @@ impl ModelStore {
 
     /// Takes effect now; is answered when [`ModelStore::complete`] is called.
     pub fn submit(&mut self, ticket: Ticket, op: ObjectOp) {
-        let reply = self.now.apply(&op, None);
+        let reply = self.now.apply(&op);
         let changed = matches!(op, ObjectOp::Change { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush);
         if changed && !matches!(reply, ObjectReply::Failed(_)) {
             self.pending.push_back(Pending { ticket, op, durable: false });
@@ -89,7 +89,7 @@ impl ModelStore {
         }
         while self.pending.front().is_some_and(|p| p.durable) {
             let op = self.pending.pop_front().expect("looked at").op;
-            self.durable.apply(&op, None);
+            self.durable.apply(&op);
         }
         self.replies.remove(&ticket).expect("a ticket is answered once")
     }
@@ -107,9 +107,7 @@ impl ModelStore {
     pub fn crash(mut self, rng: &mut Rng) -> ModelDisk {
         for pending in self.pending {
             if pending.durable || rng.percent(40) {
-                self.durable.apply(&pending.op, None);
-            } else if rng.percent(30) {
-                self.durable.apply(&pending.op, Some(rng));
+                self.durable.apply(&pending.op);
             }
         }
         self.durable
@@ -135,24 +133,14 @@ fn zeros() -> Bytes {
 }
 
 impl ModelDisk {
-    /// `torn`: only some blocks of a plain write happen.
-    fn apply(&mut self, op: &ObjectOp, torn: Option<&mut Rng>) -> ObjectReply {
+    fn apply(&mut self, op: &ObjectOp) -> ObjectReply {
         match op {
             ObjectOp::Change { oid, change, data, tag } => {
                 if let Err(failure) = check_change(change, data) {
                     return ObjectReply::Failed(failure);
                 }
-                let changed = match (torn, change) {
-                    (None, _) => {
-                        self.change(*oid, change, data);
-                        true
-                    }
-                    (Some(rng), Change::Write { blocks, base: WriteBase::Keep, .. }) => {
-                        self.write_some_blocks(*oid, *blocks, data, rng)
-                    }
-                    (Some(_), _) => false,
-                };
-                if let (true, Some(tag)) = (changed, tag) {
+                self.change(*oid, change, data);
+                if let Some(tag) = tag {
                     self.remember(*oid, change, *tag);
                 }
                 ObjectReply::Done
@@ -206,17 +194,6 @@ impl ModelDisk {
             }
             Change::Delete => drop(self.objects.remove(&oid)),
         }
-    }
-
-    fn write_some_blocks(&mut self, oid: Oid, blocks: BlockRange, data: &Bytes, rng: &mut Rng) -> bool {
-        let mut any = false;
-        for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
-            if rng.percent(50) {
-                self.objects.entry(oid).or_default().write(block, data.slice_ref(bytes));
-                any = true;
-            }
-        }
-        any
     }
 
     fn remember(&mut self, oid: Oid, change: &Change, tag: Tag) {

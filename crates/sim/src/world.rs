@@ -578,15 +578,16 @@ fn brief(message: &PeerMessage) -> String {
     let payload = match &mut message {
         PeerMessage::Request { body: PeerRequest::Change { data, .. }, .. }
         | PeerMessage::Reply { body: PeerReply::Data { data, .. }, .. } => std::mem::take(data),
-        PeerMessage::Request { body: PeerRequest::Forward { op, .. }, .. } => {
-            let payload = op.payload();
+        PeerMessage::Request { body: PeerRequest::Forward { op, data, .. }, .. } => {
+            let payload = std::mem::take(data);
             op.set_payload(Bytes::new());
             payload
         }
-        PeerMessage::Reply { body: PeerReply::Client { result: Ok(reply), .. }, .. } => {
-            let payload = reply.payload();
-            reply.set_payload(Bytes::new());
-            payload
+        PeerMessage::Reply { body: PeerReply::Client { result, data, .. }, .. } => {
+            if let Ok(reply) = result {
+                reply.set_payload(Bytes::new());
+            }
+            std::mem::take(data)
         }
         _ => Bytes::new(),
     };
