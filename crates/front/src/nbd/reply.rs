@@ -321,3 +321,74 @@ fn is_zero(data: &[u8]) -> bool {
     const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
     data.chunks(BLOCK_BYTES).all(|part| part == &ZEROS[..part.len()])
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn runs_cover_the_data_and_holes_are_whole_zero_blocks(
+            offset in 0u64..20_000,
+            len in 1usize..600_000,
+            written in prop::collection::vec((0usize..600_000, 1usize..50_000), 0..4),
+        ) {
+            let mut data = vec![0u8; len];
+            for (start, count) in written {
+                let end = (start + count).min(len);
+                data[start.min(end)..end].fill(1);
+            }
+            let mut at = 0;
+            let mut last_hole = None;
+            while at < len {
+                let (count, hole) = next_run(&data, at, offset);
+                prop_assert!(count > 0);
+                prop_assert_ne!(last_hole.replace(hole), Some(hole), "runs alternate");
+                if hole {
+                    prop_assert!(data[at..at + count].iter().all(|b| *b == 0));
+                    let ends = [(at, 0), (at + count, len)];
+                    for (inner, _) in ends.iter().filter(|(end, edge)| end != edge) {
+                        prop_assert_eq!((offset + *inner as u64) % BLOCK_BYTES as u64, 0);
+                    }
+                } else {
+                    prop_assert!(data[at..at + count].contains(&1));
+                }
+                at += count;
+            }
+            prop_assert_eq!(at, len);
+        }
+
+        #[test]
+        fn bytes_leave_in_order_however_few_are_taken(
+            parts in prop::collection::vec((any::<bool>(), 1usize..5000), 1..150),
+            step in 1usize..9000,
+        ) {
+            let mut outbox = Outbox::default();
+            let mut expect = Vec::new();
+            for (i, (payload, len)) in parts.into_iter().enumerate() {
+                let part = vec![i as u8; len];
+                expect.extend_from_slice(&part);
+                match payload {
+                    true => outbox.put_payload(part.into()),
+                    false => outbox.put(|out| out.extend_from_slice(&part)),
+                }
+            }
+            let mut got = Vec::new();
+            while !outbox.is_empty() {
+                prop_assert_eq!(outbox.len(), (expect.len() - got.len()) as u64);
+                let mut slices = Outbox::no_slices();
+                let count = outbox.slices(&mut slices);
+                let offered: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                let taken = offered.len().min(step);
+                got.extend_from_slice(&offered[..taken]);
+                outbox.sent(taken);
+            }
+            prop_assert!(got == expect);
+            prop_assert_eq!(outbox.inline_bytes(), 0);
+        }
+    }
+}
