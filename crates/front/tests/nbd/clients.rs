@@ -53,8 +53,11 @@ fn client(program: &str, args: &[&str]) -> Option<String> {
         println!("skipped: {program} is not installed");
         return None;
     }
-    let output =
-        Command::new("timeout").arg("60").arg(program).args(args).stdin(Stdio::null()).output().unwrap();
+    // fio leaves a file about its verification where it runs.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program).args(args).current_dir(&dir).stdin(Stdio::null());
+    let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{program} {args:?}: {}\n{out}{err}", output.status);
