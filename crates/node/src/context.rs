@@ -134,10 +134,19 @@ pub(crate) struct Context<'a> {
     pub out: &'a mut Out,
 }
 
+impl Out {
+    /// Ids of calls begin somewhere else in every life: a peer's late answer to the life before must not pass for the
+    /// answer to a call of this one.
+    pub fn new(life: u64) -> Out {
+        Out { next_call: life, ..Out::default() }
+    }
+}
+
 impl Context<'_> {
     /// Sends a request and remembers whom its answer is for.
     pub fn call(&mut self, to: NodeId, body: PeerRequest, purpose: Purpose) -> u64 {
-        self.out.next_call += 1;
+        // 0 stands for "no answer wanted".
+        self.out.next_call = self.out.next_call.wrapping_add(1).max(1);
         let id = self.out.next_call;
         self.transmit(to, PeerMessage::Request { id, version: self.view.version(), body: body.clone() });
         self.out.calls.insert(id, Call { to, body, purpose });

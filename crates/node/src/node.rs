@@ -69,7 +69,7 @@ impl Node {
             incarnation: None,
             formatted: config.formatted,
             view: View::default(),
-            out: Out::default(),
+            out: Out::new(config.member.life),
             sessions: Sessions::new(),
             replica: Replica::new(unsettled),
             gateway: Gateway::default(),

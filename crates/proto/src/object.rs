@@ -4,7 +4,8 @@
 //! take effect in the order in which they are submitted: a read submitted after a write sees it, of two
 //! overlapping writes the one submitted later wins. Each is answered once, when it is durable; answers may
 //! come in any order. What a crash leaves is the effect of every answered operation, and of any subset
-//! of the unanswered ones, each of them whole or not at all per object block.
+//! of the unanswered ones, each of them whole or not at all: a tag is remembered if and only if all blocks of
+//! its change are there (the seal of a VDI relies on it).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

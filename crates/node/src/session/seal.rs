@@ -51,7 +51,6 @@ struct Mend {
     blocks: BlockRange,
     /// The object is replaced whole; `blocks` is what is still to be copied.
     whole: bool,
-    first_piece: bool,
     origin: Origin,
 }
 
@@ -148,6 +147,9 @@ impl Session {
             // What a dropped copy remembers is of no account.
             let counted: Vec<_> =
                 changes.into_iter().filter(|(n, _)| pg.writers().any(|w| w == *n)).collect();
+            if counted.is_empty() {
+                continue;
+            }
             for (node, change) in &counted {
                 if pg.in_sync.contains(node) {
                     self.survived.entry(change.origin).or_default().push((oid, change.blocks));
@@ -214,8 +216,9 @@ impl Session {
         let purpose = ChangeUse::Seal { attempt };
         match found {
             Found::Data(data) => {
-                let base = if mend.whole && mend.first_piece { WriteBase::Empty } else { WriteBase::Keep };
-                self.send_write(ctx, oid, blocks, data, base, mend.origin, purpose);
+                // Never `Empty`: the source itself takes part, and its later pieces are still to be read. The pieces of a
+                // whole object cover it with zeros where it has none.
+                self.send_write(ctx, oid, blocks, data, WriteBase::Keep, mend.origin, purpose);
             }
             Found::Absent => {
                 let rest = seal.running.get_mut(&oid).expect("just seen");
@@ -257,7 +260,6 @@ impl Session {
             let mend = seal.running.get_mut(&oid).expect("from the keys");
             let copied = mend.blocks.count.min(MEND_BLOCKS);
             mend.blocks = BlockRange::new(mend.blocks.first + copied, mend.blocks.count - copied);
-            mend.first_piece = false;
             if mend.blocks.count == 0 || seal.restart {
                 seal.running.remove(&oid);
             } else {
@@ -297,7 +299,7 @@ fn plan_object(
             _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,
         };
         let blocks = BlockRange::new(0, count);
-        return vec![Mend { oid, source, blocks, whole: true, first_piece: true, origin: origin_of(newest) }];
+        return vec![Mend { oid, source, blocks, whole: true, origin: origin_of(newest) }];
     }
     // A change of the whole object that is not the newest was complete before the newer ones began.
     let mut winners: BTreeMap<u32, (Stamp, NodeId)> = BTreeMap::new();
@@ -327,7 +329,7 @@ fn plan_object(
             }
             _ => {
                 let blocks = BlockRange::new(block, 1);
-                mends.push(Mend { oid, source, blocks, whole: false, first_piece: true, origin });
+                mends.push(Mend { oid, source, blocks, whole: false, origin });
             }
         }
     }

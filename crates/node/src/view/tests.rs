@@ -58,12 +58,14 @@ impl Story {
     }
 
     fn lose(&mut self, nodes: &[u16]) {
-        let lives = nodes.iter().map(|n| (id(*n), self.view.incarnation(id(*n)).expect("it is up"))).collect();
+        let lives =
+            nodes.iter().map(|n| (id(*n), self.view.incarnation(id(*n)).expect("it is up"))).collect();
         self.hear(ClusterEvent::Leave(lives));
     }
 
     fn create(&mut self, name: &[u8]) -> Vid {
-        let action = Action::CreateVdi { name: name.to_vec(), size: 1 << 30, policy: None, block_size_shift: None };
+        let action =
+            Action::CreateVdi { name: name.to_vec(), size: 1 << 30, policy: None, block_size_shift: None };
         match self.propose(0, action) {
             Ok(Accepted::Vdi(vid)) => vid,
             other => panic!("{other:?}"),
