@@ -292,7 +292,15 @@ impl Drop for Helper {
 
 fn member(n: u16) -> MemberInfo {
     let id = NodeId::new([127, 0, 0, 1].into(), 7000 + n);
-    MemberInfo { id, zone: ZoneId(0), space_bytes: 0, fixed_vnodes: None, store_id: 0, life: 0, io_addr: None }
+    MemberInfo {
+        id,
+        zone: ZoneId(0),
+        space_bytes: 0,
+        fixed_vnodes: None,
+        store_id: 0,
+        life: 0,
+        io_addr: None,
+    }
 }
 
 fn join(dir: &Path, n: u16) -> Handle {

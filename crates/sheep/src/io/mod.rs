@@ -178,7 +178,10 @@ impl Work {
             Deed::Sync => (Kind::Sync, 0, 0),
         };
         assert!(total <= IO_BYTES_MAX, "an order of {total} bytes is too long");
-        assert!(total.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64), "whole blocks only");
+        assert!(
+            total.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64),
+            "whole blocks only"
+        );
         Work { id, kind, offset, done: 0, total }
     }
 

@@ -49,15 +49,14 @@ struct Flying {
 impl Ring {
     /// Must be called within the runtime and `LocalSet` of the thread that will use it.
     pub fn start(file: File, completions: mpsc::UnboundedSender<Completion>) -> io::Result<Rc<Ring>> {
-        let uring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(QUEUE_ENTRIES)
-            .or_else(|error| match error.raw_os_error() {
-                // A kernel before 6.1: as correct, a little slower.
-                Some(libc::EINVAL) => IoUring::new(QUEUE_ENTRIES),
-                _ => Err(error),
-            })?;
+        let uring =
+            IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(QUEUE_ENTRIES).or_else(
+                |error| match error.raw_os_error() {
+                    // A kernel before 6.1: as correct, a little slower.
+                    Some(libc::EINVAL) => IoUring::new(QUEUE_ENTRIES),
+                    _ => Err(error),
+                },
+            )?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
         // SAFETY: the `OwnedFd` inside stays open, and the same descriptor, for the life of the `AsyncFd`.

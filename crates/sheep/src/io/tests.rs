@@ -23,7 +23,11 @@ fn with_disk<F: Future<Output = ()>>(
     });
 }
 
-async fn one(disk: &Disk, completions: &mut mpsc::UnboundedReceiver<Completion>, deed: Deed) -> io::Result<Bytes> {
+async fn one(
+    disk: &Disk,
+    completions: &mut mpsc::UnboundedReceiver<Completion>,
+    deed: Deed,
+) -> io::Result<Bytes> {
     disk.order(DiskOrder { id: 77, deed });
     disk.submit();
     let completion = completions.recv().await.unwrap();
@@ -56,7 +60,8 @@ fn what_is_written_is_read_back_whatever_the_memory_looks_like() {
                     one(&disk, &mut completions, deed).await.unwrap();
                 }
                 one(&disk, &mut completions, Deed::Sync).await.unwrap();
-                let read = one(&disk, &mut completions, Deed::Read { offset, len: data.len() }).await.unwrap();
+                let read =
+                    one(&disk, &mut completions, Deed::Read { offset, len: data.len() }).await.unwrap();
                 assert_eq!(read, data, "{choice:?}, case {n}");
                 assert!((read.as_ptr() as usize).is_multiple_of(ALIGNMENT));
             }

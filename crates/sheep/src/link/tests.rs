@@ -28,7 +28,12 @@ fn write(id: u64, data: Bytes) -> PeerMessage {
             since: Since(1),
             oid: Oid::data(Vid(1), 0),
             change: Change::Write { blocks, checksums, base: WriteBase::Keep },
-            tag: Tag { vid: Vid(1), stamp: Stamp::default(), settled: Default::default(), origin: Default::default() },
+            tag: Tag {
+                vid: Vid(1),
+                stamp: Stamp::default(),
+                settled: Default::default(),
+                origin: Default::default(),
+            },
             data,
         },
     }
@@ -146,5 +151,8 @@ fn payloads_of_the_wrong_length_are_refused() {
     assert!(data(vec![proto::checksum::ZERO_BLOCK_CRC], 4096).is_ok());
     assert!(matches!(data(vec![1], 4096), Err(ReceiveError::Payload { block: 0 })));
     assert!(matches!(data(vec![], 4096), Err(ReceiveError::PayloadSize { .. })));
-    assert!(matches!(data(vec![proto::checksum::ZERO_BLOCK_CRC], 4095), Err(ReceiveError::PayloadSize { .. })));
+    assert!(matches!(
+        data(vec![proto::checksum::ZERO_BLOCK_CRC], 4095),
+        Err(ReceiveError::PayloadSize { .. })
+    ));
 }

@@ -1,0 +1,343 @@
+//! Puts a sheep together: from options to a daemon that listens, and from a signal to its end.
+//!
+//! The order of starting: directories and paths, (fork,) the lock of the directory, the log, the disk and what it holds, the
+//! sockets, the cluster. Sockets come before the cluster because others call as soon as they see us join. Whatever
+//! fails before the launcher is told "ready" is its message and exit status.
+
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use cluster::Driver;
+use cluster::local::{LocalDriver, default_directory};
+use front::native::{self, Desk};
+use front::nbd;
+use node::{Node, NodeConfig};
+use proto::NodeId;
+use proto::cluster::MemberInfo;
+use proto::peer::HELLO_MAGIC;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_local;
+
+use crate::format_mark;
+use crate::home::{self, Home, PidFile};
+use crate::io::EngineChoice;
+use crate::launch::Launch;
+use crate::link::{Links, Receiver};
+use crate::logging::Log;
+use crate::objects;
+use crate::options::{DriverChoice, LogDestination, Options};
+use crate::shell::{Parts, Shell};
+
+/// Pause after a failed accept: nothing tells when there are descriptors again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const OPEN_FILES_WANTED: u64 = 6_144_000;
+
+/// Options, with all paths absolute.
+pub struct Setting {
+    pub options: Options,
+    log_path: PathBuf,
+    engine: EngineChoice,
+}
+
+/// Creates the directories and resolves paths, in the directory where the sheep was started.
+pub fn prepare(mut options: Options) -> anyhow::Result<Setting> {
+    let engine = EngineChoice::from_env().map_err(|text| anyhow!(text))?;
+    let (directory, disk) = home::prepare(&options.directory, options.disk.as_deref())?;
+    options.directory = directory;
+    options.disk = disk;
+    if let Some(path) = &mut options.pid_file {
+        *path = std::path::absolute(&*path).context("cannot resolve the path of the pid file")?;
+    }
+    let DriverChoice::Local { directory } = &mut options.driver;
+    *directory = Some(match directory {
+        Some(directory) => {
+            std::path::absolute(&*directory).context("cannot resolve the cluster directory")?
+        }
+        None => default_directory(&options.directory),
+    });
+    let log_directory = match &options.log.directory {
+        Some(directory) => std::fs::canonicalize(directory)
+            .with_context(|| format!("cannot use log directory {}", directory.display()))?,
+        None => options.directory.clone(),
+    };
+    Ok(Setting { log_path: log_directory.join("sheep.log"), options, engine })
+}
+
+/// Runs the daemon to its end.
+pub fn run(setting: Setting, launch: Launch) -> ExitCode {
+    let mut launch = Some(launch);
+    match try_run(setting, &mut launch) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            if let Some(launch) = launch {
+                launch.failed(&format!("{error:#}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run(setting: Setting, launch: &mut Option<Launch>) -> anyhow::Result<()> {
+    let options = &setting.options;
+    let home = Home::lock(options.directory.clone(), options.disk.clone())?;
+    // Sockets get short names relative to it: a path in a socket address has at most 107 bytes.
+    std::env::set_current_dir(&home.path)
+        .with_context(|| format!("cannot change to directory {}", home.path.display()))?;
+    let log = match options.log.destination {
+        LogDestination::Stdout => Log::to_stdout(),
+        LogDestination::File => Log::to_file(setting.log_path.clone())
+            .with_context(|| format!("cannot open log {}", setting.log_path.display()))?,
+    };
+    log.install(options.log.level, options.log.format, options.port);
+    abort_on_panic();
+    raise_open_files();
+    let pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let tasks = tokio::task::LocalSet::new();
+    let result = tasks.block_on(&runtime, live(&setting, &home, &log, launch));
+    tracing::info!("shutdown");
+    // Tasks, and with them the ring, go before the locks.
+    drop(tasks);
+    drop(runtime);
+    drop(pid_file);
+    drop(home);
+    result
+}
+
+async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Launch>) -> anyhow::Result<()> {
+    let options = &setting.options;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let opened = objects::open(options.gateway, home, setting.engine).await?;
+    let DriverChoice::Local { directory } = &options.driver;
+    let directory = directory.clone().expect("resolved while preparing");
+    let driver = Box::new(LocalDriver::new(directory));
+    let addresses = Addresses::of(options, driver.spans_machines());
+    let listener = listen(addresses.listen, options.port).await?;
+    let nbd_listener = match options.nbd {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} for NBD"))?,
+        ),
+        None => None,
+    };
+    let unix = listen_unix("sock")?;
+    let nbd_unix = listen_unix("nbd.sock")?;
+
+    let own = NodeId::new(addresses.advertise, options.port);
+    let member = MemberInfo {
+        id: own,
+        zone: options.zone.unwrap_or(own.default_zone()),
+        space_bytes: opened.store.space().size_bytes,
+        fixed_vnodes: None,
+        store_id: opened.store_id,
+        io_addr: None,
+        life: random_u64()?,
+    };
+    let formatted = if options.gateway { None } else { format_mark::read(&home.path)? };
+    let cluster = driver.start(member.clone())?;
+    let (links, link_events) = Links::new(own);
+    let shell = Shell::start(Parts {
+        own,
+        node: Node::new(NodeConfig { member, formatted }, opened.unsettled),
+        store: opened.store,
+        disk: opened.disk,
+        links,
+        link_events,
+        cluster,
+        directory: (!options.gateway).then(|| home.path.clone()),
+    });
+
+    let desk = Desk::new(home.path.display().to_string());
+    spawn_local(accept(listener, own, shell.clone(), desk.clone()));
+    spawn_local(accept_unix(unix, shell.clone(), desk));
+    spawn_local(nbd::serve_unix(nbd_unix, shell.clone(), nbd::Limits::default()));
+    if let Some(listener) = nbd_listener {
+        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default()));
+    }
+    if let Some(launch) = launch.take() {
+        launch.ready().context("cannot detach from the terminal")?;
+    }
+    tracing::info!("sheepdog daemon (version {}) started", env!("CARGO_PKG_VERSION"));
+
+    let stopped = shell.until_stopped();
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut stopped => return result.map_err(|text| anyhow!(text)),
+            _ = terminate.recv() => shell.stop(),
+            _ = interrupt.recv() => shell.stop(),
+            _ = hangup.recv() => {
+                if let Err(error) = log.rotate() {
+                    tracing::error!("cannot begin a new log: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Where to listen, and what to tell others.
+#[derive(Debug, PartialEq, Eq)]
+struct Addresses {
+    listen: IpAddr,
+    advertise: IpAddr,
+}
+
+impl Addresses {
+    /// A cluster within one machine listens on loopback unless told otherwise: the protocol knows no passwords.
+    fn of(options: &Options, spans_machines: bool) -> Addresses {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let otherwise = if spans_machines { unspecified } else { loopback };
+        let listen = options.bind.or(options.advertised).unwrap_or(otherwise);
+        let advertise = match options.advertised {
+            Some(advertised) => advertised,
+            None if listen.is_unspecified() => loopback,
+            None => listen,
+        };
+        Addresses { listen, advertise }
+    }
+}
+
+async fn listen(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(ip, port);
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// A socket in the store directory, in which we are. We hold its lock: one that is there is a dead sheep's.
+fn listen_unix(name: &str) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(name),
+    }
+    .with_context(|| format!("cannot listen on {name} in the store directory"))
+}
+
+/// Everybody who comes to the sheep's port: other sheep, who say so first, and native clients.
+async fn accept(listener: TcpListener, own: NodeId, shell: Shell, desk: Desk) {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (shell, desk) = (shell.clone(), desk.clone());
+        spawn_local(async move {
+            let mut first = [0; 1];
+            match stream.peek(&mut first).await {
+                Ok(1) if first[0] == HELLO_MAGIC[0] => serve_peer(stream, from, own, shell).await,
+                Ok(1) => {
+                    if let Err(error) = native::serve_tcp(stream, shell, desk, Bytes::new()).await {
+                        tracing::debug!("native client {from}: {error}");
+                    }
+                }
+                _ => {}
+            }
+        });
+    }
+}
+
+async fn serve_peer(stream: TcpStream, from: SocketAddr, own: NodeId, shell: Shell) {
+    let mut receiver = match Receiver::accept(stream, own).await {
+        Ok(receiver) => receiver,
+        Err(error) => return tracing::warn!("a caller from {from} that is no peer: {error}"),
+    };
+    let peer = receiver.from;
+    loop {
+        match receiver.receive().await {
+            Ok(Some(message)) => shell.handle_peer(peer, message).await,
+            Ok(None) => return tracing::debug!("peer {peer} has closed its link"),
+            // Closing tells the peer, which sends again what is still wanted.
+            Err(error) => return tracing::warn!("link from peer {peer} dropped: {error}"),
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, shell: Shell, desk: Desk) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (shell, desk) = (shell.clone(), desk.clone());
+                spawn_local(async move {
+                    if let Err(error) = native::serve_connection(stream, shell, desk, Bytes::new()).await {
+                        tracing::debug!("native client: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A program that is broken must not go on answering: its memory may be wrong, and its copies are elsewhere.
+fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message");
+        tracing::error!("panic at {place}: {text}");
+        eprintln!("panic at {place}: {text}\n{}", std::backtrace::Backtrace::capture());
+        std::process::abort();
+    }));
+}
+
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(OPEN_FILES_WANTED), maximum: Some(OPEN_FILES_WANTED) };
+    if setrlimit(Resource::Nofile, wanted).is_err() {
+        let all = Rlimit { current: now.maximum, maximum: now.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, all) {
+            tracing::warn!("cannot raise the number of open files: {error}");
+        }
+    }
+}
+
+fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open(Path::new("/dev/urandom"))?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{Invocation, parse};
+
+    #[test]
+    fn nobody_outside_is_served_unless_asked_for() {
+        let check = |line: &str, spans_machines, listen: &str, advertise: &str| {
+            let args = line.split_whitespace().map(std::ffi::OsString::from);
+            let Ok(Invocation::Run(options)) = parse(args) else { panic!("{line}") };
+            let expect = Addresses { listen: listen.parse().unwrap(), advertise: advertise.parse().unwrap() };
+            assert_eq!(Addresses::of(&options, spans_machines), expect, "{line}");
+        };
+        check("", false, "127.0.0.1", "127.0.0.1");
+        check("-b 0.0.0.0", false, "0.0.0.0", "127.0.0.1");
+        check("-b 10.0.0.1", false, "10.0.0.1", "10.0.0.1");
+        check("-y 10.0.0.1", false, "10.0.0.1", "10.0.0.1");
+        check("-b :: -y 10.0.0.1", false, "::", "10.0.0.1");
+        check("", true, "0.0.0.0", "127.0.0.1");
+        check("-y 10.0.0.1", true, "10.0.0.1", "10.0.0.1");
+    }
+}

@@ -1,0 +1,458 @@
+//! The shell around [`Node`]: brings it events and the time, and carries out its effects.
+//!
+//! Everything happens in one thread. Whatever has news (the driver, a link, the disk, a client) gives it to the
+//! node at once and rings; one task, the *pump*, then carries out effects until there are none, and submits what it
+//! ordered from the disk in one go. The state is borrowed for the length of one such step and never across an await.
+//!
+//! Answers: a client is answered only by the node's [`Effect::Answer`], in the order of effects.
+//! [`Effect::RememberFormat`] is durable before the next effect is looked at.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use cluster::{Delivery, OrderError, Orders};
+use front::Service;
+use node::{Effect, Node, Ticket, Time};
+use proto::client::{ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NodeStat};
+use proto::cluster::{ClusterEvent, LogEntry, Proposal};
+use proto::object::ObjectOp;
+use proto::peer::PeerMessage;
+use proto::{Epoch, NodeId, RequestId};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::format_mark;
+use crate::io::{Completion, Disk};
+use crate::link::{Event, Links};
+use crate::objects::ObjectStore;
+
+/// Payload that peers may have on its way to our disk, before we stop reading from them.
+const PEER_BYTES_MAX: usize = 128 << 20;
+/// What an order costs beyond its payload.
+const ORDER_OVERHEAD_BYTES: usize = 512;
+/// Effects in one step of the pump, before other tasks get their turn.
+const EFFECTS_PER_STEP: usize = 1024;
+/// How long a stopping sheep waits for what was asked of it before.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it then waits for its `Leave` to be durable.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the store may then bring home what is in its journal.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a shell is made of.
+pub struct Parts {
+    pub own: NodeId,
+    pub node: Node,
+    pub store: Box<dyn ObjectStore>,
+    /// `None` for a gateway.
+    pub disk: Option<(Disk, mpsc::UnboundedReceiver<Completion>)>,
+    pub links: Links,
+    pub link_events: mpsc::UnboundedReceiver<Event>,
+    pub cluster: cluster::Handle,
+    /// Where the format mark is kept; `None` for a gateway.
+    pub directory: Option<PathBuf>,
+}
+
+/// A running sheep's logic and everything it reaches. Clones share it; it is what front ends are served by.
+#[derive(Clone)]
+pub struct Shell(Rc<Core>);
+
+struct Core {
+    state: RefCell<State>,
+    started: Instant,
+    /// Something was given to the node or the store.
+    bell: Notify,
+    /// Peers may send again.
+    room: Notify,
+    stop: Stop,
+}
+
+/// Why and whether the sheep ends.
+#[derive(Default)]
+struct Stop {
+    asked: Notify,
+    /// All clients are answered, or the driver has ended: looked at again.
+    progress: Notify,
+    failure: RefCell<Option<String>>,
+    stopping: Cell<bool>,
+    left: Cell<bool>,
+}
+
+struct State {
+    own: NodeId,
+    node: Node,
+    store: Box<dyn ObjectStore>,
+    disk: Option<Disk>,
+    links: Links,
+    orders: Orders,
+    directory: Option<PathBuf>,
+    clients: HashMap<RequestId, oneshot::Sender<ClientResult>>,
+    last_request: u64,
+    /// The driver was busy.
+    unproposed: VecDeque<Proposal>,
+    /// What the store has been given and has not answered, and the sum.
+    ordered: BTreeMap<Ticket, usize>,
+    ordered_bytes: usize,
+    snapshot_asked: bool,
+}
+
+impl Shell {
+    /// Starts all tasks of the shell, within a `LocalSet`.
+    pub fn start(parts: Parts) -> Shell {
+        let Parts { own, node, store, disk, links, link_events, cluster, directory } = parts;
+        let (disk, completions) = disk.unzip();
+        let shell = Shell(Rc::new(Core {
+            state: RefCell::new(State {
+                own,
+                node,
+                store,
+                disk,
+                links,
+                orders: cluster.orders,
+                directory,
+                clients: HashMap::new(),
+                last_request: 0,
+                unproposed: VecDeque::new(),
+                ordered: BTreeMap::new(),
+                ordered_bytes: 0,
+                snapshot_asked: false,
+            }),
+            started: Instant::now(),
+            bell: Notify::new(),
+            room: Notify::new(),
+            stop: Stop::default(),
+        }));
+        if let Some(completions) = completions {
+            tokio::task::spawn_local(shell.clone().hear_disk(completions));
+        }
+        tokio::task::spawn_local(shell.clone().hear_links(link_events));
+        tokio::task::spawn_local(shell.clone().hear_cluster(cluster.deliveries));
+        tokio::task::spawn_local(shell.clone().pump());
+        // The store may have something to do from the start.
+        shell.0.bell.notify_one();
+        shell
+    }
+
+    /// Asks the sheep to end in order.
+    pub fn stop(&self) {
+        self.0.stop.asked.notify_one();
+    }
+
+    /// Waits until the sheep has been asked to end, and ends it: answers what was asked, leaves the cluster.
+    pub async fn until_stopped(&self) -> Result<(), String> {
+        let stop = &self.0.stop;
+        stop.asked.notified().await;
+        stop.stopping.set(true);
+        if let Some(failure) = stop.failure.borrow_mut().take() {
+            return Err(failure);
+        }
+        // One that is not a member answers nobody any more.
+        let drained = |shell: &Shell| {
+            let state = shell.0.state.borrow();
+            state.clients.is_empty() || !state.node.is_member()
+        };
+        if !self.until(DRAIN_PATIENCE, drained).await {
+            let count = self.0.state.borrow().clients.len();
+            tracing::warn!("stopping with {count} requests unanswered");
+        }
+        // An error means that the driver has ended already.
+        let asked = self.0.state.borrow().orders.leave().is_ok();
+        if asked && !self.until(LEAVE_PATIENCE, |shell| shell.0.stop.left.get()).await {
+            tracing::warn!("the cluster driver takes long to leave; the others will notice");
+        }
+        self.tell(|state, _| state.store.begin_checkpoint());
+        // Nothing is lost without it: the next start replays the journal.
+        self.until(CHECKPOINT_PATIENCE, |shell| shell.0.state.borrow().store.is_quiet()).await;
+        match stop.failure.borrow_mut().take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    async fn until(&self, patience: Duration, reached: impl Fn(&Shell) -> bool) -> bool {
+        let waiting = async {
+            while !reached(self) {
+                self.0.stop.progress.notified().await;
+            }
+        };
+        tokio::time::timeout(patience, waiting).await.is_ok()
+    }
+
+    fn fail(&self, text: String) {
+        tracing::error!("{text}");
+        self.0.stop.failure.borrow_mut().get_or_insert(text);
+        self.0.stop.asked.notify_one();
+        self.0.stop.progress.notify_one();
+    }
+
+    fn now(&self) -> Time {
+        Time(self.0.started.elapsed().as_nanos() as u64)
+    }
+
+    /// Lets `event` change the node, then rings.
+    fn tell<R>(&self, event: impl FnOnce(&mut State, Time) -> R) -> R {
+        let now = self.now();
+        let result = event(&mut self.0.state.borrow_mut(), now);
+        self.0.bell.notify_one();
+        result
+    }
+
+    async fn hear_disk(self, mut completions: mpsc::UnboundedReceiver<Completion>) {
+        while let Some(completion) = completions.recv().await {
+            self.tell(|state, _| {
+                state.store.handle_io(completion);
+                while let Ok(completion) = completions.try_recv() {
+                    state.store.handle_io(completion);
+                }
+            });
+        }
+    }
+
+    async fn hear_links(self, mut events: mpsc::UnboundedReceiver<Event>) {
+        while let Some(Event::Reset(peer)) = events.recv().await {
+            self.tell(|state, now| state.node.handle_link_reset(peer, now));
+        }
+    }
+
+    async fn hear_cluster(self, mut deliveries: mpsc::Receiver<Delivery>) {
+        while let Some(delivery) = deliveries.recv().await {
+            match delivery {
+                Delivery::Snapshot { version, state: bytes } => {
+                    let taken = self.tell(|state, _| state.node.handle_snapshot(version, &bytes));
+                    if let Err(error) = taken {
+                        return self.fail(error.to_string());
+                    }
+                }
+                // The node would take it for a verdict of the others.
+                Delivery::Entry(entry) if self.0.stop.stopping.get() && self.is_own_leave(&entry) => {}
+                Delivery::Entry(entry) => self.tell(|state, now| {
+                    state.node.handle_log(entry, now);
+                    state.propose_again();
+                    state.offer_snapshot();
+                }),
+                Delivery::QuorumLost => self.tell(|state, now| state.node.handle_quorum_lost(now)),
+                Delivery::Failed(text) => {
+                    self.0.stop.left.set(true);
+                    return self.fail(text);
+                }
+            }
+        }
+        self.0.stop.left.set(true);
+        self.0.stop.progress.notify_one();
+        if !self.0.stop.stopping.get() {
+            self.fail("the cluster driver has ended".into());
+        }
+    }
+
+    fn is_own_leave(&self, entry: &LogEntry) -> bool {
+        let own = self.0.state.borrow().own;
+        matches!(&entry.event, ClusterEvent::Leave(lives) if lives.iter().any(|(id, _)| *id == own))
+    }
+
+    /// A message of a peer. Returns when the next one may be read.
+    pub async fn handle_peer(&self, from: NodeId, message: PeerMessage) {
+        self.tell(|state, now| state.node.handle_peer(from, message, now));
+        while self.0.state.borrow().ordered_bytes > PEER_BYTES_MAX {
+            self.0.room.notified().await;
+        }
+        // Several may wait; each passes it on.
+        self.0.room.notify_one();
+    }
+
+    /// Carries out effects whenever there is news, and calls the node when it wants to be called.
+    async fn pump(self) {
+        loop {
+            let (more, timeout) = {
+                let now = self.now();
+                let mut state = self.0.state.borrow_mut();
+                if state.node.poll_timeout().is_some_and(|at| at <= now) {
+                    state.node.handle_timeout(now);
+                }
+                let more = state.step(&self, now);
+                if let Some(disk) = &state.disk {
+                    disk.submit();
+                }
+                if state.ordered_bytes <= PEER_BYTES_MAX {
+                    self.0.room.notify_one();
+                }
+                if self.0.stop.stopping.get() && state.store.is_quiet() {
+                    self.0.stop.progress.notify_one();
+                }
+                (more, state.node.poll_timeout())
+            };
+            if more {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            match timeout {
+                None => self.0.bell.notified().await,
+                Some(at) => {
+                    let moment = tokio::time::Instant::from_std(self.0.started + Duration::from_nanos(at.0));
+                    tokio::select! {
+                        biased;
+                        () = self.0.bell.notified() => {}
+                        () = tokio::time::sleep_until(moment) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Carries out effects until there are none (false) or enough for one turn (true).
+    fn step(&mut self, shell: &Shell, now: Time) -> bool {
+        let mut left = EFFECTS_PER_STEP;
+        loop {
+            let mut quiet = true;
+            while let Some(effect) = self.node.poll_effect() {
+                self.carry_out(effect, shell);
+                quiet = false;
+                left = left.saturating_sub(1);
+            }
+            if let Some(disk) = &self.disk {
+                while let Some(order) = self.store.poll_io() {
+                    disk.order(order);
+                }
+            }
+            while let Some((ticket, reply)) = self.store.poll_reply() {
+                let bytes = self.ordered.remove(&ticket).expect("a store answers an order once");
+                self.ordered_bytes -= bytes;
+                self.node.handle_store(ticket, reply, now);
+                quiet = false;
+            }
+            if quiet {
+                return false;
+            }
+            if left == 0 {
+                return true;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, shell: &Shell) {
+        match effect {
+            Effect::Send { to, message } => self.links.send(to, &message),
+            Effect::Propose(proposal) => {
+                self.unproposed.push_back(proposal);
+                self.propose_again();
+            }
+            Effect::Store { ticket, op } => {
+                let payload = match &op {
+                    ObjectOp::Change { data, .. } => data.len(),
+                    _ => 0,
+                };
+                let bytes = payload + ORDER_OVERHEAD_BYTES;
+                self.ordered.insert(ticket, bytes);
+                self.ordered_bytes += bytes;
+                self.store.submit(ticket, op);
+            }
+            Effect::Answer { request, result } => {
+                if let Some(client) = self.clients.remove(&request) {
+                    // It may have gone.
+                    let _ = client.send(result);
+                }
+                if self.clients.is_empty() {
+                    shell.0.stop.progress.notify_one();
+                }
+            }
+            Effect::RememberFormat { ctime } => {
+                let Some(directory) = &self.directory else { return };
+                if let Err(error) = format_mark::write(directory, ctime) {
+                    // Without it the next start would remove what is written from now on.
+                    tracing::error!("cannot remember the format in {}: {error}", directory.display());
+                    std::process::abort();
+                }
+            }
+            Effect::Stop => {
+                if !self.node.is_member() {
+                    shell.fail("this sheep is not a member of the cluster any more".into());
+                }
+                shell.stop();
+            }
+        }
+    }
+
+    fn propose_again(&mut self) {
+        while let Some(proposal) = self.unproposed.pop_front() {
+            match self.orders.propose(proposal) {
+                Ok(()) => {}
+                Err(OrderError::Busy(proposal)) => {
+                    // Those under way will be delivered, and then this is called again.
+                    self.unproposed.push_front(proposal);
+                    return;
+                }
+                Err(error @ OrderError::TooLarge(_)) => tracing::error!("{error}"),
+                Err(OrderError::Ended) => return,
+            }
+        }
+    }
+
+    /// Gives the driver the state when its log has become long: once for each time it wants one.
+    fn offer_snapshot(&mut self) {
+        let wanted = self.orders.wants_snapshot() && self.node.is_member();
+        if wanted && !self.snapshot_asked {
+            let (version, bytes) = self.node.snapshot();
+            // An optimisation, which the driver may refuse.
+            let _ = self.orders.compact(version, bytes);
+        }
+        self.snapshot_asked = wanted;
+    }
+
+    fn stat(&self) -> NodeStat {
+        let space = self.store.space();
+        let pgs = self.node.view().pools().iter().flat_map(|pool| pool.pgs.iter());
+        NodeStat {
+            size_bytes: space.size_bytes,
+            used_bytes: space.used_bytes,
+            pgs_behind: self.node.pgs_behind(),
+            pgs: pgs.filter(|pg| pg.targets.contains(&self.own)).count() as u32,
+        }
+    }
+}
+
+impl Service for Shell {
+    fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static {
+        // Given to the node here and not when the future is first polled: the order of calls is the order of requests.
+        let answer = self.take(op);
+        async move {
+            match answer {
+                Ok(later) => later.await.unwrap_or(Err(ClientError::ShuttingDown)),
+                Err(now) => now,
+            }
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.0.state.borrow().node.epoch()
+    }
+}
+
+impl Shell {
+    /// Passes a request on to the node, or answers it here.
+    fn take(&self, op: ClientOp) -> Result<oneshot::Receiver<ClientResult>, ClientResult> {
+        match op {
+            ClientOp::Cluster(ClusterOp::NodeStat) => {
+                return Err(Ok(ClientReply::NodeStat(self.0.state.borrow().stat())));
+            }
+            ClientOp::Cluster(ClusterOp::KillNode) => {
+                self.stop();
+                return Err(Ok(ClientReply::Done));
+            }
+            _ if self.0.stop.stopping.get() => return Err(Err(ClientError::ShuttingDown)),
+            _ => {}
+        }
+        let (sender, answer) = oneshot::channel();
+        self.tell(|state, now| {
+            state.last_request += 1;
+            let request = RequestId(state.last_request);
+            state.clients.insert(request, sender);
+            state.node.handle_client(request, op, now);
+        });
+        Ok(answer)
+    }
+}
