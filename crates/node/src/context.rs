@@ -53,6 +53,7 @@ pub(crate) struct Call {
     pub to: NodeId,
     pub body: PeerRequest,
     pub purpose: Purpose,
+    pub sent_at: Time,
 }
 
 /// Why something was submitted to the store.
@@ -149,7 +150,7 @@ impl Context<'_> {
         self.out.next_call = self.out.next_call.wrapping_add(1).max(1);
         let id = self.out.next_call;
         self.transmit(to, PeerMessage::Request { id, version: self.view.version(), body: body.clone() });
-        self.out.calls.insert(id, Call { to, body, purpose });
+        self.out.calls.insert(id, Call { to, body, purpose, sent_at: self.now });
         id
     }
 
@@ -166,9 +167,13 @@ impl Context<'_> {
 
     /// Sends a call once more, under its old id: the link that carried it was lost.
     pub fn resend(&mut self, id: u64) {
-        if let Some(call) = self.out.calls.get(&id) {
+        let now = self.now;
+        if let Some(call) = self.out.calls.get_mut(&id) {
+            call.sent_at = now;
+            let call = &*call;
             let message = PeerMessage::Request { id, version: self.view.version(), body: call.body.clone() };
-            self.transmit(call.to, message);
+            let to = call.to;
+            self.transmit(to, message);
         }
     }
 

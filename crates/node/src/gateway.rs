@@ -335,6 +335,27 @@ impl Gateway {
         }
     }
 
+    /// An answer to a call that was given up. True: the request is answered, now or before.
+    ///
+    /// A request that waits to be sent again is answered by it; one that has been sent again is not, since its second
+    /// copy may be carried out after this moment.
+    pub fn take_late_answer(&mut self, ctx: &mut Context, id: RequestId, reply: &PeerReply) -> bool {
+        if self.forwarded.contains_key(&id) {
+            return false;
+        }
+        let PeerReply::Client { result, data, .. } = reply else { return false };
+        for waiting in self.waiting.values_mut() {
+            let Some(at) = waiting.iter().position(|r| r.requester == Requester::Local(id)) else { continue };
+            waiting.remove(at);
+            let mut result = result.clone();
+            if let Ok(reply) = &mut result {
+                reply.set_payload(data.clone());
+            }
+            ctx.answer(id, result);
+        }
+        true
+    }
+
     pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {
         for vid in self.waiting.keys().copied().collect::<Vec<_>>() {
             let owned_here = sessions.get(&vid).is_some_and(|s| s.is_closing());

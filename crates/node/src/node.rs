@@ -14,7 +14,7 @@ use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Since, Vid, ViewVersion};
 
 use crate::catchup::CatchUp;
-use crate::context::{Context, Out, ProposalUse, Purpose, StoreUse};
+use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse};
 use crate::gateway::{Gateway, Sessions};
 use crate::replica::Replica;
 use crate::session::{Request, Requester, Session};
@@ -24,6 +24,8 @@ use crate::{Effect, Ticket, Time};
 
 /// How often waiting things are looked at again. Nothing depends on it but how soon a lost opportunity is noticed.
 const TICK: Duration = Duration::from_millis(100);
+/// A call without an answer for this long is sent again; repeats are harmless.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Messages of peers whose view is ahead that are kept until this node's has caught up. Beyond, the sender
 /// is told to ask again.
 const PARKED_MAX: usize = 4096;
@@ -382,12 +384,17 @@ impl Node {
     fn handle_reply(&mut self, from: NodeId, id: u64, body: PeerReply, now: Time) {
         let incarnation = self.incarnation.unwrap_or_default();
         self.with(now, |node, ctx| {
+            let known = ctx.out.calls.get(&id).is_some_and(|c| c.to == from);
             if let PeerReply::Client { request, .. } = &body {
+                let request = *request;
+                if !known && !node.gateway.take_late_answer(ctx, request, &body) {
+                    // It is under way elsewhere; what this sheep remembers of it may still be needed.
+                    return;
+                }
                 // Confirmed each time: the owner asks until it hears.
                 ctx.tell(from, PeerRequest::Confirm { incarnation, requests: vec![request.0] });
             }
-            let Some(call) = ctx.out.calls.get(&id) else { return };
-            if call.to != from {
+            if !known {
                 return;
             }
             let call = ctx.out.calls.remove(&id).expect("just seen");
@@ -510,6 +517,10 @@ impl Node {
             return;
         }
         self.with(now, |node, ctx| {
+            // An answer may have been lost with a link that only its sender saw break.
+            let late = |c: &Call| c.to != ctx.me && ctx.view.is_up(c.to) && now.since(c.sent_at) > ASK_AGAIN;
+            let late: Vec<u64> = ctx.out.calls.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
+            late.into_iter().for_each(|id| ctx.resend(id));
             node.sessions.values_mut().for_each(|s| s.handle_tick(ctx));
             node.gateway.retry_waiting(ctx, node.sessions);
             node.catch_up.advance(ctx);

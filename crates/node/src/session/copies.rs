@@ -128,9 +128,9 @@ impl Session {
         let mut nodes: Vec<NodeId> = pg.writers().collect();
         nodes.sort_by_key(|n| *n == ctx.me);
         for node in nodes {
-            if !flight.copies.contains_key(&node) {
+            if let std::collections::btree_map::Entry::Vacant(e) = flight.copies.entry(node) {
                 let call = ctx.call(node, body.clone(), Purpose::Copy { vid: self.vid, seq });
-                flight.copies.insert(node, Copy::Sent { call, at: ctx.now });
+                e.insert(Copy::Sent { call, at: ctx.now });
             }
         }
     }
@@ -197,7 +197,7 @@ impl Session {
             return Seq(0);
         }
         let first_in_flight = self.in_flight.keys().next().map_or(self.next_seq.0, |s| s.0);
-        let unconfirmed = self.forwarded.iter().filter_map(|(_, f)| match f {
+        let unconfirmed = self.forwarded.values().filter_map(|f| match f {
             super::Forwarded::Done { first_seq, .. } => *first_seq,
             super::Forwarded::Running { job, .. } => self.jobs.get(job).and_then(|j| j.first_seq),
         });

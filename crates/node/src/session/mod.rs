@@ -150,7 +150,8 @@ impl Session {
 
     /// Takes a request in. `Err`: the session is closing, ask again when it has.
     pub fn handle_request(&mut self, ctx: &mut Context, request: Request) -> Result<(), Request> {
-        if self.state == State::Closing {
+        // A repeat of what is known here is answered here, even while closing.
+        if self.state == State::Closing && !self.forwarded.contains_key(&request.origin) {
             return Err(request);
         }
         self.last_used = ctx.now;

@@ -113,7 +113,7 @@ impl View {
             pool,
             block_size_shift: shift,
             snap_id: snap_id.unwrap_or(0) + 1,
-            create_time: (time_ns / 1_000_000_000) << 32 | time_ns % 1_000_000_000,
+            create_time: ((time_ns / 1_000_000_000) << 32) | (time_ns % 1_000_000_000),
             snap_ctime: 0,
             vm_state_size: 0,
             vm_clock_nsec: 0,
