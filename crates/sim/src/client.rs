@@ -18,12 +18,9 @@ pub struct Population {
 impl Population {
     pub fn new(block_size_shift: u8) -> Population {
         let object_blocks = (1u64 << block_size_shift) / BLOCK_BYTES as u64;
-        let window = |first: u64, count: u64| CellRange {
-            first: first * CELLS as u64,
-            count: count * CELLS as u64,
-        };
-        let windows =
-            vec![window(0, 2), window(object_blocks - 2, 4), window(2 * object_blocks - 1, 3)];
+        let window =
+            |first: u64, count: u64| CellRange { first: first * CELLS as u64, count: count * CELLS as u64 };
+        let windows = vec![window(0, 2), window(object_blocks - 2, 4), window(2 * object_blocks - 1, 3)];
         Population { windows, vdi_bytes: 3 << block_size_shift }
     }
 

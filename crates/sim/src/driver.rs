@@ -145,7 +145,15 @@ mod tests {
     fn member(n: u8) -> MemberInfo {
         let id = NodeId { addr: [n; 16], port: 7000 };
         let zone = ZoneId(n.into());
-        MemberInfo { id, zone, space_bytes: 1, fixed_vnodes: None, store_id: n.into(), life: n.into(), io_addr: None }
+        MemberInfo {
+            id,
+            zone,
+            space_bytes: 1,
+            fixed_vnodes: None,
+            store_id: n.into(),
+            life: n.into(),
+            io_addr: None,
+        }
     }
 
     fn events(driver: &mut Driver, id: NodeId) -> Vec<String> {

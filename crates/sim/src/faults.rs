@@ -12,9 +12,15 @@ const MS: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     Mend(Pair),
-    QuorumLost { sheep: SheepIndex, start: u64 },
+    QuorumLost {
+        sheep: SheepIndex,
+        start: u64,
+    },
     /// The others give a cut-off sheep up. Never before it was told that it lost its quorum.
-    Expel { sheep: SheepIndex, start: u64 },
+    Expel {
+        sheep: SheepIndex,
+        start: u64,
+    },
     Reconnect(SheepIndex),
     DiskRecovers(SheepIndex),
 }
@@ -42,6 +48,8 @@ impl World {
             }
             FaultKind::CutLink => self.cut_link(),
             FaultKind::CutOff => self.cut_off(victim),
+            // Shows when a sheep ends.
+            FaultKind::LateFrames => {}
             FaultKind::SlowDisk => {
                 self.sheep[victim].disk_slowness = self.fault_rng.in_range(5..100) as u32;
                 let delay = self.fault_rng.duration(50 * MS..500 * MS);

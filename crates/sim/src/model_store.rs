@@ -54,8 +54,12 @@ pub struct ModelStore {
 impl ModelStore {
     pub fn open(disk: ModelDisk) -> (ModelStore, Vec<Unsettled>) {
         let unsettled = disk.unsettled.clone();
-        let store =
-            ModelStore { now: disk.clone(), durable: disk, pending: VecDeque::new(), replies: BTreeMap::new() };
+        let store = ModelStore {
+            now: disk.clone(),
+            durable: disk,
+            pending: VecDeque::new(),
+            replies: BTreeMap::new(),
+        };
         (store, unsettled)
     }
 
@@ -75,15 +79,14 @@ impl ModelStore {
         if let Some(at) = self.pending.iter().position(|p| p.ticket == ticket) {
             self.pending[at].durable = true;
             let source = match &self.pending[at].op {
-                ObjectOp::Change { change: Change::Write { base: WriteBase::CloneOf(source), .. }, .. } => {
-                    Some(*source)
-                }
+                ObjectOp::Change {
+                    change: Change::Write { base: WriteBase::CloneOf(source), .. }, ..
+                } => Some(*source),
                 _ => None,
             };
             let is_flush = matches!(self.pending[at].op, ObjectOp::Flush);
             for earlier in self.pending.range_mut(..at) {
-                let feeds_clone =
-                    matches!(&earlier.op, ObjectOp::Change { oid, .. } if Some(*oid) == source);
+                let feeds_clone = matches!(&earlier.op, ObjectOp::Change { oid, .. } if Some(*oid) == source);
                 earlier.durable |= is_flush || feeds_clone;
             }
         }

@@ -1,8 +1,8 @@
 //! Links between sheep: delays, cuts and resets. Pure bookkeeping; the world delivers what is due.
 //!
 //! A directed pair of sheep has one link at a time. Within a link's life frames arrive in order and none is
-//! missing; with its end those in flight are lost, both sides hear of it (each when it notices), and the next life
-//! begins when the sender has heard. A cut stalls a link until it is mended or somebody gives it up.
+//! missing; with its end those in flight are lost. The next life begins when the sender has noticed, and the receiver
+//! hears of the loss then at the latest: what was sent into the dead link meanwhile is lost, too. A cut stalls a link until it is mended or somebody gives it up.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -65,6 +65,11 @@ impl Network {
             return None;
         }
         link.in_flight.pop_front()
+    }
+
+    /// What is on its way, for a world that delivers it by itself.
+    pub fn take_in_flight(&mut self, pair: Pair) -> Vec<Frame> {
+        self.links.get_mut(&pair).map_or_else(Vec::new, |link| link.in_flight.drain(..).collect())
     }
 
     /// Ends the life of a link. Both ends have to be told, and [`Network::reopen`] called when the sender knows.

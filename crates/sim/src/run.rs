@@ -158,7 +158,9 @@ impl World {
         self.run_until(Duration::from_secs(60), "answering all requests", |w| {
             match w.requests.iter().next() {
                 None => Ok(()),
-                Some((id, r)) => Err(format!("{} open, first {id} since {}: {r:?}", w.requests.len(), r.since)),
+                Some((id, r)) => {
+                    Err(format!("{} open, first {id} since {}: {r:?}", w.requests.len(), r.since))
+                }
             }
         })?;
         self.run_until(Duration::from_secs(60), "agreeing on the view", World::views_agree)?;

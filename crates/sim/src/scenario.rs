@@ -20,9 +20,11 @@ pub enum FaultKind {
     CutOff,
     SlowDisk,
     DriftClock,
+    /// When a sheep ends, what it has sent may sit in its peers' sockets for a long time, into its next life.
+    LateFrames,
 }
 
-pub const FAULT_KINDS: [FaultKind; 7] = [
+pub const FAULT_KINDS: [FaultKind; 8] = [
     FaultKind::Kill,
     FaultKind::PowerLoss,
     FaultKind::ResetLink,
@@ -30,6 +32,7 @@ pub const FAULT_KINDS: [FaultKind; 7] = [
     FaultKind::CutOff,
     FaultKind::SlowDisk,
     FaultKind::DriftClock,
+    FaultKind::LateFrames,
 ];
 
 /// A mistake of the shell around the nodes, to show that the checker finds it.
@@ -39,8 +42,8 @@ pub enum PlantedBug {
     None,
     /// Stores answer changes before they are durable.
     AckBeforeDurable,
-    /// Links lose a frame now and then without being reset.
-    LoseFrames,
+    /// Stores forget at a restart which changes may be missing on other copies.
+    ForgetUnsettled,
     /// Some changes are answered, but never reach the store.
     SkipWrites,
     /// A sheep that lost its quorum is not told so before the others go on without it.
@@ -81,7 +84,9 @@ impl Scenario {
             .collect();
         let copies = *rng.pick(&[1, 2, 2, 3, 3, 3]);
         let mut faults: Vec<FaultKind> = FAULT_KINDS.into_iter().filter(|_| rng.percent(45)).collect();
-        if bug == PlantedBug::AckBeforeDurable && !faults.contains(&FaultKind::PowerLoss) {
+        if matches!(bug, PlantedBug::AckBeforeDurable | PlantedBug::ForgetUnsettled)
+            && !faults.contains(&FaultKind::PowerLoss)
+        {
             faults.push(FaultKind::PowerLoss);
         }
         if bug == PlantedBug::NoQuorumLost && !faults.contains(&FaultKind::CutOff) {

@@ -23,21 +23,53 @@ use crate::model_store::ModelStore;
 use crate::network::{Departure, Frame, Network, Pair, SheepIndex};
 use crate::prng::Rng;
 use crate::queue::{EventQueue, Moment};
-use crate::scenario::{PlantedBug, Scenario};
+use crate::scenario::{FaultKind, PlantedBug, Scenario};
 use crate::sheep::{Running, Sheep, State};
 use crate::value::{CellRange, decode};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Boot(SheepIndex),
-    Join { sheep: SheepIndex, start: u64 },
-    Hear { sheep: SheepIndex, start: u64 },
-    Propose { sheep: SheepIndex, start: u64, proposal: Proposal },
-    Arrive { pair: Pair, life: u64 },
+    Join {
+        sheep: SheepIndex,
+        start: u64,
+    },
+    Hear {
+        sheep: SheepIndex,
+        start: u64,
+    },
+    Propose {
+        sheep: SheepIndex,
+        start: u64,
+        proposal: Proposal,
+    },
+    Arrive {
+        pair: Pair,
+        life: u64,
+    },
+    /// A frame of a link that is over, read by its receiver only now.
+    LateFrame {
+        pair: Pair,
+        frame: Frame,
+    },
     ResetLink(Pair),
-    LinkNotice { sheep: SheepIndex, start: u64, peer: SheepIndex, reopen: Option<Pair> },
-    StoreDone { sheep: SheepIndex, start: u64, ticket: Ticket, answered: bool },
-    Timer { sheep: SheepIndex, start: u64, at: Moment },
+    LinkNotice {
+        sheep: SheepIndex,
+        start: u64,
+        peer: SheepIndex,
+        reopen: Option<Pair>,
+    },
+    StoreDone {
+        sheep: SheepIndex,
+        start: u64,
+        ticket: Ticket,
+        answered: bool,
+    },
+    Timer {
+        sheep: SheepIndex,
+        start: u64,
+        at: Moment,
+    },
     NoticeDeaths,
     ClientTurn(usize),
     NextFault,
@@ -47,7 +79,10 @@ pub(crate) enum Event {
 /// What a client's request is for.
 #[derive(Clone, Debug)]
 pub(crate) enum Purpose {
-    Blocks { op: u64, request: BlockRequest },
+    Blocks {
+        op: u64,
+        request: BlockRequest,
+    },
     /// Answered into [`World::answers`].
     Ask,
 }
@@ -144,6 +179,7 @@ impl World {
                 }
             }
             Event::Arrive { pair, life } => self.arrive(pair, life),
+            Event::LateFrame { pair, frame } => self.receive(pair, frame),
             Event::ResetLink(pair) => self.reset_link(pair),
             Event::LinkNotice { sheep, start, peer, reopen } => self.link_notice(sheep, start, peer, reopen),
             Event::StoreDone { sheep, start, ticket, answered } => {
@@ -191,7 +227,10 @@ impl World {
         sheep.start += 1;
         sheep.member.life = life;
         let State::Down(disk) = &mut sheep.state else { unreachable!("checked above") };
-        let (store, unsettled) = ModelStore::open(std::mem::take(disk));
+        let (store, mut unsettled) = ModelStore::open(std::mem::take(disk));
+        if self.scenario.bug == PlantedBug::ForgetUnsettled {
+            unsettled.clear();
+        }
         let found = unsettled.len();
         let config = NodeConfig { member: sheep.member.clone(), formatted: sheep.formatted };
         let node = Node::new(config, unsettled);
@@ -232,6 +271,12 @@ impl World {
         self.driver.detach(self.sheep[index].id());
         for peer in (0..self.sheep.len()).filter(|p| *p != index) {
             self.reset_link((peer, index));
+            if self.scenario.faults.contains(&FaultKind::LateFrames) && self.rng.percent(40) {
+                let delay = self.rng.duration(Duration::ZERO..Duration::from_secs(2));
+                for frame in self.network.take_in_flight((index, peer)) {
+                    self.queue.put_after(delay, Event::LateFrame { pair: (index, peer), frame });
+                }
+            }
             // What it has sent may still arrive for a moment.
             let delay = self.rng.duration(Duration::ZERO..Duration::from_millis(5));
             self.queue.put_after(delay, Event::ResetLink((index, peer)));
@@ -318,9 +363,6 @@ impl World {
         };
         self.log(|| format!("{from} -> {receiver} {}", brief(&message)));
         let (control, payload) = message.encode();
-        if self.scenario.bug == PlantedBug::LoseFrames && self.rng.permille(20) {
-            return self.log(|| "  that frame is lost".into());
-        }
         let at = self.now().after(self.rng.latency(self.scenario.network_latency));
         if let Some(departure) = self.network.send((from, receiver), Frame { control, payload }, at) {
             self.depart(departure);
@@ -333,10 +375,13 @@ impl World {
 
     fn arrive(&mut self, pair: Pair, life: u64) {
         let Some(frame) = self.network.arrive(pair, life) else { return };
-        let (from, to) = pair;
-        if !self.sheep[to].is_up() {
+        if !self.sheep[pair.1].is_up() {
             return self.reset_link(pair);
         }
+        self.receive(pair, frame);
+    }
+
+    fn receive(&mut self, (from, to): Pair, frame: Frame) {
         let (head, control) = frame.control.split_at(FRAME_HEAD_BYTES);
         let head = FrameHead::decode(head.try_into().expect("a head")).expect("a head survives its encoding");
         let message = PeerMessage::decode(&head, control, frame.payload).expect("messages survive encoding");
@@ -354,10 +399,16 @@ impl World {
             return;
         }
         self.log(|| format!("link {} -> {} is reset", pair.0, pair.1));
-        for (sheep, peer, reopen) in [(pair.0, pair.1, Some(pair)), (pair.1, pair.0, None)] {
-            let start = self.sheep[sheep].start;
-            let delay = self.rng.duration(Duration::from_micros(100)..Duration::from_millis(10));
-            self.queue.put_after(delay, Event::LinkNotice { sheep, start, peer, reopen });
+        let (sender, receiver) = pair;
+        let notify = |world: &mut World, sheep: SheepIndex, peer, reopen| {
+            let start = world.sheep[sheep].start;
+            let delay = world.rng.duration(Duration::from_micros(100)..Duration::from_millis(10));
+            world.queue.put_after(delay, Event::LinkNotice { sheep, start, peer, reopen });
+        };
+        notify(self, sender, receiver, Some(pair));
+        // The receiver may see the end of the old link, too; it surely sees the next one begin.
+        if self.rng.percent(50) {
+            notify(self, receiver, sender, None);
         }
     }
 
@@ -368,6 +419,8 @@ impl World {
         }
         if let Some(pair) = reopen {
             self.network.reopen(pair);
+            let (receiver, start) = (pair.1, self.sheep[pair.1].start);
+            self.link_notice(receiver, start, index, None);
         }
         let now = self.local_time(index);
         let peer = self.sheep[peer].id();
@@ -438,7 +491,8 @@ impl World {
         running.store.submit(ticket, op);
         let premature = is_change && self.scenario.bug == PlantedBug::AckBeforeDurable;
         if premature {
-            self.queue.put_after(delay / 8, Event::StoreDone { sheep: index, start, ticket, answered: false });
+            self.queue
+                .put_after(delay / 8, Event::StoreDone { sheep: index, start, ticket, answered: false });
             let late = delay + Duration::from_millis(20);
             self.queue.put_after(late, Event::StoreDone { sheep: index, start, ticket, answered: true });
         } else {

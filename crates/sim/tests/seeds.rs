@@ -1,0 +1,86 @@
+//! Seeded runs: what clients may rely on holds under every mix of faults, and the checker would notice if not.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sim::{Options, Outcome, PlantedBug, run};
+
+const THREADS: usize = 2;
+const SEEDS: u64 = 400;
+
+/// Runs seeds `1 ..= count` on a few threads until `stop` says so; returns the outcome it stopped at.
+fn search(count: u64, options: Options, stop: impl Fn(&Outcome) -> bool + Sync) -> Option<Outcome> {
+    let next = AtomicU64::new(1);
+    let found = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > count || found.lock().unwrap().is_some() {
+                        return;
+                    }
+                    let outcome = run(seed, options);
+                    if stop(&outcome) {
+                        found.lock().unwrap().get_or_insert(outcome);
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap()
+}
+
+#[test]
+fn acknowledged_writes_survive_every_seeded_fault_mix() {
+    let requests = AtomicU64::new(0);
+    let faults = AtomicU64::new(0);
+    let failed = search(SEEDS, Options::default(), |outcome| {
+        requests.fetch_add(outcome.requests, Ordering::Relaxed);
+        faults.fetch_add(outcome.faults, Ordering::Relaxed);
+        outcome.failure.is_some()
+    });
+    if let Some(Outcome { seed, failure, .. }) = failed {
+        panic!("seed {seed}: {}\nreplay with: cargo run -p sim -- replay {seed}", failure.unwrap());
+    }
+    // A simulator in which nothing happens would be content, too.
+    let (requests, faults) = (requests.into_inner(), faults.into_inner());
+    assert!(requests > 100 * SEEDS && faults > 5 * SEEDS, "{requests} requests, {faults} faults");
+}
+
+#[test]
+fn two_runs_of_a_seed_have_the_same_event_log() {
+    let options = Options { trace: true, ..Options::default() };
+    for seed in 1..=10 {
+        let [first, second] = [run(seed, options), run(seed, options)];
+        let (first_log, second_log) = (first.trace.unwrap(), second.trace.unwrap());
+        assert!(first_log.len() > 1000);
+        assert!(first_log == second_log && first.digest == second.digest, "seed {seed} differs");
+    }
+    assert_ne!(run(1, options).digest, run(2, options).digest);
+}
+
+fn assert_found(bug: PlantedBug) {
+    let found = search(600, Options { bug, ..Options::default() }, |outcome| outcome.failure.is_some());
+    assert!(found.is_some(), "{bug:?} was not found in 600 seeds");
+}
+
+#[test]
+fn answers_before_durability_are_found() {
+    assert_found(PlantedBug::AckBeforeDurable);
+}
+
+#[test]
+fn unsettled_changes_forgotten_at_a_restart_are_found() {
+    assert_found(PlantedBug::ForgetUnsettled);
+}
+
+#[test]
+fn writes_that_never_reach_the_store_are_found() {
+    assert_found(PlantedBug::SkipWrites);
+}
+
+#[test]
+fn a_sheep_that_serves_after_it_was_given_up_is_found() {
+    assert_found(PlantedBug::NoQuorumLost);
+}
