@@ -169,25 +169,26 @@ choose_ports() {
     die "found no ten free TCP ports in a row"
 }
 
+# Prints the process of each sheep that has a word like this pattern on its command line.
+sheep_with() {
+    local proc word words
+    for proc in /proc/[0-9]*; do
+        [[ $(cat "$proc/comm" 2>/dev/null) == sheep ]] || continue
+        words=()
+        mapfile -d '' -t words 2>/dev/null <"$proc/cmdline" || true
+        # shellcheck disable=SC2053 # a pattern
+        for word in "${words[@]}"; do
+            [[ $word != $1 ]] || { echo "${proc#/proc/}" && break; }
+        done
+    done
+}
 # The process of the sheep that uses $dir/$1.
 sheep_pid() {
-    local proc word
-    for proc in /proc/[0-9]*; do
-        [[ $(cat "$proc/comm" 2>/dev/null) == sheep ]] || continue
-        while IFS= read -r -d '' word; do
-            [[ $word != "$dir/$1" && $word != "$dir/$1",* ]] || { echo "${proc#/proc/}" && return; }
-        done 2>/dev/null <"$proc/cmdline" || true
-    done
-    return 1
+    local pid
+    pid=$(sheep_with "$dir/$1" && sheep_with "$dir/$1,*")
+    [[ -n $pid ]] && echo "$pid"
 }
-all_sheep_pids() {
-    local proc
-    [[ -n $dir ]] || return 0
-    for proc in /proc/[0-9]*; do
-        [[ $(cat "$proc/comm" 2>/dev/null) == sheep ]] || continue
-        ! tr '\0' ' ' 2>/dev/null <"$proc/cmdline" | grep -qF -- " $dir/" || echo "${proc#/proc/}"
-    done
-}
+all_sheep_pids() { [[ -z $dir ]] || sheep_with "$dir/*"; }
 
 start_sheep() { run sheep -c local "$dir/$1" -z "$1" -p "$port$1" "${@:2}"; }
 kill_sheep() {
@@ -199,9 +200,9 @@ kill_sheep() {
 
 members() { dog node list -r 2>/dev/null | wc -l; }
 members_are() { [[ $(members) == "$1" ]]; }
-cluster_runs() { dog cluster info 2>/dev/null | grep -q '^Cluster status: running'; }
+cluster_runs() { [[ $(dog cluster info "$@" 2>/dev/null) == 'Cluster status: running'* ]]; }
 # Of the sheep $1: does it list the cluster as running with $2 members?
-sees() { dog cluster info -p "$port$1" | grep -q '^Cluster status: running' && [[ $(dog node list -r -p "$port$1" | wc -l) == "$2" ]]; }
+sees() { cluster_runs -p "$port$1" && [[ $(dog node list -r -p "$port$1" | wc -l) == "$2" ]]; }
 
 # start_cluster N [COPIES]: N sheep, formatted.
 start_cluster() {

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Small disks run full: writers get "no space" and nothing else, all that was acknowledged reads back, a restart works,
+# and deleting and discarding make room again.
+. "$(dirname "$0")/../lib.sh"
+need_packages python3 python3-libnbd qemu-utils qemu-block-extra
+scenario_with_sheep 0
+
+choose_ports
+start() { run sheep -c local "$dir/$1,$dir/disk$1" -z "$1" -p "$port$1"; }
+for sheep in 0 1 2; do
+    truncate -s 768M "$dir/disk$sheep"
+    start "$sheep"
+done
+wait_for 20 "three members" members_are 3
+run dog cluster format --copies=3
+wait_for 20 "a running cluster" cluster_runs
+run dog vdi create small 64M
+run qemu-io -f raw -c 'write -P 0x33 0 64M' "$(nbd_uri small)"
+run dog vdi create big 4G
+
+fill() { run timeout 200 /usr/bin/python3 - "$1" "$(nbd_uri big 0)" <<'PYTHON'; }
+import errno, nbd, sys
+client = nbd.NBD()
+client.connect_uri(sys.argv[2])
+size = 256 << 10
+def content(at):
+    return (at // size + 1).to_bytes(8, "little") * (size // 8)
+at = 0
+if sys.argv[1] == "fill":
+    while at < client.get_size():
+        try:
+            client.pwrite(content(at), at)
+        except nbd.Error as error:
+            assert error.errnum == errno.ENOSPC, error
+            break
+        at += size
+    assert 200 << 20 < at < 768 << 20, f"{at >> 20} MiB fitted"
+    open("filled", "w").write(str(at))
+    print(f"no space after {at >> 20} MiB, as it should be")
+else:
+    at = int(open("filled").read())
+for each in range(0, at, size):
+    assert client.pread(size, each) == content(each), f"lost at {each}"
+print(f"all {at >> 20} MiB read back")
+PYTHON
+cd "$dir"
+fill fill
+expect 1 'space' timeout 20 bash -c "head -c 4194304 /dev/urandom | dog vdi write big 3G"
+run qemu-io -f raw -c 'read -P 0x33 0 64M' "$(nbd_uri small 1)"
+kill_sheep 0 1 2
+for sheep in 0 1 2; do start "$sheep"; done
+wait_for 30 "a running cluster of three" sees 0 3
+fill check
+run dog vdi delete small
+run qemu-io -f raw -d unmap -c 'discard 0 64M' "$(nbd_uri big 1)"
+run timeout 60 qemu-io -f raw -c 'write -P 0x34 3G 64M' -c 'read -P 0x34 3G 64M' "$(nbd_uri big 2)"
+no_panics
