@@ -361,6 +361,10 @@ impl Node {
                 node.sweeps.start(ctx, Sweep::Purge(vid), Some((from, id)));
             }
             PeerRequest::Forward { origin, mut op, data } => {
+                // With a gateway's life ends what was remembered of its requests, so a late copy of one must not count.
+                if !ctx.view.is_alive(from, origin.incarnation) {
+                    return;
+                }
                 op.set_payload(data);
                 let requester = Requester::Gateway { node: from, call: id };
                 if !is_forwardable(&op) {
