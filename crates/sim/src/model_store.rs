@@ -10,9 +10,9 @@ use bytes::Bytes;
 use node::Ticket;
 use proto::checksum::crc32c;
 use proto::object::{
-    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase,
+    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, Stamp, StoreFailure, Tag, Unsettled, WriteBase,
 };
-use proto::{BLOCK_BYTES, Oid};
+use proto::{BLOCK_BYTES, Oid, Seq};
 
 use crate::prng::Rng;
 
@@ -200,11 +200,14 @@ impl ModelDisk {
     }
 
     fn remember(&mut self, oid: Oid, change: &Change, tag: Tag) {
-        self.unsettled.retain(|u| {
-            u.vid != tag.vid
-                || u.stamp.generation > tag.stamp.generation
-                || (u.stamp.generation == tag.stamp.generation && u.stamp.seq > tag.settled)
-        });
+        // While a session's `settled` is 0 its seal is not complete, and older generations still count.
+        let covers = |stamp: Stamp| {
+            let Stamp { generation, seq } = tag.stamp;
+            debug_assert!(seq > tag.settled);
+            (stamp.generation == generation && stamp.seq <= tag.settled)
+                || (stamp.generation < generation && tag.settled >= Seq(1))
+        };
+        self.unsettled.retain(|u| u.vid != tag.vid || !covers(u.stamp));
         let blocks = match change {
             Change::Write { blocks, base: WriteBase::Keep, .. } | Change::Discard { blocks } => Some(*blocks),
             Change::Write { .. } | Change::Delete => None,
@@ -251,8 +254,8 @@ fn check_change(change: &Change, data: &Bytes) -> Result<(), StoreFailure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::object::{Origin, Stamp};
-    use proto::{Generation, Seq, Vid};
+    use proto::object::Origin;
+    use proto::{Generation, Vid};
 
     const OID: Oid = Oid(7);
 

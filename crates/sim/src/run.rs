@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto::client::{ClientOp, ClientReply, ClientResult, ClusterOp, VdiOp};
 use proto::{BLOCK_BYTES, NodeId, Oid, RequestId};
 
@@ -229,14 +230,7 @@ impl World {
                     .map(|id| stores[id].read_now(oid, block).unwrap_or_else(|| vec![0; BLOCK_BYTES].into()))
                     .collect();
                 if contents.windows(2).any(|pair| pair[0] != pair[1]) {
-                    let seen: Vec<u64> = contents
-                        .iter()
-                        .map(|c| u64::from_le_bytes(c[..8].try_into().expect("eight bytes")))
-                        .collect();
-                    return Err(format!(
-                        "copies of object {oid} differ in block {block}: {:?} begin with {seen:?}",
-                        pg.in_sync
-                    ));
+                    return Err(describe_difference(oid, block, &pg.in_sync, &contents));
                 }
             }
         }
@@ -250,6 +244,13 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn describe_difference(oid: Oid, block: u32, copies: &[NodeId], contents: &[Bytes]) -> String {
+    let at = (0..BLOCK_BYTES).find(|&i| contents.iter().any(|c| c[i] != contents[0][i])).unwrap_or(0) & !7;
+    let words: Vec<u64> =
+        contents.iter().map(|c| u64::from_le_bytes(c[at..at + 8].try_into().expect("eight bytes"))).collect();
+    format!("copies of object {oid} differ in block {block}: {copies:?} hold {words:?} at byte {at}")
 }
 
 fn answered(world: &World, request: RequestId) -> Result<(), String> {
