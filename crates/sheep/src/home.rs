@@ -37,7 +37,7 @@ pub struct Home {
     pub path: PathBuf,
     /// The disk, where it is not this directory.
     pub disk: Option<PathBuf>,
-    _locks: Vec<File>,
+    _lock: File,
 }
 
 /// Creates the directories and makes all paths absolute, since a daemon leaves the directory it was started in.
@@ -57,7 +57,8 @@ fn create(path: &Path) -> Result<PathBuf, HomeError> {
 }
 
 impl Home {
-    /// Locks the directory (and the disk, which another sheep may use under another directory) and checks its version.
+    /// Locks the directory and checks its version. The disk has a lock of its own, since another sheep may name
+    /// it with another directory.
     pub fn lock(path: PathBuf, disk: Option<PathBuf>) -> Result<Home, HomeError> {
         let lock_path = path.join("lock");
         let lock = OpenOptions::new()
@@ -68,14 +69,8 @@ impl Home {
             .open(&lock_path)
             .map_err(io_error("open", &lock_path))?;
         take(&lock, &path)?;
-        let mut locks = vec![lock];
-        if let Some(disk) = &disk {
-            let file = File::open(disk).map_err(io_error("open", disk))?;
-            take(&file, disk)?;
-            locks.push(file);
-        }
         check_config(&path)?;
-        Ok(Home { path, disk, _locks: locks })
+        Ok(Home { path, disk, _lock: lock })
     }
 }
 
@@ -154,18 +149,6 @@ mod tests {
         assert_eq!(second.to_string(), format!("another sheep uses {}", path.display()));
         drop(first);
         Home::lock(path, None).unwrap();
-    }
-
-    #[test]
-    fn a_disk_is_not_shared_by_two_directories() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = dir.path().join("disk");
-        let open = |name: &str| {
-            let (path, disk) = prepare(&dir.path().join(name), Some(&disk)).unwrap();
-            Home::lock(path, disk)
-        };
-        let _first = open("m1").unwrap();
-        assert!(matches!(open("m2"), Err(HomeError::InUse(path)) if path.ends_with("disk")));
     }
 
     #[test]

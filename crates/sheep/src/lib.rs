@@ -2,16 +2,17 @@
 //!
 //! [`options`] say what is wanted; [`launch`], [`home`] and [`logging`] make a daemon of a process; [`serve`] puts it
 //! together. The data plane is one thread: [`shell`] brings events to the node and carries out its effects, with [`io`] for
-//! the disk and [`link`] for the other sheep. Guests are served by crate `front`, the order of events comes from
+//! the disk (found and opened by [`disk`]) and [`link`] for the other sheep. Guests are served by crate `front`, the order of events comes from
 //! crate `cluster`, on a thread of its own.
 
-pub mod format_mark;
+pub mod disk;
 pub mod getopt;
 pub mod home;
 pub mod io;
 pub mod launch;
 pub mod link;
 pub mod logging;
+pub mod marks;
 pub mod objects;
 pub mod options;
 pub mod serve;

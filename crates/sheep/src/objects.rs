@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 
 use node::Ticket;
-use proto::object::{ObjectOp, ObjectReply, StoreFailure, Unsettled};
-use tokio::sync::mpsc;
+use proto::object::{ObjectOp, ObjectReply, StoreFailure};
+use store::{FileDisk, IoFailed, IoId, IoOp, Store};
 
-use crate::home::Home;
-use crate::io::{Completion, Disk, DiskOrder, EngineChoice};
+use crate::io::{Completion, Deed, DiskOrder};
 
 /// Objects on a disk, without the disk: takes orders for objects, gives orders for the disk.
 pub trait ObjectStore {
@@ -20,12 +19,72 @@ pub trait ObjectStore {
     fn begin_checkpoint(&mut self);
     /// Is nothing on its way to the disk?
     fn is_quiet(&self) -> bool;
+    /// The disk failed: this store answers nothing but that.
+    fn is_failed(&self) -> bool;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     pub size_bytes: u64,
     pub used_bytes: u64,
+}
+
+/// A store on a file or block device.
+pub struct DiskStore {
+    store: Store,
+    /// Holds the lock on it.
+    disk: FileDisk,
+}
+
+impl DiskStore {
+    pub fn new(store: Store, disk: FileDisk) -> DiskStore {
+        DiskStore { store, disk }
+    }
+}
+
+impl ObjectStore for DiskStore {
+    fn submit(&mut self, ticket: Ticket, op: ObjectOp) {
+        self.store.submit(ticket.0, op);
+    }
+
+    fn poll_io(&mut self) -> Option<DiskOrder> {
+        let request = self.store.poll_io()?;
+        let deed = match request.op {
+            IoOp::Read { offset, len } => Deed::Read { offset, len },
+            IoOp::Write { offset, data, durable } => Deed::Write { offset, data, durable },
+            IoOp::Sync => Deed::Sync,
+        };
+        Some(DiskOrder { id: request.id.0, deed })
+    }
+
+    fn handle_io(&mut self, completion: Completion) {
+        let result = completion.result.map_err(|error| {
+            tracing::error!("I/O error on {}: {error}", self.disk.path().display());
+            IoFailed
+        });
+        self.store.handle_io(IoId(completion.id), result);
+    }
+
+    fn poll_reply(&mut self) -> Option<(Ticket, ObjectReply)> {
+        self.store.poll_reply().map(|(ticket, reply)| (Ticket(ticket), reply))
+    }
+
+    fn space(&self) -> Space {
+        let usage = self.store.usage();
+        Space { size_bytes: usage.size_bytes, used_bytes: usage.used_bytes }
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.store.begin_checkpoint();
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.store.is_quiet()
+    }
+
+    fn is_failed(&self) -> bool {
+        self.store.is_failed()
+    }
 }
 
 /// What a gateway has.
@@ -67,24 +126,8 @@ impl ObjectStore for NoStore {
     fn is_quiet(&self) -> bool {
         true
     }
-}
 
-/// A store, ready to be used.
-pub struct Opened {
-    pub store: Box<dyn ObjectStore>,
-    pub disk: Option<(Disk, mpsc::UnboundedReceiver<Completion>)>,
-    /// 0 for a gateway.
-    pub store_id: u64,
-    /// What the store cannot say is on all copies.
-    pub unsettled: Vec<Unsettled>,
-}
-
-/// Opens (or formats) what is on the disk of this sheep.
-pub async fn open(gateway: bool, home: &Home, engine: EngineChoice) -> anyhow::Result<Opened> {
-    if gateway {
-        let store = Box::new(NoStore::default());
-        return Ok(Opened { store, disk: None, store_id: 0, unsettled: Vec::new() });
+    fn is_failed(&self) -> bool {
+        false
     }
-    let _ = (home, engine);
-    anyhow::bail!("this build has no store yet: only gateways ('-g')")
 }

@@ -19,10 +19,16 @@ const fn opt(short: char, long: &'static str, has_value: bool, help: &'static st
 const NOT_SUPPORTED: &str = "";
 
 /// In the order of `sheep -h`. No help text: known, and refused.
-static TABLE: [Opt; 23] = [
+static TABLE: [Opt; 24] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
     opt('D', "directio", false, NOT_SUPPORTED),
+    Opt {
+        short: None,
+        long: "disk-size",
+        has_value: true,
+        help: "specify how much space a new store takes (default: 1/16 of the file system)",
+    },
     opt('f', "foreground", false, "make the program run in foreground"),
     opt('g', "gateway", false, "make the program run as a gateway node"),
     opt('h', "help", false, "display this help and exit"),
@@ -64,6 +70,8 @@ pub enum Invocation {
 pub struct Options {
     pub bind: Option<IpAddr>,
     pub driver: DriverChoice,
+    /// Of a store that is made at this start.
+    pub disk_size_bytes: Option<u64>,
     pub foreground: bool,
     pub gateway: bool,
     pub log: LogOptions,
@@ -141,6 +149,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
     let mut options = Options {
         bind: None,
         driver: DriverChoice::Local { directory: None },
+        disk_size_bytes: None,
         foreground: false,
         gateway: false,
         log: LogOptions {
@@ -193,6 +202,7 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
     match opt.long {
         "bindaddr" => options.bind = Some(address(&text)?),
         "cluster" => options.driver = driver(value)?,
+        "disk-size" => options.disk_size_bytes = Some(size(&text)?),
         "foreground" => options.foreground = true,
         "gateway" => options.gateway = true,
         "log" => set_log(&mut options.log, value)?,
@@ -245,6 +255,28 @@ fn number(text: &str, min: u64, max: u64) -> Option<u64> {
         return None;
     }
     text.parse().ok().filter(|n| (min..=max).contains(n))
+}
+
+/// A decimal number, perhaps with a fraction, and one letter: `1.5G`. Whole mebibytes, rounded down.
+fn size(text: &str) -> Result<u64, OptionError> {
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, letter)) if letter.is_ascii_alphabetic() => {
+            let shift = "BKMGTP".find(letter.to_ascii_uppercase()).map(|power| 10 * power as u32);
+            (&text[..at], shift)
+        }
+        _ => (text, Some(0)),
+    };
+    let plain = number.starts_with(|c: char| c.is_ascii_digit())
+        && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match (number.parse::<f64>(), shift) {
+        (Ok(number), Some(shift)) if plain => {
+            // Beyond 2^64 the conversion yields the largest number, which no disk has.
+            Ok((number * f64::from(shift).exp2()) as u64 >> 20 << 20)
+        }
+        _ => refuse(format!(
+            "Invalid size '{text}'\nValid suffixes: B, K, M, G, T and P, powers of 1024, as in 1.5G"
+        )),
+    }
 }
 
 fn address(text: &str) -> Result<IpAddr, OptionError> {
@@ -428,12 +460,14 @@ mod tests {
             options,
             Err("A gateway ('-g') stores nothing: give it one directory and no disks".into())
         );
-        let options =
-            run("/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 \
-             -l level=debug,dir=/log,format=json");
+        let options = run(
+            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --disk-size 1.5G \
+             -l level=debug,dir=/log,format=json",
+        );
         let expect = Options {
             bind: Some("::".parse().unwrap()),
             driver: DriverChoice::Local { directory: Some("/c".into()) },
+            disk_size_bytes: Some(1536 << 20),
             foreground: true,
             gateway: false,
             log: LogOptions {
@@ -477,6 +511,9 @@ mod tests {
         );
         refused("-l colour=red", "Invalid log option 'colour'");
         refused("-l debug", "Invalid log option 'debug'");
+        for size in ["12X", "", "1KB", "-1", "G", ".", "1e3", "inf"] {
+            refused(&format!("--disk-size={size}"), &format!("Invalid size '{size}'"));
+        }
         refused("--nbd x", "Invalid NBD address 'x': must be [ADDRESS:]PORT");
         refused("/a,/b,/c", "More than one disk per sheep is not supported: run one sheep for each disk");
         refused("/a /b", "Unexpected argument '/b'");

@@ -24,13 +24,13 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 
-use crate::format_mark;
+use crate::disk::{self, NewStore};
 use crate::home::{self, Home, PidFile};
 use crate::io::EngineChoice;
 use crate::launch::Launch;
 use crate::link::{Links, Receiver};
 use crate::logging::Log;
-use crate::objects;
+use crate::marks;
 use crate::options::{DriverChoice, LogDestination, Options};
 use crate::shell::{Parts, Shell};
 
@@ -121,10 +121,16 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
-    let opened = objects::open(options.gateway, home, setting.engine).await?;
     let DriverChoice::Local { directory } = &options.driver;
     let directory = directory.clone().expect("resolved while preparing");
     let driver = Box::new(LocalDriver::new(directory));
+    let opened = if options.gateway {
+        disk::none()
+    } else {
+        let shared = !driver.spans_machines();
+        let new = NewStore { size_bytes: options.disk_size_bytes, shared, store_id: random_u64()?.max(1) };
+        disk::open(home, new, setting.engine)?
+    };
     let addresses = Addresses::of(options, driver.spans_machines());
     let listener = listen(addresses.listen, options.port).await?;
     let nbd_listener = match options.nbd {
@@ -148,7 +154,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         io_addr: None,
         life: random_u64()?,
     };
-    let formatted = if options.gateway { None } else { format_mark::read(&home.path)? };
+    let formatted = if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? };
     let cluster = driver.start(member.clone())?;
     let (links, link_events) = Links::new(own);
     let shell = Shell::start(Parts {

@@ -24,9 +24,9 @@ use proto::peer::PeerMessage;
 use proto::{Epoch, NodeId, RequestId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::format_mark;
 use crate::io::{Completion, Disk};
 use crate::link::{Event, Links};
+use crate::marks;
 use crate::objects::ObjectStore;
 
 /// Payload that peers may have on its way to our disk, before we stop reading from them.
@@ -273,6 +273,10 @@ impl Shell {
                     state.node.handle_timeout(now);
                 }
                 let more = state.step(&self, now);
+                if state.store.is_failed() && !self.0.stop.stopping.get() {
+                    // Others have copies, and repair them elsewhere once we are gone.
+                    self.fail("the disk failed: this sheep ends".into());
+                }
                 if let Some(disk) = &state.disk {
                     disk.submit();
                 }
@@ -362,7 +366,7 @@ impl State {
             }
             Effect::RememberFormat { ctime } => {
                 let Some(directory) = &self.directory else { return };
-                if let Err(error) = format_mark::write(directory, ctime) {
+                if let Err(error) = marks::write(directory, marks::FORMATTED, ctime) {
                     // Without it the next start would remove what is written from now on.
                     tracing::error!("cannot remember the format in {}: {error}", directory.display());
                     std::process::abort();

@@ -1,5 +1,6 @@
 //! The seeded simulator: whole clusters in virtual time, with faults, and a checker of what clients saw.
 
+mod churn;
 pub mod client;
 pub mod driver;
 mod faults;

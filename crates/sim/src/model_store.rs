@@ -126,6 +126,10 @@ impl ModelStore {
         Some(object.blocks.get(&block).cloned().unwrap_or_else(zeros))
     }
 
+    pub fn holds(&self, oid: Oid) -> bool {
+        self.now.objects.contains_key(&oid)
+    }
+
     pub fn end_of(&self, oid: Oid) -> u32 {
         self.now.objects.get(&oid).map_or(0, |o| o.end)
     }

@@ -147,6 +147,9 @@ impl World {
             let delay = self.rng.duration(Duration::ZERO..self.scenario.think_time);
             self.queue.put_after(delay, Event::ClientTurn(client));
         }
+        if self.scenario.churn {
+            self.queue.put_after(self.scenario.think_time, Event::ChurnTurn);
+        }
         let first = self.fault_rng.duration(Duration::ZERO..self.scenario.fault_pause);
         self.queue.put_after(first, Event::NextFault);
         self.run_for(self.scenario.busy_time)
@@ -219,6 +222,11 @@ impl World {
         let stores: BTreeMap<NodeId, _> =
             self.sheep.iter().map(|s| (s.id(), &s.process().expect("all are up").store)).collect();
         for oid in oids {
+            if view.vdi(oid.vid()).is_none() {
+                let holders: Vec<&NodeId> =
+                    stores.iter().filter(|(_, s)| s.holds(oid)).map(|(id, _)| id).collect();
+                return Err(format!("object {oid} of a deleted VDI is still held by {holders:?}"));
+            }
             let Some(pg) = view.pg_of(oid).and_then(|id| view.pg(id)) else {
                 continue;
             };

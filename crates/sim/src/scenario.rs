@@ -55,6 +55,8 @@ pub struct Scenario {
     pub members: Vec<MemberInfo>,
     pub format: FormatOptions,
     pub vdis: usize,
+    /// Other VDIs come and go meanwhile.
+    pub churn: bool,
     pub clients: usize,
     pub client_depth: usize,
     pub think_time: Duration,
@@ -102,6 +104,7 @@ impl Scenario {
                 pg_count: 1 << rng.in_range(2..5),
             },
             vdis: rng.in_range(1..4) as usize,
+            churn: rng.percent(40),
             clients: rng.in_range(2..6) as usize,
             client_depth: rng.in_range(1..4) as usize,
             think_time: rng.duration(MS..20 * MS),

@@ -3,7 +3,7 @@
 //! The world only carries out what nodes order and hands them what happens. Which faults happen when is decided
 //! in [`crate::faults`], what clients ask in [`crate::client`], what must hold at the end in [`crate::run`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use proto::object::ObjectOp;
 use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage, PeerReply, PeerRequest};
 use proto::{NodeId, RequestId, Vid};
 
+use crate::churn::Churn;
 use crate::client::{BlockRequest, Client, Population};
 use crate::driver::Driver;
 use crate::faults::Fault;
@@ -72,6 +73,7 @@ pub(crate) enum Event {
     },
     NoticeDeaths,
     ClientTurn(usize),
+    ChurnTurn,
     NextFault,
     Fault(Fault),
 }
@@ -79,10 +81,7 @@ pub(crate) enum Event {
 /// What a client's request is for.
 #[derive(Clone, Debug)]
 pub(crate) enum Purpose {
-    Blocks {
-        op: u64,
-        request: BlockRequest,
-    },
+    Blocks { op: u64, vid: Vid, request: BlockRequest },
     /// Answered into [`World::answers`].
     Ask,
 }
@@ -109,6 +108,10 @@ pub struct World {
     pub(crate) history: History,
     pub(crate) requests: BTreeMap<RequestId, Request>,
     pub(crate) answers: BTreeMap<RequestId, ClientResult>,
+    /// Questions whose sheep died; their answer is made up.
+    pub(crate) lost_asks: BTreeSet<RequestId>,
+    pub(crate) churn: Churn,
+    pub(crate) churn_rng: Rng,
     pub(crate) clients_busy: bool,
     pub(crate) faults_on: bool,
     pub(crate) fault_count: u64,
@@ -128,6 +131,7 @@ impl World {
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> = scenario.members.iter().cloned().map(Sheep::new).collect();
         let clients = (0..scenario.clients).map(|n| Client::new(rng.fork(), n % sheep.len())).collect();
+        let churn_rng = rng.fork();
         let population = Population::new(scenario.format.block_size_shift);
         World {
             scenario,
@@ -143,6 +147,9 @@ impl World {
             history: History::default(),
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),
+            lost_asks: BTreeSet::new(),
+            churn: Churn::default(),
+            churn_rng,
             clients_busy: false,
             faults_on: false,
             fault_count: 0,
@@ -192,6 +199,7 @@ impl World {
                 self.announce();
             }
             Event::ClientTurn(client) => self.client_turn(client),
+            Event::ChurnTurn => self.churn_turn(),
             Event::NextFault => self.next_fault(),
             Event::Fault(fault) => self.apply_fault(fault),
         }
@@ -288,7 +296,10 @@ impl World {
             self.close_client_request(&request, "lost");
             match request.purpose {
                 Purpose::Blocks { op, .. } => self.history.abandoned(op),
-                Purpose::Ask => drop(self.answers.insert(id, Err(ClientError::Io))),
+                Purpose::Ask => {
+                    self.lost_asks.insert(id);
+                    self.answers.insert(id, Err(ClientError::Io));
+                }
             }
         }
         let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(400));
@@ -557,14 +568,20 @@ impl World {
         }
         let Some(sheep) = client.choose_sheep(&up) else { return };
         self.next_value += 1;
-        let request = BlockRequest::draw(&mut client.rng, &self.population, self.next_value);
+        let value = self.next_value;
+        let request = BlockRequest::draw(&mut client.rng, &self.population, value);
         let vid = *client.rng.pick(&self.vdis);
         let op = request.op(vid, &mut client.rng);
         client.open += 1;
         self.issue_blocks(Some(number), sheep, vid, request, op);
     }
 
-    fn issue_blocks(
+    pub(crate) fn fresh_value(&mut self) -> u64 {
+        self.next_value += 1;
+        self.next_value
+    }
+
+    pub(crate) fn issue_blocks(
         &mut self,
         client: Option<usize>,
         sheep: SheepIndex,
@@ -577,7 +594,7 @@ impl World {
             BlockRequest::Write(range, value) => self.history.invoke_write(vid, *range, *value),
             BlockRequest::Zero(range, _) => self.history.invoke_write(vid, *range, 0),
         };
-        self.issue(client, sheep, op, Purpose::Blocks { op: number, request });
+        self.issue(client, sheep, op, Purpose::Blocks { op: number, vid, request });
     }
 
     /// A read outside the clients' own turns.
@@ -599,7 +616,7 @@ impl World {
             return self.violate(format!("request {id} is answered twice, or was never made: {result:?}"));
         };
         self.close_client_request(&request, if result.is_ok() { "answered" } else { "refused" });
-        let Purpose::Blocks { op, request: blocks } = request.purpose else {
+        let Purpose::Blocks { op, request: blocks, .. } = request.purpose else {
             self.log(|| format!("request {id} is answered: {result:?}"));
             self.answers.insert(id, result);
             return;

@@ -1,1 +1,37 @@
-//! store
+//! Objects on one disk: journal, slots, descriptors and maps; nothing of clusters, VDIs or networks.
+//!
+//! [`Store`] is a deterministic state machine without I/O: it takes the orders of [`proto::object`], asks for
+//! reads, writes and syncs ([`IoRequest`]), and answers each order once it is durable. The shell carries the requests out, at the same
+//! time and in any order. [`Disk`] is only for [`Store::format`] and [`Store::open`], which block.
+//!
+//! Reading order: `layout` (where things lie), `record` (the journal's entries), `store` (the life of an order),
+//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `recover` (how a crash ends). The
+//! bytes, and why each sync is enough, stand in docs/formats.md, "Store on disk".
+//! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
+
+mod buffer;
+mod change;
+mod disk;
+mod free_set;
+mod invariants;
+mod io;
+mod journal;
+mod layout;
+mod read;
+mod record;
+mod recover;
+mod slots;
+mod store;
+mod tables;
+mod tags;
+pub mod testing;
+mod write_back;
+mod written;
+
+pub use buffer::AlignedBuf;
+pub use disk::{Disk, FileDisk, OBJECTS_FILE, default_size_bytes};
+pub use io::{IoFailed, IoId, IoOp, IoRequest, IoResult, Usage};
+pub use layout::{FORMAT_VERSION, JOURNAL_BLOCKS_MIN, SLOT_BYTES};
+pub use read::READ_BLOCKS_MAX;
+pub use recover::{FormatError, FormatOptions, OpenError, Recovered, default_journal_bytes};
+pub use store::Store;

@@ -1,0 +1,201 @@
+//! Finds a sheep's disk, formats it at the first start, and opens it.
+//!
+//! Formatting destroys, so it happens only where there is nothing to lose: the directory has no mark of an earlier
+//! disk, and the disk is a new file, the remains of a format that was cut off, or a device that begins with zeros.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use proto::object::Unsettled;
+use store::{Disk as _, FileDisk, FormatOptions, OBJECTS_FILE, OpenError, Store, default_size_bytes};
+use tokio::sync::mpsc;
+
+use crate::home::Home;
+use crate::io::{Completion, Disk, EngineChoice, open_direct};
+use crate::marks;
+use crate::objects::{DiskStore, NoStore, ObjectStore};
+
+/// How much of a device that is not a store must be zeros, for us to believe that nobody wants it: file systems and
+/// volume managers put their marks there.
+const BLANK_BYTES: usize = 128 << 10;
+/// Share of the file system that a store takes where several of one machine may live on it.
+const SHARED_PART: u64 = 16;
+const SIZE_UNIT_BYTES: u64 = 1 << 20;
+
+/// How to make a new store.
+#[derive(Clone, Copy, Debug)]
+pub struct NewStore {
+    /// What the operator wants.
+    pub size_bytes: Option<u64>,
+    /// Other sheep may have their stores on the same file system.
+    pub shared: bool,
+    /// Distinguishes the disk from all others.
+    pub store_id: u64,
+}
+
+/// A store, ready to be used.
+pub struct Opened {
+    pub store: Box<dyn ObjectStore>,
+    pub disk: Option<(Disk, mpsc::UnboundedReceiver<Completion>)>,
+    /// 0 for a gateway.
+    pub store_id: u64,
+    /// What the store cannot say is on all copies.
+    pub unsettled: Vec<Unsettled>,
+}
+
+/// What a gateway has in place of a store.
+pub fn none() -> Opened {
+    Opened { store: Box::new(NoStore::default()), disk: None, store_id: 0, unsettled: Vec::new() }
+}
+
+/// Opens what is on the disk of this sheep, formatting it first if it is new. Blocks. To be called within the
+/// runtime and `LocalSet` of the data plane.
+pub fn open(home: &Home, new: NewStore, engine: EngineChoice) -> anyhow::Result<Opened> {
+    let place = home.disk.as_deref().unwrap_or(&home.path);
+    let path = if place.is_dir() { place.join(OBJECTS_FILE) } else { place.to_path_buf() };
+    open_path(&home.path, &path, place.is_dir(), new, engine)
+        .with_context(|| format!("cannot use disk {}", path.display()))
+}
+
+fn open_path(
+    directory: &Path,
+    path: &Path,
+    is_ours: bool,
+    new: NewStore,
+    engine: EngineChoice,
+) -> anyhow::Result<Opened> {
+    let expected = marks::read(directory, marks::STORE_ID)?;
+    let mut disk = match FileDisk::open(path) {
+        Ok(disk) => disk,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            refuse_lost(directory, expected)?;
+            let size = size_of_new(path.parent().unwrap_or(directory), new)?;
+            FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (store, recovered) = match Store::open(&mut disk) {
+        Err(OpenError::NotAStore) => {
+            refuse_lost(directory, expected)?;
+            if !is_ours && !is_blank(&mut disk)? {
+                bail!("it is no Sheepdog disk and not empty: clear its first 128 KiB if nobody needs it");
+            }
+            // A file may have been made without its room, or with less than is wanted now.
+            if is_ours {
+                let size = size_of_new(path.parent().unwrap_or(directory), new)?.max(disk.size());
+                drop(disk);
+                disk =
+                    FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?;
+            }
+            let size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
+            tracing::info!("formatting {} with {size} bytes", path.display());
+            Store::format(&mut disk, &FormatOptions::new(size, new.store_id))?;
+            Store::open(&mut disk)?
+        }
+        other => other?,
+    };
+    match expected {
+        Some(expected) if expected != recovered.store_id => bail!(
+            "it is disk {:016x}, but {} belongs to disk {expected:016x}",
+            recovered.store_id,
+            directory.display()
+        ),
+        Some(_) => {}
+        None => marks::write(directory, marks::STORE_ID, recovered.store_id)?,
+    }
+    tracing::info!("disk {} is open, {} journal records replayed", path.display(), recovered.records);
+    let started = Disk::start(open_direct(path, false)?, engine)?;
+    Ok(Opened {
+        store: Box::new(DiskStore::new(store, disk)),
+        disk: Some(started),
+        store_id: recovered.store_id,
+        unsettled: recovered.unsettled,
+    })
+}
+
+fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
+    let Some(expected) = expected else { return Ok(()) };
+    let mark: PathBuf = directory.join(marks::STORE_ID);
+    Err(anyhow!(
+        "there is no store on it, but disk {expected:016x} was used with this directory before. Is it mounted? \
+         To begin anew, without its data, remove {}",
+        mark.display()
+    ))
+}
+
+fn is_blank(disk: &mut FileDisk) -> io::Result<bool> {
+    let mut start = vec![0; BLANK_BYTES.min(disk.size() as usize)];
+    disk.read_at(0, &mut start)?;
+    Ok(start.iter().all(|byte| *byte == 0))
+}
+
+/// The size of a new store in this directory.
+fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
+    if let Some(size) = new.size_bytes {
+        return Ok(size);
+    }
+    let most = default_size_bytes(directory)?;
+    if !new.shared {
+        return Ok(most / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES);
+    }
+    // A part of the whole and not of what is free: so all sheep that begin here are equal.
+    let stat = rustix::fs::statvfs(directory)?;
+    let part = stat.f_blocks.saturating_mul(stat.f_frsize) / SHARED_PART;
+    Ok(part.min(most) / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn try_open(dir: &Path, disk: Option<&Path>, store_id: u64) -> Result<u64, String> {
+        let (path, disk) = crate::home::prepare(&dir.join("meta"), disk).unwrap();
+        let home = Home::lock(path, disk).unwrap();
+        let new = NewStore { size_bytes: Some(64 << 20), shared: true, store_id };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            open(&home, new, EngineChoice::Threads)
+                .map(|opened| opened.store_id)
+                .map_err(|error| format!("{error:#}"))
+        })
+    }
+
+    #[test]
+    fn a_disk_is_formatted_once_and_then_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(try_open(dir.path(), None, 5), Ok(5));
+        assert_eq!(try_open(dir.path(), None, 6), Ok(5));
+    }
+
+    #[test]
+    fn a_disk_that_is_missing_or_exchanged_is_not_replaced_by_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        try_open(dir.path(), None, 5).unwrap();
+        let objects = dir.path().join("meta").join(OBJECTS_FILE);
+        fs::rename(&objects, dir.path().join("aside")).unwrap();
+        let text = try_open(dir.path(), None, 6).unwrap_err();
+        assert!(text.contains("disk 0000000000000005 was used with this directory before"), "{text}");
+        assert!(!objects.exists());
+        let other = tempfile::tempdir().unwrap();
+        try_open(other.path(), None, 7).unwrap();
+        fs::copy(other.path().join("meta").join(OBJECTS_FILE), &objects).unwrap();
+        let text = try_open(dir.path(), None, 8).unwrap_err();
+        assert!(text.contains("it is disk 0000000000000007"), "{text}");
+    }
+
+    #[test]
+    fn a_file_with_something_on_it_is_not_formatted() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        let mut content = vec![0; 64 << 20];
+        content[1024] = 1;
+        fs::write(&disk, &content).unwrap();
+        let text = try_open(dir.path(), Some(&disk), 5).unwrap_err();
+        assert!(text.contains("it is no Sheepdog disk and not empty"), "{text}");
+        assert!(fs::read(&disk).unwrap() == content);
+        fs::write(&disk, vec![0; 64 << 20]).unwrap();
+        assert_eq!(try_open(dir.path(), Some(&disk), 5), Ok(5));
+    }
+}

@@ -1,0 +1,119 @@
+//! A disk as format and recovery see it: blocking reads and writes at offsets; and the real ones.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+/// Blocking access to one disk. Used only to format it and to open it; afterwards the store asks for I/O
+/// through [`poll_io`](crate::Store::poll_io).
+pub trait Disk {
+    fn size(&self) -> u64;
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The file that holds everything, within a directory.
+pub const OBJECTS_FILE: &str = "objects";
+
+/// A file or a block device.
+pub struct FileDisk {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl FileDisk {
+    /// Opens the disk at `path`: a block device, a file, or a directory with an `objects` file in it.
+    pub fn open(path: &Path) -> io::Result<FileDisk> {
+        let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let size = size_of(&file)?;
+        lock(&file)?;
+        Ok(FileDisk { file, path, size })
+    }
+
+    /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it: a write to a disk that was
+    /// formatted never meets a full file system. Fails with the file system's error if it has no such room; a
+    /// new file is removed again.
+    pub fn create(path: &Path, size_bytes: u64) -> io::Result<FileDisk> {
+        let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
+        let is_new = !path.exists();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        lock(&file)?;
+        if !file.metadata()?.file_type().is_block_device() {
+            let reserved =
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
+            if let Err(error) = reserved {
+                if is_new {
+                    let _ = std::fs::remove_file(&path);
+                }
+                return Err(error.into());
+            }
+            file.sync_all()?;
+            sync_parent(&path)?;
+        }
+        let size = size_of(&file)?;
+        Ok(FileDisk { file, path, size })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For the shell that does the I/O of an open store. Its lock lasts as long as this.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Room for a store in this directory: what the file system has free, less a tenth for others and for its own needs.
+pub fn default_size_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / 10 * 9)
+}
+
+fn size_of(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if !metadata.file_type().is_block_device() {
+        return Ok(metadata.len());
+    }
+    rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map_err(io::Error::from)
+}
+
+/// Two stores on one disk would destroy it.
+fn lock(file: &File) -> io::Result<()> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("in use by another process (file descriptor {} could not be locked)", file.as_raw_fd()),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+impl Disk for FileDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}

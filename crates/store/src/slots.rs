@@ -1,0 +1,120 @@
+//! When a slot may be used again.
+//!
+//! A slot that no map refers to any more is reused only after (1) the record that freed it is durable, or a crash
+//! would bring back a map that points at foreign data, and (2) no I/O on it is in flight, or a read would see what
+//! was never its own and a late write of the old content would hit the new.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::free_set::FreeSet;
+use crate::layout::SLOTS_KEPT_BACK;
+
+pub struct Slots {
+    free: FreeSet,
+    /// Free once the record with this number is durable. Ascending, as records are.
+    freed: VecDeque<(u64, u32)>,
+    /// Free once nobody reads it any more.
+    lingering: BTreeSet<u32>,
+    /// Blocks of slots with I/O in flight: one mask for each I/O.
+    pins: BTreeMap<u32, Vec<u16>>,
+    /// Slots promised to written blocks for their way home.
+    promised: u32,
+}
+
+impl Slots {
+    /// All slots with `refs[slot] == 0` are free.
+    pub fn new(refs: &[u32]) -> Self {
+        let mut free = FreeSet::empty(refs.len() as u32);
+        refs.iter().enumerate().filter(|(_, r)| **r == 0).for_each(|(slot, _)| free.insert(slot as u32));
+        Slots { free, freed: VecDeque::new(), lingering: BTreeSet::new(), pins: BTreeMap::new(), promised: 0 }
+    }
+
+    /// Slots that a new write may still ask for.
+    pub fn available(&self) -> u32 {
+        self.free.count().saturating_sub(self.promised).saturating_sub(SLOTS_KEPT_BACK)
+    }
+
+    pub fn free_count(&self) -> u32 {
+        self.free.count() + self.freed.len() as u32 + self.lingering.len() as u32
+    }
+
+    pub fn promised(&self) -> u32 {
+        self.promised
+    }
+
+    pub fn promise(&mut self) {
+        self.promised += 1;
+    }
+
+    pub fn unpromise(&mut self) {
+        self.promised = self.promised.checked_sub(1).expect("a promise is taken back once");
+    }
+
+    /// A slot for new data. The caller has asked `available`, or holds a promise.
+    pub fn take(&mut self) -> Option<u32> {
+        self.free.take()
+    }
+
+    /// Gives back a slot that was taken and never mapped; no write to it is in flight.
+    pub fn give_back(&mut self, slot: u32) {
+        self.free.insert(slot);
+    }
+
+    pub fn freed_by(&mut self, seq: u64, slot: u32) {
+        debug_assert!(self.freed.back().is_none_or(|(s, _)| *s <= seq));
+        self.freed.push_back((seq, slot));
+    }
+
+    pub fn handle_durable(&mut self, durable: u64) {
+        while let Some(&(seq, slot)) = self.freed.front()
+            && seq <= durable
+        {
+            self.freed.pop_front();
+            if self.pins.contains_key(&slot) {
+                self.lingering.insert(slot);
+            } else {
+                self.free.insert(slot);
+            }
+        }
+    }
+
+    pub fn pin(&mut self, slot: u32, mask: u16) {
+        self.pins.entry(slot).or_default().push(mask);
+    }
+
+    pub fn unpin(&mut self, slot: u32, mask: u16) {
+        let masks = self.pins.get_mut(&slot).expect("only pinned slots are unpinned");
+        let at = masks.iter().position(|m| *m == mask).expect("an I/O unpins what it pinned");
+        masks.swap_remove(at);
+        if masks.is_empty() {
+            self.pins.remove(&slot);
+            if self.lingering.remove(&slot) {
+                self.free.insert(slot);
+            }
+        }
+    }
+
+    /// Whether an I/O on any of these blocks is in flight.
+    pub fn is_pinned(&self, slot: u32, mask: u16) -> bool {
+        self.pins.get(&slot).is_some_and(|masks| masks.iter().any(|m| m & mask != 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_slot_waits_for_its_record_and_for_its_readers() {
+        let mut slots = Slots::new(&[1, 0]);
+        assert_eq!(slots.take(), Some(1));
+        slots.pin(0, 3);
+        slots.freed_by(5, 0);
+        slots.handle_durable(4);
+        assert_eq!(slots.take(), None);
+        slots.handle_durable(5);
+        assert_eq!(slots.take(), None, "a read is in flight");
+        slots.unpin(0, 3);
+        assert_eq!(slots.take(), Some(0));
+    }
+}

@@ -1,0 +1,428 @@
+//! The two tables in memory: maps (which slots an object has) and descriptors (checksums of a slot's blocks).
+//!
+//! Every change is an [`Entry`](crate::record::Entry) of a journal record first; here it takes effect and makes its page
+//! dirty. The same functions serve the running store and recovery, so that both come to the same tables.
+
+use std::collections::BTreeMap;
+
+use proto::checksum::crc32c;
+use proto::{BLOCK_BYTES, Oid};
+
+use crate::free_set::FreeSet;
+use crate::layout::*;
+use crate::record::{ChunkRef, NO_SLOT};
+
+/// Up to 64 chunks of one object.
+pub struct Map {
+    pub oid: Oid,
+    pub group: u32,
+    pub chunks: [ChunkRef; GROUP_CHUNKS as usize],
+}
+
+/// The records between which a page was changed and not written since.
+#[derive(Clone, Copy, Debug)]
+pub struct Dirty {
+    pub first: u64,
+    pub last: u64,
+}
+
+pub struct Tables {
+    pub geometry: Geometry,
+    crcs: Vec<[u32; SLOT_BLOCKS as usize]>,
+    /// Blocks whose content or checksum is known to be lost: they are answered with `Corrupt`.
+    lost: Vec<u16>,
+    maps: Vec<Option<Box<Map>>>,
+    refs: Vec<u32>,
+    /// Empty during recovery, when two maps may claim the same key for a while.
+    by_key: BTreeMap<(Oid, u32), u32>,
+    free_maps: FreeSet,
+    indexed: bool,
+    pub dirty: BTreeMap<PageId, Dirty>,
+}
+
+/// Two maps of the same part of one object, a reference beyond the disk: the tables contradict themselves.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Contradiction;
+
+impl Tables {
+    pub fn empty(geometry: Geometry) -> Self {
+        let (slots, maps) = (geometry.slots as usize, geometry.maps as usize);
+        Tables {
+            geometry,
+            crcs: vec![[0; SLOT_BLOCKS as usize]; slots],
+            lost: vec![0; slots],
+            maps: std::iter::repeat_with(|| None).take(maps).collect(),
+            refs: vec![0; slots],
+            by_key: BTreeMap::new(),
+            free_maps: FreeSet::empty(geometry.maps),
+            indexed: false,
+            dirty: BTreeMap::new(),
+        }
+    }
+
+    /// Ends recovery: checks that the tables are consistent and makes them searchable.
+    pub fn index(&mut self) -> Result<(), Contradiction> {
+        self.by_key.clear();
+        for (id, map) in self.maps.iter().enumerate() {
+            match map {
+                None => self.free_maps.insert(id as u32),
+                Some(map) => {
+                    if self.by_key.insert((map.oid, map.group), id as u32).is_some() {
+                        return Err(Contradiction);
+                    }
+                }
+            }
+        }
+        self.indexed = true;
+        Ok(())
+    }
+
+    pub fn refs(&self) -> &[u32] {
+        &self.refs
+    }
+
+    pub fn crc(&self, slot: u32, block: u32) -> u32 {
+        self.crcs[slot as usize][block as usize]
+    }
+
+    pub fn lost(&self, slot: u32) -> u16 {
+        self.lost[slot as usize]
+    }
+
+    pub fn free_map_count(&self) -> u32 {
+        self.free_maps.count()
+    }
+
+    pub fn take_map(&mut self) -> Option<u32> {
+        self.free_maps.take()
+    }
+
+    pub fn map_id(&self, oid: Oid, group: u32) -> Option<u32> {
+        self.by_key.get(&(oid, group)).copied()
+    }
+
+    pub fn map(&self, id: u32) -> &Map {
+        self.maps[id as usize].as_ref().expect("an indexed map exists")
+    }
+
+    pub fn exists(&self, oid: Oid) -> bool {
+        self.maps_of(oid).next().is_some()
+    }
+
+    /// Ids of all maps of an object, by group.
+    pub fn maps_of(&self, oid: Oid) -> impl Iterator<Item = u32> + '_ {
+        self.by_key.range((oid, 0)..=(oid, u32::MAX)).map(|(_, id)| *id)
+    }
+
+    /// All maps of the objects in a range of ids, in order.
+    pub fn maps_between(&self, first: Oid, last: Oid) -> impl Iterator<Item = &Map> + '_ {
+        let empty = first > last;
+        let range = if empty { (first, 0)..=(first, 0) } else { (first, 0)..=(last, u32::MAX) };
+        self.by_key.range(range).filter(move |_| !empty).map(|(_, id)| self.map(*id))
+    }
+
+    pub fn object_count(&self) -> u64 {
+        let mut last = None;
+        self.by_key.keys().filter(|(oid, _)| last.replace(*oid) != Some(*oid)).count() as u64
+    }
+
+    pub fn chunk(&self, oid: Oid, chunk: u32) -> ChunkRef {
+        match self.map_id(oid, chunk / GROUP_CHUNKS) {
+            Some(id) => self.map(id).chunks[(chunk % GROUP_CHUNKS) as usize],
+            None => ChunkRef::HOLE,
+        }
+    }
+
+    pub fn is_shared(&self, slot: u32) -> bool {
+        self.refs[slot as usize] > 1
+    }
+
+    fn touch(&mut self, page: PageId, seq: u64) {
+        let dirty = self.dirty.entry(page).or_insert(Dirty { first: seq, last: seq });
+        dirty.last = seq;
+    }
+
+    fn refer(&mut self, chunk: ChunkRef) -> Result<(), Contradiction> {
+        if !chunk.is_hole() {
+            *self.refs.get_mut(chunk.slot as usize).ok_or(Contradiction)? += 1;
+        }
+        Ok(())
+    }
+
+    /// Returns the slot if that was its last reference.
+    fn unrefer(&mut self, chunk: ChunkRef) -> Option<u32> {
+        if chunk.is_hole() {
+            return None;
+        }
+        let refs = &mut self.refs[chunk.slot as usize];
+        *refs = refs.checked_sub(1).expect("a reference is dropped once");
+        (*refs == 0).then_some(chunk.slot)
+    }
+
+    pub fn set_map(
+        &mut self,
+        id: u32,
+        oid: Oid,
+        group: u32,
+        chunks: &[(u8, ChunkRef)],
+        seq: u64,
+    ) -> Result<(), Contradiction> {
+        if id >= self.geometry.maps {
+            return Err(Contradiction);
+        }
+        self.clear_map(id);
+        let mut map =
+            Box::new(Map { oid, group, chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] });
+        for (index, chunk) in chunks {
+            self.refer(*chunk)?;
+            map.chunks[*index as usize] = *chunk;
+        }
+        if self.indexed {
+            let old = self.by_key.insert((oid, group), id);
+            assert!(old.is_none(), "a second map for group {group} of object {oid}");
+        }
+        self.maps[id as usize] = Some(map);
+        self.touch(PageId::Maps(id / MAPS_PER_PAGE), seq);
+        Ok(())
+    }
+
+    /// Frees a map; returns the slots that nobody refers to any more.
+    pub fn free_map(&mut self, id: u32, seq: u64) -> Result<Vec<u32>, Contradiction> {
+        if id >= self.geometry.maps {
+            return Err(Contradiction);
+        }
+        let freed = self.clear_map(id);
+        if self.indexed {
+            self.free_maps.insert(id);
+        }
+        self.touch(PageId::Maps(id / MAPS_PER_PAGE), seq);
+        Ok(freed)
+    }
+
+    fn clear_map(&mut self, id: u32) -> Vec<u32> {
+        let Some(map) = self.maps[id as usize].take() else { return Vec::new() };
+        if self.indexed {
+            self.by_key.remove(&(map.oid, map.group));
+        }
+        map.chunks.iter().filter_map(|chunk| self.unrefer(*chunk)).collect()
+    }
+
+    /// Returns the slot that lay there before, if nobody refers to it any more.
+    pub fn set_chunk(
+        &mut self,
+        id: u32,
+        index: u8,
+        chunk: ChunkRef,
+        seq: u64,
+    ) -> Result<Option<u32>, Contradiction> {
+        let Some(map) = self.maps.get(id as usize) else { return Err(Contradiction) };
+        if map.is_none() {
+            // Only in recovery: the page on disk is newer than this record, and a later record says so too.
+            assert!(!self.indexed, "map {id} is not in use");
+            return Ok(None);
+        }
+        self.refer(chunk)?;
+        let map = self.maps[id as usize].as_mut().expect("seen above");
+        let old = std::mem::replace(&mut map.chunks[index as usize], chunk);
+        self.touch(PageId::Maps(id / MAPS_PER_PAGE), seq);
+        Ok(self.unrefer(old))
+    }
+
+    pub fn set_descriptor(
+        &mut self,
+        slot: u32,
+        reset: bool,
+        mask: u16,
+        lost: u16,
+        crcs: &[u32],
+        seq: u64,
+    ) -> Result<(), Contradiction> {
+        let all = self.crcs.get_mut(slot as usize).ok_or(Contradiction)?;
+        if reset {
+            *all = [0; SLOT_BLOCKS as usize];
+        }
+        for (block, crc) in bits(mask).zip(crcs) {
+            all[block as usize] = *crc;
+        }
+        self.lost[slot as usize] = lost;
+        self.touch(PageId::Descriptors(slot / DESCRIPTORS_PER_PAGE), seq);
+        Ok(())
+    }
+
+    /// The page as it is to lie on disk.
+    pub fn encode_page(&self, page: PageId) -> [u8; BLOCK_BYTES] {
+        let mut out = [0; BLOCK_BYTES];
+        match page {
+            PageId::Descriptors(n) => {
+                for (i, entry) in out.chunks_exact_mut(DESCRIPTOR_BYTES).enumerate() {
+                    let slot = n * DESCRIPTORS_PER_PAGE + i as u32;
+                    if slot < self.geometry.slots {
+                        self.encode_descriptor(slot, entry);
+                    }
+                }
+            }
+            PageId::Maps(n) => {
+                for (i, entry) in out.chunks_exact_mut(MAP_BYTES).enumerate() {
+                    let id = n * MAPS_PER_PAGE + i as u32;
+                    if let Some(Some(map)) = self.maps.get(id as usize) {
+                        encode_map(self.geometry.store_id, id, map, entry);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn encode_descriptor(&self, slot: u32, out: &mut [u8]) {
+        out[4..8].copy_from_slice(&slot.to_le_bytes());
+        out[8..16].copy_from_slice(&self.geometry.store_id.to_le_bytes());
+        out[16..18].copy_from_slice(&self.lost[slot as usize].to_le_bytes());
+        for (i, crc) in self.crcs[slot as usize].iter().enumerate() {
+            out[64 + i * 4..68 + i * 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        let crc = crc32c(&out[4..]);
+        out[..4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Takes over a page read from disk. A rotten descriptor loses its blocks, a rotten map could hide an object.
+    pub fn load_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Contradiction> {
+        match page {
+            PageId::Descriptors(n) => {
+                for (i, entry) in bytes.chunks_exact(DESCRIPTOR_BYTES).enumerate() {
+                    let slot = n * DESCRIPTORS_PER_PAGE + i as u32;
+                    if slot < self.geometry.slots {
+                        self.load_descriptor(slot, entry);
+                    }
+                }
+                Ok(())
+            }
+            PageId::Maps(n) => {
+                for (i, entry) in bytes.chunks_exact(MAP_BYTES).enumerate() {
+                    let id = n * MAPS_PER_PAGE + i as u32;
+                    if id < self.geometry.maps && entry.iter().any(|b| *b != 0) {
+                        let map = decode_map(self.geometry.store_id, id, entry).ok_or(Contradiction)?;
+                        for chunk in map.chunks {
+                            self.refer(chunk)?;
+                        }
+                        self.maps[id as usize] = Some(Box::new(map));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn load_descriptor(&mut self, slot: u32, bytes: &[u8]) {
+        if bytes.iter().all(|b| *b == 0) {
+            return;
+        }
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+        let good = crc32c(&bytes[4..]) == u32_at(0)
+            && u32_at(4) == slot
+            && bytes[8..16] == self.geometry.store_id.to_le_bytes();
+        if !good {
+            self.lost[slot as usize] = FULL_MASK;
+            return;
+        }
+        self.lost[slot as usize] = u16::from_le_bytes([bytes[16], bytes[17]]);
+        for (i, crc) in self.crcs[slot as usize].iter_mut().enumerate() {
+            *crc = u32_at(64 + i * 4);
+        }
+    }
+}
+
+fn encode_map(store_id: u64, id: u32, map: &Map, out: &mut [u8]) {
+    out[4..8].copy_from_slice(&id.to_le_bytes());
+    out[8..16].copy_from_slice(&store_id.to_le_bytes());
+    out[16..24].copy_from_slice(&map.oid.0.to_le_bytes());
+    out[24..28].copy_from_slice(&map.group.to_le_bytes());
+    for (i, chunk) in map.chunks.iter().enumerate() {
+        out[64 + i * 4..68 + i * 4].copy_from_slice(&chunk.slot.to_le_bytes());
+        out[320 + i * 2..322 + i * 2].copy_from_slice(&chunk.mask.to_le_bytes());
+    }
+    let crc = crc32c(&out[4..]);
+    out[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn decode_map(store_id: u64, id: u32, bytes: &[u8]) -> Option<Map> {
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    if crc32c(&bytes[4..]) != u32_at(0) || u32_at(4) != id || u64_at(8) != store_id {
+        return None;
+    }
+    let mut map =
+        Map { oid: Oid(u64_at(16)), group: u32_at(24), chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] };
+    for (i, chunk) in map.chunks.iter_mut().enumerate() {
+        let mask = u16::from_le_bytes([bytes[320 + i * 2], bytes[321 + i * 2]]);
+        *chunk = ChunkRef { slot: u32_at(64 + i * 4), mask };
+        if chunk.slot == NO_SLOT && mask != 0 {
+            return None;
+        }
+    }
+    Some(map)
+}
+
+/// The numbers of the bits that are set, ascending.
+pub fn bits(mask: u16) -> impl Iterator<Item = u32> {
+    (0..16).filter(move |bit| mask & (1 << bit) != 0)
+}
+
+/// The bits `first .. first + count`.
+pub fn run_mask(first: u32, count: u32) -> u16 {
+    debug_assert!(first + count <= 16);
+    (((1u32 << count) - 1) << first) as u16
+}
+
+/// The mask as runs of neighbours: (first, count).
+pub fn runs(mask: u16) -> impl Iterator<Item = (u32, u32)> {
+    let mut rest = u32::from(mask);
+    std::iter::from_fn(move || {
+        if rest == 0 {
+            return None;
+        }
+        let first = rest.trailing_zeros();
+        let count = (rest >> first).trailing_ones();
+        rest &= !(((1 << count) - 1) << first);
+        Some((first, count))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_survive_their_bytes_and_rot_is_noticed() {
+        let geometry = Geometry::fit(3, 8 << 20, 1 << 20).unwrap();
+        let mut tables = Tables::empty(geometry);
+        tables.index().unwrap();
+        let id = tables.take_map().unwrap();
+        let chunk = ChunkRef { slot: 5, mask: 7 };
+        tables.set_map(id, Oid(9), 0, &[(3, chunk)], 1).unwrap();
+        tables.set_descriptor(5, true, 7, 0, &[10, 11, 12], 1).unwrap();
+        let (d, m) = (tables.encode_page(PageId::Descriptors(0)), tables.encode_page(PageId::Maps(0)));
+
+        let mut again = Tables::empty(geometry);
+        again.load_page(PageId::Descriptors(0), &d).unwrap();
+        again.load_page(PageId::Maps(0), &m).unwrap();
+        again.index().unwrap();
+        assert_eq!((again.chunk(Oid(9), 3), again.crc(5, 2), again.refs()[5]), (chunk, 12, 1));
+
+        let mut rotten = Tables::empty(geometry);
+        let mut bad = d;
+        bad[5 * DESCRIPTOR_BYTES + 70] ^= 1;
+        rotten.load_page(PageId::Descriptors(0), &bad).unwrap();
+        assert_eq!((rotten.lost(5), rotten.lost(4)), (FULL_MASK, 0));
+        let mut bad = m;
+        bad[100] ^= 1;
+        assert_eq!(rotten.load_page(PageId::Maps(0), &bad), Err(Contradiction));
+    }
+
+    #[test]
+    fn runs_cover_a_mask() {
+        assert_eq!(runs(0b1100_1001).collect::<Vec<_>>(), [(0, 1), (3, 1), (6, 2)]);
+        assert_eq!(runs(FULL_MASK).collect::<Vec<_>>(), [(0, 16)]);
+        assert_eq!(run_mask(3, 2), 0b11000);
+        assert_eq!(run_mask(0, 16), FULL_MASK);
+    }
+}

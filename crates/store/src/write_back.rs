@@ -1,0 +1,428 @@
+//! Brings written blocks home and lets the journal's tail move, in the background.
+//!
+//! One round at a time: read what must be copied; write home data and dirty pages; **sync**; log what is home now, log
+//! still unsettled tags anew; write the superblock with the new tail, durably; only then is the room free. Why each of these
+//! steps is where it is stands in docs/formats.md ("Why the tail may move").
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use proto::checksum::crc32c;
+use proto::{BLOCK_BYTES, Oid};
+
+use crate::buffer::AlignedBuf;
+use crate::io::{IoOp, IoResult};
+use crate::layout::{BLOCK, PageId, SLOT_BLOCKS};
+use crate::record::{ChunkRef, Entry, TagKey};
+use crate::store::{IoOwner, Store, map_place};
+use crate::tables::{bits, runs};
+use crate::written::Removed;
+
+/// Chunks brought home in one round. Their entries fit into the room that is kept for them in the smallest journal.
+const JOBS_MAX: usize = 64;
+const PAGES_MAX: usize = 256;
+const TAGS_MAX: usize = 128;
+/// Bounds of the entries of one job and of one tag.
+const JOB_ENTRIES_BYTES: usize = 128;
+const TAG_ENTRY_BYTES: usize = 96;
+/// More written blocks than this are not kept in memory for long, however large the journal: 256 MiB.
+const WRITTEN_BLOCKS_MAX: usize = 65536;
+
+#[derive(Default)]
+pub struct WriteBack {
+    round: Option<Round>,
+    /// Under way until the journal is a quarter full.
+    pressed: bool,
+    /// Everything up to this record is to go home.
+    checkpoint: Option<u64>,
+}
+
+struct Round {
+    /// Records up to here were durable when the round began.
+    upto: u64,
+    jobs: Vec<Job>,
+    pages: Vec<PageId>,
+    tags: Vec<(u64, TagKey)>,
+    io_left: usize,
+    /// Set once the superblock with this tail is being written.
+    tail_seq: Option<u64>,
+}
+
+/// One chunk on its way home.
+struct Job {
+    oid: Oid,
+    chunk: u32,
+    base: ChunkRef,
+    /// The slot it moves to; `None`: it is overwritten in place.
+    fresh: Option<u32>,
+    blocks: Vec<HomeBlock>,
+    /// Runs of `base` to be copied: (first, count, content).
+    copies: Vec<(u32, u32, Option<Bytes>)>,
+    /// Copied blocks that turned out unreadable or wrong.
+    lost: u16,
+    pin: Option<(u32, u16)>,
+}
+
+struct HomeBlock {
+    index: u32,
+    seq: u64,
+    crc: u32,
+    data: Bytes,
+}
+
+impl WriteBack {
+    pub fn is_active(&self) -> bool {
+        self.round.is_some() || self.checkpoint.is_some()
+    }
+
+    pub fn slots_in_hand(&self) -> u32 {
+        self.round.iter().flat_map(|r| &r.jobs).filter(|job| job.fresh.is_some()).count() as u32
+    }
+
+    pub fn is_moving(&self, oid: Oid, chunk: u32) -> bool {
+        let mut jobs = self.round.iter().flat_map(|r| &r.jobs);
+        jobs.any(|job| (job.oid, job.chunk) == (oid, chunk) && job.fresh.is_some())
+    }
+
+    pub fn begin_checkpoint(&mut self, upto: u64) {
+        self.checkpoint = Some(upto);
+    }
+}
+
+impl Store {
+    pub(crate) fn drive_write_back(&mut self) {
+        if self.write_back.round.is_some() || !self.wants_write_back() {
+            return;
+        }
+        let round = self.plan_round();
+        let idle = round.jobs.is_empty() && round.pages.is_empty() && round.tags.is_empty();
+        if idle && self.trimmable() == self.journal.tail_seq() {
+            if self.journal.is_idle() {
+                self.write_back.checkpoint = None;
+            }
+            return;
+        }
+        self.write_back.round = Some(round);
+        self.begin_reads();
+    }
+
+    fn wants_write_back(&mut self) -> bool {
+        let (used, ring) = (self.journal.used_blocks(), self.superblock.geometry.journal_blocks);
+        let full = used > ring / 2 || self.written.block_count() > WRITTEN_BLOCKS_MAX;
+        let enough = used <= ring / 4 && self.written.block_count() <= WRITTEN_BLOCKS_MAX / 2;
+        self.write_back.pressed = full || (self.write_back.pressed && !enough);
+        self.write_back.pressed || !self.stalled.is_empty() || self.write_back.checkpoint.is_some()
+    }
+
+    fn trimmable(&self) -> u64 {
+        let first_dirty = self.tables.dirty.values().map(|d| d.first).min().unwrap_or(u64::MAX);
+        self.journal.trimmable(first_dirty)
+    }
+
+    /// The oldest things that keep the tail from moving. Only what is durable in the journal: a page or a block in place that
+    /// ran ahead of its record could not be undone.
+    fn plan_round(&mut self) -> Round {
+        let upto = self.journal.durable();
+        let tags = self.plan_tags(upto);
+        let mut seen = BTreeSet::new();
+        let mut found = Vec::new();
+        'records: for seq in self.journal.tail_seq()..=upto {
+            let info = self.journal.info(seq);
+            if info.live == 0 {
+                continue;
+            }
+            for &(oid, chunk) in &info.touched {
+                if self.can_go_home(oid, chunk, upto) && seen.insert((oid, chunk)) {
+                    found.push((oid, chunk));
+                    if found.len() == JOBS_MAX {
+                        break 'records;
+                    }
+                }
+            }
+        }
+        let bound = found.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
+        if !self.journal.admits(bound, 0, true) {
+            found.clear();
+        }
+        let jobs = found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
+        let mut dirty: Vec<_> =
+            self.tables.dirty.iter().filter(|(_, d)| d.last <= upto).map(|(page, d)| (d.first, *page)).collect();
+        dirty.sort_unstable();
+        let pages = dirty.into_iter().take(PAGES_MAX).map(|(_, page)| page).collect();
+        Round { upto, jobs, pages, tags, io_left: 0, tail_seq: None }
+    }
+
+    /// Unsettled changes in records that nothing else needs, from the tail on.
+    fn plan_tags(&self, upto: u64) -> Vec<(u64, TagKey)> {
+        let mut tags = Vec::new();
+        let last = self.write_back.checkpoint.map_or(upto, |checkpoint| checkpoint.min(upto));
+        for seq in self.journal.tail_seq()..=last {
+            let info = self.journal.info(seq);
+            if info.live > 0 || tags.len() >= TAGS_MAX {
+                break;
+            }
+            if info.tags > 0 {
+                let logged =
+                    info.tag_keys.iter().filter(|key| self.tags.origin_if_logged_in(key, seq).is_some());
+                tags.extend(logged.take(TAGS_MAX - tags.len()).map(|key| (seq, *key)));
+            }
+        }
+        tags
+    }
+
+    fn can_go_home(&self, oid: Oid, chunk: u32, upto: u64) -> bool {
+        let Some(written) = self.written.chunk(oid, chunk) else { return false };
+        let mask = written.blocks.iter().filter(|b| b.seq <= upto).fold(0, |m, b| m | 1 << b.index);
+        let base = self.tables.chunk(oid, chunk);
+        // A read in flight still needs what lies there. It ends, and none that needs it can begin: the written block covers it.
+        let in_use =
+            !base.is_hole() && !self.tables.is_shared(base.slot) && self.slots.is_pinned(base.slot, mask);
+        mask != 0 && !in_use
+    }
+
+    fn plan_job(&mut self, oid: Oid, chunk: u32, upto: u64) -> Job {
+        let base = self.tables.chunk(oid, chunk);
+        let written = self.written.chunk_mut(oid, chunk).expect("it can go home");
+        let blocks: Vec<HomeBlock> = written
+            .blocks
+            .iter()
+            .filter(|b| b.seq <= upto)
+            .map(|b| HomeBlock {
+                index: u32::from(b.index),
+                seq: b.seq,
+                crc: b.crc,
+                data: b.data.clone(),
+            })
+            .collect();
+        let mask = blocks.iter().fold(0, |m, b| m | 1 << b.index);
+        let mut job =
+            Job { oid, chunk, base, fresh: None, blocks, copies: Vec::new(), lost: 0, pin: None };
+        if base.is_hole() || self.tables.is_shared(base.slot) {
+            assert!(written.promised, "no slot was promised to chunk {chunk} of object {oid}");
+            written.promised = false;
+            self.slots.unpromise();
+            job.fresh = Some(self.slots.take().expect("a promised slot is there"));
+            if !base.is_hole() {
+                job.lost = self.tables.lost(base.slot) & base.mask & !mask;
+                job.copies = runs(base.mask & !mask & !job.lost).map(|(f, c)| (f, c, None)).collect();
+                job.pin = Some((base.slot, base.mask));
+            }
+        } else {
+            job.pin = Some((base.slot, mask));
+        }
+        if let Some((slot, mask)) = job.pin {
+            self.slots.pin(slot, mask);
+        }
+        job
+    }
+
+    fn begin_reads(&mut self) {
+        let round = self.write_back.round.as_ref().expect("a round began");
+        let mut reads = Vec::new();
+        for (job, Job { base, copies, .. }) in round.jobs.iter().enumerate() {
+            for (piece, (first, count, _)) in copies.iter().enumerate() {
+                let offset = self.superblock.geometry.slot_offset(base.slot) + u64::from(*first) * BLOCK;
+                reads.push((IoOp::Read { offset, len: *count as usize * BLOCK_BYTES }, job, piece));
+            }
+        }
+        self.round().io_left = reads.len();
+        if reads.is_empty() {
+            return self.begin_writes();
+        }
+        for (op, job, piece) in reads {
+            self.request_io(op, IoOwner::WriteBackRead { job, piece });
+        }
+    }
+
+    fn round(&mut self) -> &mut Round {
+        self.write_back.round.as_mut().expect("its I/O belongs to a round")
+    }
+
+    pub(crate) fn handle_write_back_read(&mut self, job: usize, piece: usize, result: IoResult) {
+        let round = self.write_back.round.as_mut().expect("its I/O belongs to a round");
+        let job = &mut round.jobs[job];
+        let (first, count, content) = &mut job.copies[piece];
+        let bytes = match result {
+            Ok(bytes) if bytes.len() == *count as usize * BLOCK_BYTES => Some(bytes),
+            _ => None,
+        };
+        for i in 0..*count {
+            let good = bytes.as_ref().is_some_and(|b| {
+                let block = &b[i as usize * BLOCK_BYTES..(i as usize + 1) * BLOCK_BYTES];
+                crc32c(block) == self.tables.crc(job.base.slot, *first + i)
+            });
+            if !good {
+                tracing::warn!(oid = %job.oid, block = job.chunk * SLOT_BLOCKS + *first + i, "lost a block");
+                job.lost |= 1 << (*first + i);
+            }
+        }
+        *content = bytes;
+        round.io_left -= 1;
+        if round.io_left == 0 {
+            self.begin_writes();
+        }
+    }
+
+    fn begin_writes(&mut self) {
+        let round = self.write_back.round.as_mut().expect("a round began");
+        let geometry = self.superblock.geometry;
+        let mut writes = Vec::new();
+        for job in &round.jobs {
+            let slot = job.fresh.unwrap_or(job.base.slot);
+            let mut content: [Option<Bytes>; SLOT_BLOCKS as usize] = Default::default();
+            for (first, count, bytes) in &job.copies {
+                for i in (0..*count).filter(|_| bytes.is_some()) {
+                    let at = i as usize * BLOCK_BYTES;
+                    let bytes = bytes.as_ref().expect("filtered");
+                    content[(*first + i) as usize] = Some(bytes.slice(at..at + BLOCK_BYTES));
+                }
+            }
+            for block in &job.blocks {
+                content[block.index as usize] = Some(block.data.clone());
+            }
+            let present =
+                content.iter().enumerate().filter(|(_, c)| c.is_some()).fold(0, |m, (i, _)| m | 1 << i);
+            for (first, count) in runs(present) {
+                let data = (first..first + count)
+                    .map(|i| crate::buffer::aligned(content[i as usize].as_ref().expect("present")))
+                    .collect();
+                writes.push((geometry.slot_offset(slot) + u64::from(first) * BLOCK, data));
+            }
+        }
+        for page in &round.pages {
+            // From here on a change makes it dirty again, from that change on.
+            self.tables.dirty.remove(page);
+            let bytes = AlignedBuf::copy_of(&self.tables.encode_page(*page)).freeze();
+            writes.push((geometry.page_offset(*page), vec![bytes]));
+        }
+        round.io_left = writes.len();
+        if writes.is_empty() {
+            return self.finish_round();
+        }
+        for (offset, data) in writes {
+            self.request_io(IoOp::Write { offset, data, durable: false }, IoOwner::WriteBackWrite);
+        }
+    }
+
+    pub(crate) fn handle_write_back_written(&mut self) {
+        let round = self.round();
+        round.io_left -= 1;
+        if round.io_left == 0 {
+            self.request_io(IoOp::Sync, IoOwner::WriteBackSync);
+        }
+    }
+
+    pub(crate) fn handle_write_back_synced(&mut self) {
+        self.finish_round();
+    }
+
+    /// Home data and pages are on stable storage.
+    fn finish_round(&mut self) {
+        let round = self.write_back.round.as_mut().expect("a round began");
+        let (upto, jobs, tags) =
+            (round.upto, std::mem::take(&mut round.jobs), std::mem::take(&mut round.tags));
+        for job in &jobs {
+            if let Some((slot, mask)) = job.pin {
+                self.slots.unpin(slot, mask);
+            }
+        }
+        // What the pages of this round hold is older than anything logged below: the tail is computed first.
+        let tail_seq = self.trimmable();
+        let bound = jobs.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
+        if bound > 0 {
+            if self.journal.admits(bound, 0, true) {
+                let seq = self.journal.begin(bound, 0);
+                jobs.iter().for_each(|job| self.log_home(seq, upto, job));
+                tags.iter().for_each(|(logged_in, key)| self.log_tag_anew(seq, *logged_in, key));
+            } else {
+                jobs.iter().for_each(|job| self.abandon(job));
+            }
+        }
+        if tail_seq == self.journal.tail_seq() {
+            self.write_back.round = None;
+            return;
+        }
+        let (tail_position, tail_incarnation) = self.journal.tail_at(tail_seq);
+        let revision = self.superblock.revision + 1;
+        self.superblock = crate::layout::Superblock {
+            revision,
+            tail_seq,
+            tail_position,
+            tail_incarnation,
+            ..self.superblock
+        };
+        self.round().tail_seq = Some(tail_seq);
+        let data = vec![AlignedBuf::copy_of(&self.superblock.encode()).freeze()];
+        let write = IoOp::Write { offset: self.superblock.offset(), data, durable: true };
+        self.request_io(write, IoOwner::Superblock);
+    }
+
+    pub(crate) fn handle_superblock_written(&mut self) {
+        let round = self.write_back.round.take().expect("its I/O belongs to a round");
+        self.journal.trim(round.tail_seq.expect("the superblock said so"));
+    }
+
+    /// Switches a chunk to its home, unless it was changed meanwhile in a way that makes the work void.
+    fn log_home(&mut self, seq: u64, upto: u64, job: &Job) {
+        let now = self.tables.chunk(job.oid, job.chunk);
+        let alive = self.still_newest(job);
+        // Cloned meanwhile: the clone has the same written blocks, but a shared slot's descriptor never changes.
+        let shared_meanwhile = job.fresh.is_none() && !now.is_hole() && self.tables.is_shared(now.slot);
+        if alive == 0 || now.slot != job.base.slot || shared_meanwhile {
+            return self.abandon(job);
+        }
+        let Job { oid, chunk, .. } = *job;
+        let (slot, reset, mask, lost) = match job.fresh {
+            // A block that was overwritten meanwhile counts too where the object has it: the newer one covers it.
+            Some(slot) => {
+                let mask = (now.mask & job.base.mask) | alive;
+                (slot, true, mask, job.lost & mask)
+            }
+            None => (now.slot, false, alive, self.tables.lost(now.slot) & !alive),
+        };
+        let crc_of = |index: u32| match job.blocks.iter().find(|b| b.index == index) {
+            Some(block) => block.crc,
+            None => self.tables.crc(job.base.slot, index),
+        };
+        let crcs: Vec<u32> = bits(mask).map(crc_of).collect();
+        self.tables.set_descriptor(slot, reset, mask, lost, &crcs, seq).expect("a slot of this disk");
+        self.journal.push(&Entry::Descriptor { slot, reset, mask, lost, crcs });
+        let to = ChunkRef { slot, mask: if reset { mask } else { now.mask | alive } };
+        if to != now {
+            let (group, index) = map_place(chunk);
+            let map = self.tables.map_id(oid, group).expect("written blocks have a map");
+            self.journal.push(&Entry::MapChunk { map, index, chunk: to });
+            if let Some(freed) = self.tables.set_chunk(map, index, to, seq).expect("slots of this disk") {
+                self.slots.freed_by(seq, freed);
+            }
+        }
+        self.journal.push(&Entry::Homed { oid, chunk, mask: alive, upto });
+        let mut removed = Removed::default();
+        self.written.homed(oid, chunk, alive, upto, &mut removed);
+        self.forget_written(seq, removed);
+    }
+
+    fn still_newest(&self, job: &Job) -> u16 {
+        let Some(written) = self.written.chunk(job.oid, job.chunk) else { return 0 };
+        let newest = |b: &&HomeBlock| written.get(b.index).is_some_and(|w| w.seq == b.seq);
+        job.blocks.iter().filter(newest).fold(0, |m, b| m | 1 << b.index)
+    }
+
+    /// What is written stays written; a later round tries again.
+    fn abandon(&mut self, job: &Job) {
+        if let Some(slot) = job.fresh {
+            self.slots.give_back(slot);
+            self.promise_if_wanted(job.oid, job.chunk);
+        }
+    }
+
+    fn log_tag_anew(&mut self, seq: u64, logged_in: u64, key: &TagKey) {
+        let Some(origin) = self.tags.origin_if_logged_in(key, logged_in) else { return };
+        self.journal.push(&Entry::Tag { key: *key, origin, settled: None });
+        self.tags.insert(*key, origin, seq);
+        let info = self.journal.info_mut(seq);
+        info.tags += 1;
+        info.tag_keys.push(*key);
+        info.replaces_tags.push(logged_in);
+    }
+}

@@ -1,0 +1,124 @@
+//! A crash at any moment leaves every answered change, and each unanswered one whole or not at all per block.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::*;
+use proto::object::*;
+use proto::{Oid, Vid};
+
+const OBJECTS: u64 = 5;
+
+/// Several lives of one disk: random orders, random completions, a crash at a random moment, all checks.
+fn lives(seed: u64, lives: u64, orders: u64) {
+    let mut machine = Machine::new(seed, 14 << 20);
+    let mut workload = Workload::new(OBJECTS);
+    let mut model = Model::default();
+    for _ in 0..lives {
+        let mut history = History::reset(&model, OBJECTS);
+        let mut changes = BTreeSet::new();
+        let mut reads = Vec::new();
+        let orders = 1 + machine.rng.below(orders);
+        let depth = 1 + machine.rng.below(12);
+        for _ in 0..orders {
+            if machine.rng.chance(25) {
+                let (oid, blocks) = (workload.oid(&mut machine.rng), workload.range(&mut machine.rng));
+                let ticket = machine.submit(ObjectOp::Read { oid, blocks });
+                reads.push((ticket, model.values(oid, blocks)));
+            } else {
+                let (oid, change, values, tag) = workload.change(&mut machine.rng);
+                let before = model.clone();
+                model.apply(oid, &change, &values);
+                let data = content(&values);
+                let ticket = machine.submit(ObjectOp::Change { oid, change, data, tag });
+                changes.insert(ticket);
+                history.record(ticket, &before, &model, OBJECTS, false);
+                history.tags.extend(tag.map(|tag| (ticket, tag, oid)));
+            }
+            while machine.disk.pending().len() as u64 > machine.rng.below(depth) {
+                machine.step();
+            }
+            if machine.rng.chance(3) {
+                machine.store.begin_checkpoint();
+                machine.pump();
+            }
+            if machine.rng.chance(10) {
+                machine.store.assert_invariants();
+            }
+        }
+        machine.store.assert_invariants();
+        for (ticket, expected) in reads {
+            if let Some(reply) = machine.replies.remove(&ticket) {
+                assert_eq!(decode_read(reply), expected, "read {ticket}");
+            }
+        }
+        for ticket in &changes {
+            assert!(
+                machine.replies.get(ticket).is_none_or(|r| *r == ObjectReply::Done),
+                "{:?}",
+                machine.replies.get(ticket)
+            );
+        }
+        let answered: BTreeSet<u64> = machine.replies.keys().copied().filter(|t| changes.contains(t)).collect();
+        let unsettled = if machine.rng.chance(80) {
+            machine.crash()
+        } else {
+            let seed = machine.rng.next_u64();
+            machine.disk.kill(seed);
+            machine.reopen()
+        };
+        check_tags(&history, &answered, &unsettled);
+        model = history.check(&mut machine, &answered, OBJECTS);
+        // What was seen once stays, whatever happens next.
+        machine.crash();
+        let known = History::reset(&model, OBJECTS);
+        known.check(&mut machine, &BTreeSet::new(), OBJECTS);
+        workload.generation += 1;
+        let tag = tag(workload.vid, workload.generation, 1, 1);
+        assert_eq!(
+            machine.call(tagged_write(Oid(100), 0, &[1], WriteBase::Keep, Some(tag))),
+            ObjectReply::Done
+        );
+        model.apply(Oid(100), &Change::Write { blocks: BlockRange::new(0, 1), checksums: vec![], base: WriteBase::Keep }, &[1]);
+        workload.generation += 1;
+    }
+    machine.checkpoint();
+    machine.store.assert_invariants();
+    assert_eq!(machine.store.usage().pending_bytes, 0);
+    for oid in (100..100 + OBJECTS).map(Oid) {
+        machine.call(change(oid, Change::Delete));
+    }
+    machine.checkpoint();
+    machine.store.assert_invariants();
+    assert_eq!(machine.store.usage().used_bytes, 0, "nothing is left, so no slot is in use");
+    let journal = machine.store.usage().journal_used_bytes;
+    assert!(journal <= 64 << 10, "a checkpoint empties the journal, {journal} bytes are left");
+}
+
+/// All answered and unsettled changes are reported, and none that never was.
+fn check_tags(history: &History, answered: &BTreeSet<u64>, unsettled: &[Unsettled]) {
+    let highest = history.tags.iter().map(|(_, t, _)| t.stamp.generation).max();
+    let settled = history.tags.iter().filter(|(_, t, _)| Some(t.stamp.generation) == highest);
+    let settled = settled.map(|(_, t, _)| t.settled).max().unwrap_or_default();
+    for (ticket, tag, oid) in &history.tags {
+        let must = answered.contains(ticket) && Some(tag.stamp.generation) == highest && tag.stamp.seq > settled;
+        let reported = unsettled.iter().any(|u| u.stamp == tag.stamp && u.oid == *oid);
+        assert!(reported || !must, "{tag:?} of object {oid} is forgotten");
+    }
+    for u in unsettled {
+        assert_eq!(u.vid, Vid(7));
+        let known = history.tags.iter().any(|(_, t, oid)| t.stamp == u.stamp && u.oid == *oid && u.origin == t.origin);
+        assert!(known || u.stamp.seq.0 == 1, "{u:?} never was");
+    }
+}
+
+#[test]
+fn every_answered_change_survives_crashes_at_random_moments() {
+    let cases = std::env::var("STORE_CRASH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    let first = std::env::var("STORE_CRASH_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    for seed in first..first + cases {
+        let result = std::panic::catch_unwind(|| lives(seed, 4, 120));
+        assert!(result.is_ok(), "seed {seed}");
+    }
+}
