@@ -30,41 +30,33 @@ impl Session {
     /// Makes sure that these blocks of the table get loaded; the task is run again when they are.
     /// True if they are there already.
     pub(super) fn need_table(&mut self, ctx: &mut Context, task: u64, first: u32, end: u32) -> bool {
+        let end = end.min(INODE_BLOCKS);
+        let mut last_missing = None;
         let mut block = first;
-        let mut complete = true;
-        while block < end.min(INODE_BLOCKS) {
+        while block < end {
             if self.table.is_loaded(block) {
                 block += 1;
                 continue;
             }
-            complete = false;
-            if let Some(waiting) = self.loading.get_mut(&block) {
-                waiting.push(task);
+            last_missing = Some(block);
+            if self.loading.contains_key(&block) {
                 block += 1;
                 continue;
             }
-            let mut run = 0;
-            while run < LOAD_BLOCKS
-                && block + run < end.min(INODE_BLOCKS)
-                && !self.table.is_loaded(block + run)
-                && !self.loading.contains_key(&(block + run))
-            {
-                self.loading.insert(block + run, Vec::new());
-                run += 1;
-            }
-            // Waiting for the last block of the run is enough: they all arrive together.
-            self.loading.get_mut(&(block + run - 1)).expect("just inserted").push(task);
+            let unasked = |b: &u32| !self.table.is_loaded(*b) && !self.loading.contains_key(b);
+            let run = (block..end.min(block + LOAD_BLOCKS)).take_while(unasked).count() as u32;
+            self.loading.extend((block..block + run).map(|b| (b, Vec::new())));
             let blocks = BlockRange::new(block, run);
-            self.start_read(
-                ctx,
-                Oid::inode(self.vid),
-                blocks,
-                None,
-                ReadUse::Table { first: block, count: run },
-            );
+            self.start_read(ctx, Oid::inode(self.vid), blocks, None, ReadUse::Table { first: block, count: run });
+            last_missing = Some(block + run - 1);
             block += run;
         }
-        complete
+        // Waiting in one place is enough, since the task looks again when it is run; in several it would be run
+        // once for each, and each time wait in as many again.
+        if let Some(waiting) = last_missing.and_then(|b| self.loading.get_mut(&b)) {
+            waiting.push(task);
+        }
+        last_missing.is_none()
     }
 
     pub(super) fn table_loaded(&mut self, first: u32, count: u32, found: Found) {
