@@ -50,6 +50,8 @@ pub(super) struct InFlight {
     /// Under which `since` the copies below were sent; `None`: not sent.
     since: Option<Since>,
     copies: BTreeMap<NodeId, Copy>,
+    /// Since when it waits for a copy that is down.
+    blocked: Option<Time>,
 }
 
 impl InFlight {
@@ -72,8 +74,17 @@ impl Session {
         let seq = self.next_seq;
         self.next_seq = Seq(seq.0 + 1);
         let pg = ctx.view.pg_of(oid).expect("the VDI of a session has a pool");
-        let in_flight =
-            InFlight { oid, pg, change, data, origin, purpose, since: None, copies: BTreeMap::new() };
+        let in_flight = InFlight {
+            oid,
+            pg,
+            change,
+            data,
+            origin,
+            purpose,
+            since: None,
+            copies: BTreeMap::new(),
+            blocked: None,
+        };
         self.in_flight.insert(seq, in_flight);
         self.transmit(ctx, seq);
         seq
@@ -231,6 +242,15 @@ impl Session {
         for seq in self.in_flight.keys().copied().collect::<Vec<_>>() {
             let flight = self.in_flight.get_mut(&seq).expect("from the keys");
             flight.copies.retain(|_, copy| !matches!(copy, Copy::Failed(_)));
+            let pg = ctx.view.pg(flight.pg).filter(|_| !ctx.view.is_writable(flight.pg));
+            let blocked = pg.map(|pg| (flight.blocked.unwrap_or(ctx.now), pg));
+            flight.blocked = blocked.map(|(at, _)| at);
+            if let Some((_, pg)) = blocked.filter(|(at, _)| ctx.now.since(*at) > COPY_TIMEOUT) {
+                // Members that did not come back with the others: the view lets go of them if enough remain.
+                for node in pg.writers().filter(|n| !ctx.view.is_up(*n)) {
+                    slow.entry(node).or_default().insert(flight.pg, pg.since);
+                }
+            }
             if let Some(since) = flight.since {
                 for (node, copy) in &flight.copies {
                     let waits = matches!(copy, Copy::Sent { at, .. } if ctx.now.since(*at) > COPY_TIMEOUT);

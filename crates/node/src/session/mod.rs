@@ -104,6 +104,8 @@ pub(crate) struct Session {
     forwarded: BTreeMap<Origin, Forwarded>,
     /// Changes of earlier owners that survived, by the request they came from: not carried out again.
     survived: BTreeMap<Origin, Vec<(proto::Oid, Option<proto::object::BlockRange>)>>,
+    /// Objects that this owner removed while requests of earlier ones may still be repeated.
+    cleared: BTreeSet<proto::Oid>,
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
     told_settled: Seq,
@@ -137,6 +139,7 @@ impl Session {
             seal: None,
             forwarded: BTreeMap::new(),
             survived: BTreeMap::new(),
+            cleared: BTreeSet::new(),
             runnable: VecDeque::new(),
             told_settled: Seq(0),
             last_used: ctx.now,

@@ -34,6 +34,7 @@ pub(super) struct Seal {
     attempt: u64,
     asked: BTreeMap<NodeId, (u64, Time)>,
     answers: BTreeMap<NodeId, Vec<Unsettled>>,
+    started: Time,
     planned: bool,
     restart: bool,
     todo: VecDeque<Mend>,
@@ -63,6 +64,7 @@ impl Session {
             attempt,
             asked: BTreeMap::new(),
             answers: BTreeMap::new(),
+            started: ctx.now,
             planned: false,
             restart: false,
             todo: VecDeque::new(),
@@ -117,6 +119,11 @@ impl Session {
             .filter(|(node, (_, at))| **node != ctx.me && ctx.now.since(*at) > COPY_TIMEOUT)
             .map(|(node, _)| *node)
             .collect();
+        let mut silent = silent;
+        if !seal.planned && ctx.now.since(seal.started) > COPY_TIMEOUT {
+            // Members that did not come back with the others.
+            silent.extend(self.members_of_pool(ctx).into_iter().filter(|n| !ctx.view.is_up(*n)));
+        }
         let Some(vdi) = ctx.view.vdi(self.vid) else { return };
         let pool = vdi.pool;
         for node in silent {

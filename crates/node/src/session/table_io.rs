@@ -47,7 +47,13 @@ impl Session {
             let run = (block..end.min(block + LOAD_BLOCKS)).take_while(unasked).count() as u32;
             self.loading.extend((block..block + run).map(|b| (b, Vec::new())));
             let blocks = BlockRange::new(block, run);
-            self.start_read(ctx, Oid::inode(self.vid), blocks, None, ReadUse::Table { first: block, count: run });
+            self.start_read(
+                ctx,
+                Oid::inode(self.vid),
+                blocks,
+                None,
+                ReadUse::Table { first: block, count: run },
+            );
             last_missing = Some(block + run - 1);
             block += run;
         }

@@ -206,15 +206,24 @@ impl Session {
                 self.end_task(ctx, id, Err(ClientError::NoObject));
             }
             Kind::Write { piece, mode, .. } => {
-                if entry == self.vid && mode != WriteMode::Replace && self.has_survived(id, piece.blocks()) {
+                // Data that survived counts only where it can be seen, or could be before this owner removed the object.
+                let visible = entry == self.vid || self.cleared.contains(&self.tasks[&id].oid);
+                if visible && mode != WriteMode::Replace && self.has_survived(id, piece.blocks()) {
                     return self.end_task(ctx, id, Ok(()));
                 }
                 let source = if mode == WriteMode::Replace { Vid(0) } else { entry };
                 self.read_ends(ctx, id, source, &piece);
             }
             Kind::Zero { .. } if entry.0 == 0 => self.end_task(ctx, id, Ok(())),
+            // It was carried out, and whatever is there now was written later.
+            Kind::Zero { piece, .. } if self.has_survived(id, piece.blocks()) => {
+                self.end_task(ctx, id, Ok(()))
+            }
             Kind::Zero { whole: true, .. } if entry == self.vid => {
                 let oid = self.tasks[&id].oid;
+                if !self.survived.is_empty() {
+                    self.cleared.insert(oid);
+                }
                 self.change(ctx, id, oid, Change::Delete, Bytes::new());
             }
             // Inherited: the data stays with its owner, this VDI stops referring to it.
@@ -320,6 +329,11 @@ impl Session {
             vid if vid == self.vid => WriteBase::Keep,
             other => WriteBase::CloneOf(Oid::data(other, index)),
         };
+        if base == WriteBase::Empty && entry.0 == 0 && !self.cleared.contains(&oid) {
+            // What survived in an object that the table never came to know is replaced, unseen: requests that had written
+            // it have to be carried out again.
+            self.survived.values_mut().for_each(|changes| changes.retain(|(o, _)| *o != oid));
+        }
         let checksums = proto::checksum::block_checksums(&data);
         self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, data);
         if entry.0 == 0 || (entry == self.vid && self.is_table_unsaved(block_of_entry(index))) {
@@ -339,6 +353,9 @@ impl Session {
         }
         let ends = std::mem::take(&mut self.tasks.get_mut(&id).expect("seen above").ends);
         for (block, content) in ends {
+            if self.has_survived(id, BlockRange::new(block, 1)) {
+                continue;
+            }
             let mut bytes = content.to_vec();
             let start = u64::from(block) * BLOCK_BYTES as u64;
             let from = u64::from(piece.offset).saturating_sub(start) as usize;
@@ -354,7 +371,7 @@ impl Session {
                 bytes.into(),
             );
         }
-        if piece.whole_blocks().count > 0 {
+        if piece.whole_blocks().count > 0 && !self.has_survived(id, piece.whole_blocks()) {
             self.change(ctx, id, oid, Change::Discard { blocks: piece.whole_blocks() }, Bytes::new());
         }
         if self.tasks[&id].outstanding == 0 {
@@ -437,10 +454,10 @@ impl Session {
             return false;
         }
         let Some(changes) = self.survived.get(&job.request.origin) else { return false };
-        changes.iter().any(|(oid, done)| {
-            *oid == task.oid
-                && done.is_none_or(|done| done.first <= blocks.first && blocks.end() <= done.end())
-        })
+        let covers = |block: u32| {
+            changes.iter().any(|(oid, done)| *oid == task.oid && done.is_none_or(|done| done.contains(block)))
+        };
+        blocks.count > 0 && (blocks.first..blocks.end() as u32).all(covers)
     }
 
     pub(super) fn task_oid(&self, id: u64) -> Oid {
