@@ -186,10 +186,7 @@ fn a_sheep_that_is_killed_can_be_started_again_at_once() {
     let port = free_port();
     let pid = farm.start("0", port, &[]);
     signal(pid, libc::SIGKILL);
-    wait_until("its lock is free", || {
-        let output = farm_lock_is_free(&farm.store("0"));
-        output
-    });
+    wait_until("its lock is free", || farm_lock_is_free(&farm.store("0")));
     let again = farm.start("0", port, &[]);
     assert_ne!(pid, again);
     UnixStream::connect(farm.store("0").join("sock")).unwrap();

@@ -27,7 +27,10 @@ enum State {
     #[default]
     Idle,
     Creating(RequestId),
-    Using { vid: Vid, left: u32 },
+    Using {
+        vid: Vid,
+        left: u32,
+    },
     Deleting(RequestId, Vid),
 }
 
@@ -67,9 +70,10 @@ impl World {
                 }
             },
             State::Using { vid, left: 0 } => {
-                let busy = self.requests.values().any(|r| {
-                    matches!(&r.purpose, Purpose::Blocks { vid: of, .. } if *of == vid)
-                });
+                let busy = self
+                    .requests
+                    .values()
+                    .any(|r| matches!(&r.purpose, Purpose::Blocks { vid: of, .. } if *of == vid));
                 if busy {
                     return State::Using { vid, left: 0 };
                 }
@@ -77,9 +81,9 @@ impl World {
             }
             State::Using { vid, left } => {
                 // A sheep that has not heard of the VDI yet would rightly say that there is none.
-                let knows = self.sheep[sheep].process().is_some_and(|p| {
-                    p.node.is_member() && p.node.view().vdi(vid).is_some()
-                });
+                let knows = self.sheep[sheep]
+                    .process()
+                    .is_some_and(|p| p.node.is_member() && p.node.view().vdi(vid).is_some());
                 if !knows {
                     return State::Using { vid, left };
                 }

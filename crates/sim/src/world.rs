@@ -81,7 +81,11 @@ pub(crate) enum Event {
 /// What a client's request is for.
 #[derive(Clone, Debug)]
 pub(crate) enum Purpose {
-    Blocks { op: u64, vid: Vid, request: BlockRequest },
+    Blocks {
+        op: u64,
+        vid: Vid,
+        request: BlockRequest,
+    },
     /// Answered into [`World::answers`].
     Ask,
 }

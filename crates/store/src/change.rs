@@ -154,16 +154,8 @@ impl Store {
     }
 
     /// False: no room in the journal yet. Otherwise the order is applied or refused.
-    fn apply_if_admitted(
-        &mut self,
-        order: u64,
-        ticket: u64,
-        op: &ObjectOp,
-        chunks: &[DirectChunk],
-    ) -> bool {
-        let ObjectOp::Change { oid, change, data, tag } = op else {
-            unreachable!("only changes come here")
-        };
+    fn apply_if_admitted(&mut self, order: u64, ticket: u64, op: &ObjectOp, chunks: &[DirectChunk]) -> bool {
+        let ObjectOp::Change { oid, change, data, tag } = op else { unreachable!("only changes come here") };
         let base = self.real_base(*oid, change);
         let need = self.need(*oid, change, base, chunks);
         let blocks = crate::record::header_blocks(need.entries_bytes) + need.data_blocks;
@@ -419,8 +411,7 @@ impl Store {
                 continue;
             }
             for index in 0..GROUP_CHUNKS {
-                let (chunk, at) =
-                    (group * GROUP_CHUNKS + index, self.tables.map(id).chunks[index as usize]);
+                let (chunk, at) = (group * GROUP_CHUNKS + index, self.tables.map(id).chunks[index as usize]);
                 let base = u64::from(chunk) * u64::from(SLOT_BLOCKS);
                 let first = u64::from(blocks.first).max(base);
                 let end = blocks.end().min(base + u64::from(SLOT_BLOCKS));

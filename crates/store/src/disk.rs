@@ -44,8 +44,7 @@ impl FileDisk {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         lock(&file)?;
         if !file.metadata()?.file_type().is_block_device() {
-            let reserved =
-                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
+            let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
             if let Err(error) = reserved {
                 if is_new {
                     let _ = std::fs::remove_file(&path);

@@ -196,7 +196,14 @@ mod tests {
     fn a_superblock_survives_its_bytes_and_any_flipped_bit_is_noticed() {
         let geometry = Geometry::fit(77, 64 << 20, 1 << 20).unwrap();
         assert!(geometry.size_bytes() <= 64 << 20);
-        let sb = Superblock { geometry, revision: 3, incarnation: 2, tail_seq: 9, tail_position: 400, tail_incarnation: 1 };
+        let sb = Superblock {
+            geometry,
+            revision: 3,
+            incarnation: 2,
+            tail_seq: 9,
+            tail_position: 400,
+            tail_incarnation: 1,
+        };
         let bytes = sb.encode();
         assert_eq!(Superblock::decode(&bytes), SuperblockCopy::Good(sb));
         for bit in (0..200 * 8).step_by(7) {

@@ -124,7 +124,8 @@ impl Store {
         let bad = match result {
             Ok(bytes) if bytes.len() == *count as usize * BLOCK_BYTES => {
                 let expected = &read.checksums[*at as usize..];
-                let bad = bytes.chunks_exact(BLOCK_BYTES).zip(expected).position(|(b, crc)| crc32c(b) != *crc);
+                let bad =
+                    bytes.chunks_exact(BLOCK_BYTES).zip(expected).position(|(b, crc)| crc32c(b) != *crc);
                 if let Source::Disk { pins, .. } = std::mem::replace(source, Source::Bytes(bytes)) {
                     pins.iter().for_each(|(slot, mask)| self.slots.unpin(*slot, *mask));
                 }
@@ -204,8 +205,7 @@ fn join(pieces: &mut Vec<Piece>, at: u32, source: Source) {
         let joins = match (&mut last.source, &source) {
             (Source::Zeros, Source::Zeros) => true,
             (Source::Disk { offset, pins }, Source::Disk { offset: next, pins: pin }) => {
-                let joins =
-                    *offset + u64::from(last.count) * BLOCK == *next && last.count < PIECE_BLOCKS_MAX;
+                let joins = *offset + u64::from(last.count) * BLOCK == *next && last.count < PIECE_BLOCKS_MAX;
                 if joins {
                     match pins.last_mut() {
                         Some((slot, mask)) if *slot == pin[0].0 => *mask |= pin[0].1,

@@ -55,7 +55,8 @@ impl RecordHead {
 
     pub fn decode(block: &[u8]) -> Option<RecordHead> {
         let mut head: [u8; HEAD_BYTES] = block.get(..HEAD_BYTES)?.try_into().ok()?;
-        let u32_at = |b: &[u8; HEAD_BYTES], at: usize| u32::from_le_bytes(b[at..at + 4].try_into().expect("4"));
+        let u32_at =
+            |b: &[u8; HEAD_BYTES], at: usize| u32::from_le_bytes(b[at..at + 4].try_into().expect("4"));
         if u32_at(&head, 0) != MAGIC {
             return None;
         }
@@ -106,21 +107,58 @@ pub struct TagKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The next `crcs.len()` data blocks of the record are the newest content of these blocks.
-    Write { oid: Oid, first: u32, crcs: Vec<u32> },
+    Write {
+        oid: Oid,
+        first: u32,
+        crcs: Vec<u32>,
+    },
     /// Earlier written blocks that have not gone home are void. `count` `u32::MAX`: all of the object.
-    Drop { oid: Oid, first: u32, count: u32 },
+    Drop {
+        oid: Oid,
+        first: u32,
+        count: u32,
+    },
     /// `to` gets all blocks of `from` that have not gone home.
-    CloneWritten { from: Oid, to: Oid },
+    CloneWritten {
+        from: Oid,
+        to: Oid,
+    },
     /// The map has this content.
-    Map { map: u32, oid: Oid, group: u32, chunks: Vec<(u8, ChunkRef)> },
-    MapFree { map: u32 },
-    MapChunk { map: u32, index: u8, chunk: ChunkRef },
+    Map {
+        map: u32,
+        oid: Oid,
+        group: u32,
+        chunks: Vec<(u8, ChunkRef)>,
+    },
+    MapFree {
+        map: u32,
+    },
+    MapChunk {
+        map: u32,
+        index: u8,
+        chunk: ChunkRef,
+    },
     /// The checksums of the blocks in `mask`, ascending. `reset`: the others are of no interest any more.
-    Descriptor { slot: u32, reset: bool, mask: u16, lost: u16, crcs: Vec<u32> },
+    Descriptor {
+        slot: u32,
+        reset: bool,
+        mask: u16,
+        lost: u16,
+        crcs: Vec<u32>,
+    },
     /// These blocks are home in the version written by records up to `upto`.
-    Homed { oid: Oid, chunk: u32, mask: u16, upto: u64 },
+    Homed {
+        oid: Oid,
+        chunk: u32,
+        mask: u16,
+        upto: u64,
+    },
     /// A change that may not be settled. `settled`: what is (`None` where the entry is only logged anew).
-    Tag { key: TagKey, origin: Origin, settled: Option<Seq> },
+    Tag {
+        key: TagKey,
+        origin: Origin,
+        settled: Option<Seq>,
+    },
 }
 
 impl Entry {

@@ -58,13 +58,19 @@ pub enum FormatError {
 pub enum OpenError {
     #[error("this is not a Sheepdog disk: format it first")]
     NotAStore,
-    #[error("the disk has format version {found}, this program knows {FORMAT_VERSION}: use the program that made it")]
+    #[error(
+        "the disk has format version {found}, this program knows {FORMAT_VERSION}: use the program that made it"
+    )]
     OtherVersion { found: u32 },
-    #[error("both copies of the superblock are damaged: replace the disk, its data is repaired from other copies")]
+    #[error(
+        "both copies of the superblock are damaged: replace the disk, its data is repaired from other copies"
+    )]
     DamagedSuperblock,
     #[error("the disk has {found} bytes but its store needs {expected}: was it cut, or copied in part?")]
     DiskSmaller { expected: u64, found: u64 },
-    #[error("record {seq} of the journal is damaged: format the disk anew, its data is repaired from other copies")]
+    #[error(
+        "record {seq} of the journal is damaged: format the disk anew, its data is repaired from other copies"
+    )]
     DamagedJournal { seq: u64 },
     #[error("the object tables are damaged: format the disk anew, its data is repaired from other copies")]
     DamagedTables,

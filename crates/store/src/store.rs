@@ -169,7 +169,9 @@ impl Store {
         }
         match (owner, result) {
             (IoOwner::Read { read, piece }, result) => self.handle_read(read, piece, result),
-            (IoOwner::WriteBackRead { job, piece }, result) => self.handle_write_back_read(job, piece, result),
+            (IoOwner::WriteBackRead { job, piece }, result) => {
+                self.handle_write_back_read(job, piece, result)
+            }
             // Whether the bytes are on disk is unknown, and a second fsync may claim success: nothing holds any more.
             (_, Err(_)) => return self.fail(),
             (IoOwner::Journal { seq }, Ok(_)) => self.handle_record_written(seq),
@@ -266,7 +268,8 @@ impl Store {
     fn handle_record_written(&mut self, seq: u64) {
         for seq in self.journal.handle_written(seq) {
             let info = self.journal.info_mut(seq);
-            let (replaces, tags) = (std::mem::take(&mut info.replaces), std::mem::take(&mut info.replaces_tags));
+            let (replaces, tags) =
+                (std::mem::take(&mut info.replaces), std::mem::take(&mut info.replaces_tags));
             let (replies, oids) = (std::mem::take(&mut info.replies), std::mem::take(&mut info.oids));
             replaces.iter().for_each(|old| self.journal.info_mut(*old).live -= 1);
             tags.iter().for_each(|old| self.journal.info_mut(*old).tags -= 1);

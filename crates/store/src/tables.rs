@@ -171,8 +171,7 @@ impl Tables {
             return Err(Contradiction);
         }
         self.clear_map(id);
-        let mut map =
-            Box::new(Map { oid, group, chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] });
+        let mut map = Box::new(Map { oid, group, chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] });
         for (index, chunk) in chunks {
             self.refer(*chunk)?;
             map.chunks[*index as usize] = *chunk;

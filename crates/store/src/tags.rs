@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use proto::{Seq, Vid};
 use proto::object::{Origin, Stamp, Unsettled};
+use proto::{Seq, Vid};
 
 use crate::record::TagKey;
 

@@ -175,8 +175,7 @@ impl SimDisk {
             let mut new = *old;
             let whole = rng.below(versions.len() as u64 + 1) as usize;
             for sector in 0..SECTORS {
-                let pick =
-                    if torn_sectors { rng.below(versions.len() as u64 + 1) as usize } else { whole };
+                let pick = if torn_sectors { rng.below(versions.len() as u64 + 1) as usize } else { whole };
                 let from: &Block = if pick == 0 { &old } else { &versions[pick - 1] };
                 let range = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
                 new[range.clone()].copy_from_slice(&from[range]);

@@ -145,8 +145,13 @@ impl Store {
             found.clear();
         }
         let jobs = found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
-        let mut dirty: Vec<_> =
-            self.tables.dirty.iter().filter(|(_, d)| d.last <= upto).map(|(page, d)| (d.first, *page)).collect();
+        let mut dirty: Vec<_> = self
+            .tables
+            .dirty
+            .iter()
+            .filter(|(_, d)| d.last <= upto)
+            .map(|(page, d)| (d.first, *page))
+            .collect();
         dirty.sort_unstable();
         let pages = dirty.into_iter().take(PAGES_MAX).map(|(_, page)| page).collect();
         Round { upto, jobs, pages, tags, io_left: 0, tail_seq: None }
@@ -187,16 +192,10 @@ impl Store {
             .blocks
             .iter()
             .filter(|b| b.seq <= upto)
-            .map(|b| HomeBlock {
-                index: u32::from(b.index),
-                seq: b.seq,
-                crc: b.crc,
-                data: b.data.clone(),
-            })
+            .map(|b| HomeBlock { index: u32::from(b.index), seq: b.seq, crc: b.crc, data: b.data.clone() })
             .collect();
         let mask = blocks.iter().fold(0, |m, b| m | 1 << b.index);
-        let mut job =
-            Job { oid, chunk, base, fresh: None, blocks, copies: Vec::new(), lost: 0, pin: None };
+        let mut job = Job { oid, chunk, base, fresh: None, blocks, copies: Vec::new(), lost: 0, pin: None };
         if base.is_hole() || self.tables.is_shared(base.slot) {
             assert!(written.promised, "no slot was promised to chunk {chunk} of object {oid}");
             written.promised = false;
@@ -289,6 +288,9 @@ impl Store {
                 writes.push((geometry.slot_offset(slot) + u64::from(first) * BLOCK, data));
             }
         }
+        // The reads took time: a page may hold newer changes by now, and must not run ahead of their records.
+        let (dirty, durable) = (&self.tables.dirty, self.journal.durable());
+        round.pages.retain(|page| dirty.get(page).is_some_and(|d| d.last <= durable));
         for page in &round.pages {
             // From here on a change makes it dirty again, from that change on.
             self.tables.dirty.remove(page);

@@ -60,7 +60,8 @@ fn lives(seed: u64, lives: u64, orders: u64) {
                 machine.replies.get(ticket)
             );
         }
-        let answered: BTreeSet<u64> = machine.replies.keys().copied().filter(|t| changes.contains(t)).collect();
+        let answered: BTreeSet<u64> =
+            machine.replies.keys().copied().filter(|t| changes.contains(t)).collect();
         let unsettled = if machine.rng.chance(80) {
             machine.crash()
         } else {
@@ -80,7 +81,11 @@ fn lives(seed: u64, lives: u64, orders: u64) {
             machine.call(tagged_write(Oid(100), 0, &[1], WriteBase::Keep, Some(tag))),
             ObjectReply::Done
         );
-        model.apply(Oid(100), &Change::Write { blocks: BlockRange::new(0, 1), checksums: vec![], base: WriteBase::Keep }, &[1]);
+        model.apply(
+            Oid(100),
+            &Change::Write { blocks: BlockRange::new(0, 1), checksums: vec![], base: WriteBase::Keep },
+            &[1],
+        );
         workload.generation += 1;
     }
     machine.checkpoint();
@@ -102,13 +107,17 @@ fn check_tags(history: &History, answered: &BTreeSet<u64>, unsettled: &[Unsettle
     let settled = history.tags.iter().filter(|(_, t, _)| Some(t.stamp.generation) == highest);
     let settled = settled.map(|(_, t, _)| t.settled).max().unwrap_or_default();
     for (ticket, tag, oid) in &history.tags {
-        let must = answered.contains(ticket) && Some(tag.stamp.generation) == highest && tag.stamp.seq > settled;
+        let must =
+            answered.contains(ticket) && Some(tag.stamp.generation) == highest && tag.stamp.seq > settled;
         let reported = unsettled.iter().any(|u| u.stamp == tag.stamp && u.oid == *oid);
         assert!(reported || !must, "{tag:?} of object {oid} is forgotten");
     }
     for u in unsettled {
         assert_eq!(u.vid, Vid(7));
-        let known = history.tags.iter().any(|(_, t, oid)| t.stamp == u.stamp && u.oid == *oid && u.origin == t.origin);
+        let known = history
+            .tags
+            .iter()
+            .any(|(_, t, oid)| t.stamp == u.stamp && u.oid == *oid && u.origin == t.origin);
         assert!(known || u.stamp.seq.0 == 1, "{u:?} never was");
     }
 }

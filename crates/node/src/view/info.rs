@@ -1,7 +1,7 @@
 //! What users may ask of a view.
 
 use proto::client::{ClientError, ClusterInfo, ClusterStatus, Selector, VdiInfo};
-use proto::{NodeId, Vid};
+use proto::{NodeId, PgId, PoolId, Vid};
 
 use super::{Vdi, View};
 
@@ -11,12 +11,18 @@ impl View {
             ClusterStatus::ShuttingDown
         } else if self.format.is_none() {
             ClusterStatus::WaitForFormat
-        } else if self.pools.iter().flat_map(|p| &p.pgs).any(|pg| !pg.in_sync.iter().any(|n| self.is_up(*n)))
-        {
+        } else if self.pg_ids().any(|pg| !self.is_writable(pg)) {
+            // Some member has to come back, or to be let go, before every write can go on.
             ClusterStatus::WaitForJoin
         } else {
             ClusterStatus::Running
         }
+    }
+
+    fn pg_ids(&self) -> impl Iterator<Item = PgId> + '_ {
+        self.pools.iter().enumerate().flat_map(|(number, pool)| {
+            (0..pool.pgs.len() as u32).map(move |index| PgId { pool: PoolId(number as u8), index })
+        })
     }
 
     pub fn cluster_info(&self, this_node: NodeId) -> ClusterInfo {

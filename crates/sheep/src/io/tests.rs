@@ -1,3 +1,5 @@
+//! Tests of the behaviour of `io`.
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Links under garbage, silence and loss.
+
 use std::net::Ipv4Addr;
 
 use proto::object::{BlockRange, Stamp, Tag, WriteBase};

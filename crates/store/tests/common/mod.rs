@@ -30,13 +30,7 @@ pub fn write(oid: Oid, first: u32, values: &[Value], base: WriteBase) -> ObjectO
     tagged_write(oid, first, values, base, None)
 }
 
-pub fn tagged_write(
-    oid: Oid,
-    first: u32,
-    values: &[Value],
-    base: WriteBase,
-    tag: Option<Tag>,
-) -> ObjectOp {
+pub fn tagged_write(oid: Oid, first: u32, values: &[Value], base: WriteBase, tag: Option<Tag>) -> ObjectOp {
     let data = content(values);
     let checksums = block_checksums(&data);
     let blocks = BlockRange::new(first, values.len() as u32);
@@ -83,7 +77,11 @@ impl Model {
 
     pub fn values(&self, oid: Oid, blocks: BlockRange) -> Option<Vec<Value>> {
         let object = self.0.get(&oid)?;
-        Some((blocks.first..blocks.first + blocks.count).map(|b| object.get(&b).copied().unwrap_or(0)).collect())
+        Some(
+            (blocks.first..blocks.first + blocks.count)
+                .map(|b| object.get(&b).copied().unwrap_or(0))
+                .collect(),
+        )
     }
 }
 
