@@ -59,6 +59,7 @@ impl Session {
     pub(super) fn start_seal(&mut self, ctx: &mut Context) {
         let attempt = self.fresh_id();
         let bad = self.seal.take().map(|s| s.bad).unwrap_or_default();
+        self.survived.clear();
         tracing::debug!(vdi = %self.vid, generation = %self.generation, "sealing");
         self.seal = Some(Seal {
             attempt,
@@ -82,6 +83,14 @@ impl Session {
         if seal.planned {
             return self.advance_seal(ctx);
         }
+        // What a copy told before it was dropped is of no account, even if it has caught up with the others since.
+        for (node, changes) in &mut seal.answers {
+            changes.retain(|c| {
+                let pg = ctx.view.pg_of(c.oid).and_then(|id| ctx.view.pg(id));
+                pg.is_some_and(|pg| pg.writers().any(|n| n == *node))
+            });
+        }
+        seal.answers.retain(|node, _| needed.contains(node));
         for node in &needed {
             if !ctx.view.is_up(*node) {
                 if let Some((call, _)) = seal.asked.remove(node) {
@@ -113,6 +122,9 @@ impl Session {
     /// Sheep that do not answer have to leave the sets.
     pub(super) fn retry_seal(&mut self, ctx: &mut Context) {
         let Some(seal) = self.seal.as_ref() else { return };
+        if seal.restart && seal.running.is_empty() && self.in_flight.is_empty() {
+            return self.start_seal(ctx);
+        }
         let silent: Vec<NodeId> = seal
             .asked
             .iter()
@@ -157,12 +169,12 @@ impl Session {
             if counted.is_empty() {
                 continue;
             }
+            let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
             for (node, change) in &counted {
-                if pg.in_sync.contains(node) {
+                if usable(node) && ctx.view.is_incarnation_alive(change.origin.incarnation) {
                     self.survived.entry(change.origin).or_default().push((oid, change.blocks));
                 }
             }
-            let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
             let writers: Vec<NodeId> = pg.writers().collect();
             let fallback = writers.iter().copied().find(|n| usable(n)).or(pg.in_sync.first().copied());
             let Some(fallback) = fallback else { continue };
@@ -171,12 +183,9 @@ impl Session {
     }
 
     fn advance_seal(&mut self, ctx: &mut Context) {
-        let in_flight = !self.in_flight.is_empty();
         let Some(seal) = self.seal.as_mut() else { return };
+        // It starts again at the next tick, when all its changes have ended.
         if seal.restart {
-            if !in_flight && seal.running.is_empty() {
-                self.start_seal(ctx);
-            }
             return;
         }
         let mut start = Vec::new();
