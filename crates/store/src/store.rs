@@ -352,8 +352,11 @@ impl Store {
         // An order that was waiting at its gates has them already.
         let claimed = footprint(&pending.op);
         for (oid, gate) in claimed {
-            let gate = Gate { order, creates: gate.change && !self.tables.exists(oid), ..gate };
+            let exists = self.tables.exists(oid);
             let gates = self.gates.entry(oid).or_default();
+            // An earlier change that waits may be a deletion: then this one makes the object anew.
+            let unsure = gates.iter().any(|g| g.change && g.order < order);
+            let gate = Gate { order, creates: gate.change && (!exists || unsure), ..gate };
             if !gates.iter().any(|g| g.order == order) {
                 gates.push(gate);
             }
