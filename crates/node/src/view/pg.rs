@@ -155,7 +155,8 @@ impl View {
             let had = (pg.in_sync.len(), pg.catching.len());
             pg.catching.retain(|c| view.is_up(c.node));
             let remaining = pg.in_sync.iter().filter(|n| up(n)).count();
-            if remaining >= view.min_copies(id) {
+            // After an orderly stop nothing is acknowledged any more, so whoever leaves lacks nothing.
+            if remaining >= view.min_copies(id) && !view.shut_down {
                 pg.in_sync.retain(up);
             }
             had != (pg.in_sync.len(), pg.catching.len())
