@@ -44,6 +44,12 @@ struct Purging {
 pub(crate) type Sessions = BTreeMap<Vid, Session>;
 
 impl Gateway {
+    /// Is this request of a client on its way to an owner?
+    pub fn awaits(&self, id: RequestId) -> bool {
+        let waits = |r: &Request| r.requester == Requester::Local(id);
+        self.forwarded.contains_key(&id) || self.waiting.values().flatten().any(waits)
+    }
+
     pub fn opens(&self, vid: Vid) -> u32 {
         self.opens.get(&vid).copied().unwrap_or(0)
     }

@@ -374,6 +374,15 @@ impl Node {
                 }
                 node.gateway.route(ctx, node.sessions, Request { requester, origin, op });
             }
+            PeerRequest::Recall { incarnation, mut requests } => {
+                requests.retain(|id| {
+                    let id = RequestId(*id);
+                    !node.gateway.awaits(id) && !node.sessions.values().any(|s| s.has_local(id))
+                });
+                if incarnation == ctx.incarnation && !requests.is_empty() {
+                    ctx.tell(from, PeerRequest::Confirm { incarnation, requests });
+                }
+            }
             PeerRequest::Confirm { incarnation, requests } => {
                 node.sessions.values_mut().for_each(|s| s.handle_confirm(incarnation, &requests));
             }

@@ -96,7 +96,10 @@ impl Replica {
             PeerRequest::Settle { vid, tag } => {
                 self.settle(ctx, vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
             }
-            PeerRequest::Purge { .. } | PeerRequest::Forward { .. } | PeerRequest::Confirm { .. } => {
+            PeerRequest::Purge { .. }
+            | PeerRequest::Forward { .. }
+            | PeerRequest::Recall { .. }
+            | PeerRequest::Confirm { .. } => {
                 unreachable!("handled by the node")
             }
         }

@@ -91,6 +91,11 @@ pub enum PeerRequest {
         #[serde(skip)]
         data: Bytes,
     },
+    /// To a gateway: earlier owners have carried these requests out. Those that it does not wait for, it confirms.
+    Recall {
+        incarnation: Incarnation,
+        requests: Vec<u64>,
+    },
     /// The gateway has the answers to these requests.
     Confirm {
         incarnation: Incarnation,

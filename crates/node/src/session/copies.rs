@@ -204,7 +204,7 @@ impl Session {
 
     /// Everything up to here is on all copies, and no gateway will ask for it again.
     pub(super) fn settled(&self) -> Seq {
-        if self.state == super::State::Sealing {
+        if self.state == super::State::Sealing || !self.survived.is_empty() {
             return Seq(0);
         }
         let first_in_flight = self.in_flight.keys().next().map_or(self.next_seq.0, |s| s.0);

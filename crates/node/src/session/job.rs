@@ -8,8 +8,8 @@ use proto::client::{
     ClientError, ClientOp, ClientReply, ClientResult, Extent, IO_BYTES_MAX, NativeOp, VdiOp, VolumeOp,
 };
 use proto::object::BlockRange;
-use proto::peer::PeerReply;
-use proto::{ObjectKind, Oid, Seq};
+use proto::peer::{PeerReply, PeerRequest};
+use proto::{Incarnation, ObjectKind, Oid, Seq};
 use volume::{Piece, pieces};
 
 use super::task::{Kind, WriteMode};
@@ -72,7 +72,7 @@ impl Session {
         self.feed_job(ctx, id);
     }
 
-    fn feed_job(&mut self, ctx: &mut Context, id: u64) {
+    pub(super) fn feed_job(&mut self, ctx: &mut Context, id: u64) {
         loop {
             let Some(job) = self.jobs.get_mut(&id) else { return };
             if job.running >= TASKS_MAX {
@@ -260,8 +260,11 @@ impl Session {
             (None, None) => Ok(ClientReply::Done),
         };
         match job.request.requester {
-            Requester::Local(request) => ctx.answer(request, result),
-            Requester::Nobody => {}
+            Requester::Local(request) => {
+                self.survived.remove(&job.request.origin);
+                ctx.answer(request, result);
+            }
+            Requester::Nobody => self.adoption_ended(ctx, id, result.is_ok()),
             Requester::Gateway { node, call } => {
                 let mut calls = vec![(node, call)];
                 if let Some(Forwarded::Running { repeats, .. }) = self.forwarded.remove(&job.request.origin) {
@@ -278,6 +281,44 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Asks the gateways of requests that earlier owners carried out which of them they still wait for.
+    pub(super) fn recall_survived(&mut self, ctx: &mut Context) {
+        let due = self.recalled.is_none_or(|at| ctx.now.since(at) > CONFIRM_AFTER);
+        if self.survived.is_empty() || self.state == super::State::Sealing || !due {
+            return;
+        }
+        self.recalled = Some(ctx.now);
+        let mut by_gateway: BTreeMap<Incarnation, Vec<u64>> = BTreeMap::new();
+        for origin in self.survived.keys() {
+            by_gateway.entry(origin.incarnation).or_default().push(origin.request.0);
+        }
+        for (incarnation, requests) in by_gateway {
+            if let Some(gateway) = ctx.view.member_in_life(incarnation) {
+                ctx.tell(gateway, PeerRequest::Recall { incarnation, requests });
+            }
+        }
+    }
+
+    /// Lets a seal's end wait for the objects that earlier owners may have made: the table is to name those that exist.
+    pub(super) fn start_adoption(&mut self, indexes: impl Iterator<Item = u32>) -> u64 {
+        let id = self.fresh_id();
+        let job = Job {
+            request: Request {
+                requester: Requester::Nobody,
+                origin: Default::default(),
+                op: ClientOp::Volume { vid: self.vid, op: VolumeOp::Flush },
+            },
+            waiting: indexes.map(|index| (index, Kind::Adopt)).collect(),
+            running: 0,
+            parts: BTreeMap::new(),
+            reply: None,
+            error: None,
+            first_seq: None,
+        };
+        self.jobs.insert(id, job);
+        id
     }
 
     /// Repeats answers whose confirmation has not come: until it has, they may be asked for again.

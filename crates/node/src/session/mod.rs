@@ -102,10 +102,11 @@ pub(crate) struct Session {
     table_writes: BTreeMap<u32, TableWrite>,
     seal: Option<Seal>,
     forwarded: BTreeMap<Origin, Forwarded>,
-    /// Changes of earlier owners that survived, by the request they came from: not carried out again.
+    /// Changes of earlier owners that survived, by the request they came from: not carried out again. Until their gateways
+    /// need none of them any more nothing is settled, so that the next owner would learn of them too.
     survived: BTreeMap<Origin, Vec<(proto::Oid, Option<proto::object::BlockRange>)>>,
-    /// Objects that this owner removed while requests of earlier ones may still be repeated.
-    cleared: BTreeSet<proto::Oid>,
+    /// When the gateways of `survived` were last asked what they still wait for.
+    recalled: Option<Time>,
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
     told_settled: Seq,
@@ -139,7 +140,7 @@ impl Session {
             seal: None,
             forwarded: BTreeMap::new(),
             survived: BTreeMap::new(),
-            cleared: BTreeSet::new(),
+            recalled: None,
             runnable: VecDeque::new(),
             told_settled: Seq(0),
             last_used: ctx.now,
@@ -205,6 +206,7 @@ impl Session {
         self.forwarded.retain(|origin, f| {
             alive.contains(&origin.incarnation) || matches!(f, Forwarded::Running { .. })
         });
+        self.survived.retain(|origin, _| ctx.view.is_incarnation_alive(origin.incarnation));
         self.run(ctx);
     }
 
@@ -225,7 +227,14 @@ impl Session {
         self.retry_seal(ctx);
         self.tell_settled(ctx);
         self.ask_for_confirmation(ctx);
+        self.recall_survived(ctx);
         self.run(ctx);
+    }
+
+    /// Is this request of a client of this sheep under way here?
+    pub fn has_local(&self, id: RequestId) -> bool {
+        let is_it = |r: &Request| r.requester == Requester::Local(id);
+        self.queue.iter().any(is_it) || self.jobs.values().any(|job| is_it(&job.request))
     }
 
     pub fn is_busy(&self) -> bool {

@@ -4,7 +4,9 @@
 //!    One that does not answer must leave those sets first; one that is down and cannot leave is waited for.
 //! 2. Where copies may differ, all are made alike: the newest change wins. An acknowledged change is on every
 //!    in-sync copy, so nothing acknowledged is lost; one that was not may survive or not, but everywhere alike.
-//! 3. Only then does `settled` reach 1, which lets replicas forget what older generations left.
+//! 3. Objects that came into being shortly before are entered into the block table if they are not there.
+//! 4. Only then does `settled` reach 1, which lets replicas forget what older generations left; not before the gateways
+//!    whose requests are among it need no answer any more.
 //!
 //! If a copy that was to be read from goes away meanwhile, the seal starts again, after all its changes have ended:
 //! two attempts must not have different changes of one block under way.
@@ -40,6 +42,9 @@ pub(super) struct Seal {
     todo: VecDeque<Mend>,
     /// Mends under way, by object (one at a time for each object).
     running: BTreeMap<Oid, Mend>,
+    /// Data objects with unsettled changes: the table must name those that exist.
+    touched: BTreeSet<u32>,
+    adoption: Option<u64>,
     /// Copies that could not be read.
     bad: BTreeSet<(Oid, NodeId)>,
 }
@@ -70,6 +75,8 @@ impl Session {
             restart: false,
             todo: VecDeque::new(),
             running: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            adoption: None,
             bad,
         });
         self.replan_seal(ctx);
@@ -169,6 +176,9 @@ impl Session {
             if counted.is_empty() {
                 continue;
             }
+            if oid.kind() == Some(ObjectKind::Data) && oid.vid() == self.vid {
+                seal.touched.insert(oid.index());
+            }
             let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
             for (node, change) in &counted {
                 if usable(node) && ctx.view.is_incarnation_alive(change.origin.incarnation) {
@@ -209,8 +219,32 @@ impl Session {
             self.read_for_mend(ctx, mend);
         }
         if complete {
-            self.seal_is_complete(ctx);
+            self.adopt(ctx);
         }
+    }
+
+    /// All copies are alike. An object that an earlier owner made for a request and did not live to enter into the table comes
+    /// to light now: so a change that survived is seen from the beginning of this session, and its request is not
+    /// carried out again even if other requests replace or remove the object before it is repeated.
+    fn adopt(&mut self, ctx: &mut Context) {
+        let Some(seal) = self.seal.as_mut().filter(|s| s.adoption.is_none()) else { return };
+        if seal.touched.is_empty() {
+            return self.seal_is_complete(ctx);
+        }
+        let touched = seal.touched.clone();
+        let job = self.start_adoption(touched.into_iter());
+        self.seal.as_mut().expect("seen above").adoption = Some(job);
+        self.feed_job(ctx, job);
+    }
+
+    /// `job` was for nobody: perhaps it was the adoption.
+    pub(super) fn adoption_ended(&mut self, ctx: &mut Context, job: u64, done: bool) {
+        let Some(seal) = self.seal.as_mut().filter(|s| s.adoption == Some(job)) else { return };
+        if done {
+            return self.seal_is_complete(ctx);
+        }
+        // No space for the table: tried again from the beginning, since space may have been freed.
+        seal.restart = true;
     }
 
     fn read_for_mend(&mut self, ctx: &mut Context, mend: Mend) {
@@ -289,6 +323,13 @@ impl Session {
     }
 }
 
+fn blocks_of(oid: Oid, shift: u8) -> u32 {
+    match oid.kind() {
+        Some(ObjectKind::Inode) => INODE_BLOCKS,
+        _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,
+    }
+}
+
 /// Which parts of one object have to be copied, and from where.
 fn plan_object(
     oid: Oid,
@@ -304,21 +345,24 @@ fn plan_object(
     let origin_of = |stamp: Stamp| {
         changes.iter().find(|(_, c)| c.stamp == stamp).map(|(_, c)| c.origin).unwrap_or_default()
     };
-    if newest_whole == Some(newest) {
-        if writers.iter().all(|n| holds(n, newest)) {
-            return Vec::new();
-        }
-        let source =
-            changes.iter().map(|(n, _)| *n).find(|n| usable(n) && holds(n, newest)).unwrap_or(fallback);
-        let count = match oid.kind() {
-            Some(ObjectKind::Inode) => INODE_BLOCKS,
-            _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,
-        };
-        let blocks = BlockRange::new(0, count);
-        return vec![Mend { oid, source, blocks, whole: true, origin: origin_of(newest) }];
-    }
-    // A change of the whole object that is not the newest was complete before the newer ones began.
+    let source_of_whole = newest_whole.map(|whole| {
+        changes.iter().map(|(n, _)| *n).find(|n| usable(n) && holds(n, whole)).unwrap_or(fallback)
+    });
+    // Everybody has the whole change, or was sure to have it: its owner changes parts of the object only after that. Parts that
+    // a later generation wrote prove nothing, since they may be pieces of an earlier seal's copy of the whole.
+    let is_complete = |whole: Stamp| {
+        let proves =
+            |c: &Unsettled| c.blocks.is_some() && c.stamp.generation == whole.generation && c.stamp > whole;
+        changes.iter().any(|(_, c)| proves(c)) || writers.iter().all(|n| holds(n, whole))
+    };
     let mut winners: BTreeMap<u32, (Stamp, NodeId)> = BTreeMap::new();
+    if let Some((whole, source)) = newest_whole.zip(source_of_whole).filter(|(w, _)| !is_complete(*w)) {
+        if whole == newest {
+            let blocks = BlockRange::new(0, blocks_of(oid, shift));
+            return vec![Mend { oid, source, blocks, whole: true, origin: origin_of(whole) }];
+        }
+        winners.extend((0..blocks_of(oid, shift)).map(|block| (block, (whole, source))));
+    }
     for (node, change) in changes {
         let Some(blocks) = change.blocks.filter(|_| Some(change.stamp) > newest_whole) else { continue };
         let source = if usable(node) { *node } else { fallback };
@@ -400,6 +444,19 @@ mod tests {
     #[test]
     fn an_object_that_only_one_copy_has_created_is_copied_whole() {
         assert_eq!(plan(&[(node(2), change(5, None))]), vec![(node(2), BlockRange::new(0, 1024), true)]);
+    }
+
+    #[test]
+    fn a_creation_that_a_seal_had_begun_to_copy_is_copied_whole() {
+        let mut piece = change(2, Some((0, 2)));
+        piece.stamp.generation = Generation(3);
+        let changes = [(node(2), change(5, None)), (node(2), piece), (node(1), piece)];
+        assert_eq!(plan(&changes), vec![(node(2), BlockRange::new(2, 1022), false)]);
+        let changes = [(node(2), change(5, None)), (node(1), piece)];
+        assert_eq!(
+            plan(&changes),
+            vec![(node(1), BlockRange::new(0, 2), false), (node(2), BlockRange::new(2, 1022), false)]
+        );
     }
 
     #[test]

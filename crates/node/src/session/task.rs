@@ -50,6 +50,8 @@ pub(super) enum Kind {
     },
     /// An old client says that it has created the object.
     Claimed,
+    /// An earlier owner may have made the object and not lived to say so in the table.
+    Adopt,
     Check {
         blocks: BlockRange,
         repair: bool,
@@ -206,9 +208,7 @@ impl Session {
                 self.end_task(ctx, id, Err(ClientError::NoObject));
             }
             Kind::Write { piece, mode, .. } => {
-                // Data that survived counts only where it can be seen, or could be before this owner removed the object.
-                let visible = entry == self.vid || self.cleared.contains(&self.tasks[&id].oid);
-                if visible && mode != WriteMode::Replace && self.has_survived(id, piece.blocks()) {
+                if self.has_survived(id, piece.blocks()) {
                     return self.end_task(ctx, id, Ok(()));
                 }
                 let source = if mode == WriteMode::Replace { Vid(0) } else { entry };
@@ -221,9 +221,6 @@ impl Session {
             }
             Kind::Zero { whole: true, .. } if entry == self.vid => {
                 let oid = self.tasks[&id].oid;
-                if !self.survived.is_empty() {
-                    self.cleared.insert(oid);
-                }
                 self.change(ctx, id, oid, Change::Delete, Bytes::new());
             }
             // Inherited: the data stays with its owner, this VDI stops referring to it.
@@ -232,6 +229,14 @@ impl Session {
             Kind::Claimed if entry == self.vid => self.end_task(ctx, id, Ok(())),
             Kind::Claimed => self.merge(ctx, id),
             Kind::Check { .. } => self.check_next(ctx, id),
+            Kind::Adopt if entry == self.vid => self.end_task(ctx, id, Ok(())),
+            Kind::Adopt => {
+                let oid = self.tasks[&id].oid;
+                let task = self.tasks.get_mut(&id).expect("seen above");
+                task.stage = Stage::Reading;
+                task.outstanding = 1;
+                self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
+            }
             Kind::ReadInode { .. } | Kind::BlockStatus { .. } | Kind::Usage => {
                 unreachable!("ended in `begin`")
             }
@@ -279,6 +284,9 @@ impl Session {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let data = match found {
             Found::Data(data) => data,
+            Found::Absent if matches!(task.kind, Kind::Adopt) => Bytes::new(),
+            // A damaged object is one all the same.
+            Found::Failed if matches!(task.kind, Kind::Adopt) => Bytes::from_static(&[0]),
             // The table says that there is an object and nothing was ever written to it.
             Found::Absent => Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES]),
             Found::Failed => {
@@ -297,6 +305,10 @@ impl Session {
     /// Everything that had to be read is there.
     fn merge(&mut self, ctx: &mut Context, id: u64) {
         let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        if matches!(task.kind, Kind::Adopt) {
+            let exists = task.ends.remove(&0).is_some_and(|data| !data.is_empty());
+            return if exists { self.adopt_entry(ctx, id) } else { self.end_task(ctx, id, Ok(())) };
+        }
         if let Some(failure) = task.failure.take() {
             return self.end_task(ctx, id, Err(failure));
         }
@@ -329,11 +341,6 @@ impl Session {
             vid if vid == self.vid => WriteBase::Keep,
             other => WriteBase::CloneOf(Oid::data(other, index)),
         };
-        if base == WriteBase::Empty && entry.0 == 0 && !self.cleared.contains(&oid) {
-            // What survived in an object that the table never came to know is replaced, unseen: requests that had written
-            // it have to be carried out again.
-            self.survived.values_mut().for_each(|changes| changes.retain(|(o, _)| *o != oid));
-        }
         let checksums = proto::checksum::block_checksums(&data);
         self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, data);
         if entry.0 == 0 || (entry == self.vid && self.is_table_unsaved(block_of_entry(index))) {
@@ -419,14 +426,20 @@ impl Session {
         match kind {
             Kind::Zero { whole: true, .. } if entry == self.vid => self.clear_entry(ctx, id, index),
             Kind::Write { .. } | Kind::Zero { .. } | Kind::Claimed if entry != self.vid => {
-                let task = self.tasks.get_mut(&id).expect("seen above");
-                task.stage = Stage::Adopting;
-                task.outstanding = 1;
-                self.write_entry(ctx, index, self.vid, id);
+                self.adopt_entry(ctx, id);
             }
             Kind::Check { .. } => self.check_mended(ctx, id),
             _ => self.end_task(ctx, id, Ok(())),
         }
+    }
+
+    /// The object is on all copies: the table may name it.
+    fn adopt_entry(&mut self, ctx: &mut Context, id: u64) {
+        let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        task.stage = Stage::Adopting;
+        task.outstanding = 1;
+        let index = task.index;
+        self.write_entry(ctx, index, self.vid, id);
     }
 
     /// The object is gone from all copies, or belongs to an ancestor: the table may forget it.
@@ -457,7 +470,11 @@ impl Session {
         let covers = |block: u32| {
             changes.iter().any(|(oid, done)| *oid == task.oid && done.is_none_or(|done| done.contains(block)))
         };
-        blocks.count > 0 && (blocks.first..blocks.end() as u32).all(covers)
+        match blocks.count {
+            // A creation without data.
+            0 => changes.iter().any(|(oid, done)| *oid == task.oid && done.is_none()),
+            _ => (blocks.first..blocks.end() as u32).all(covers),
+        }
     }
 
     pub(super) fn task_oid(&self, id: u64) -> Oid {

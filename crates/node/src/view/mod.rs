@@ -180,6 +180,12 @@ impl View {
         self.incarnation(id) == Some(incarnation)
     }
 
+    /// The member whose present life this is.
+    pub fn member_in_life(&self, incarnation: Incarnation) -> Option<NodeId> {
+        let is_it = |m: &&MemberState| m.incarnation == Some(incarnation);
+        self.members.values().find(is_it).map(|m| m.info.id)
+    }
+
     /// Is this life of any member still going on? Gateways are known by their incarnation alone.
     pub fn is_incarnation_alive(&self, incarnation: Incarnation) -> bool {
         self.members.values().any(|m| m.incarnation == Some(incarnation))
