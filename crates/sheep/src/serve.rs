@@ -267,9 +267,14 @@ async fn serve_peer(stream: TcpStream, from: SocketAddr, own: NodeId, shell: She
         Err(error) => return tracing::warn!("a caller from {from} that is no peer: {error}"),
     };
     let peer = receiver.from;
+    let link = shell.begin_peer_link(peer);
     loop {
         match receiver.receive().await {
-            Ok(Some(message)) => shell.handle_peer(peer, message).await,
+            Ok(Some(message)) => {
+                if !shell.handle_peer(peer, link, message).await {
+                    return tracing::debug!("an earlier link of peer {peer} ends");
+                }
+            }
             Ok(None) => return tracing::debug!("peer {peer} has closed its link"),
             // Closing tells the peer, which sends again what is still wanted.
             Err(error) => return tracing::warn!("link from peer {peer} dropped: {error}"),

@@ -98,6 +98,9 @@ struct State {
     ordered: BTreeMap<Ticket, usize>,
     ordered_bytes: usize,
     snapshot_asked: bool,
+    /// The newest link of each peer: its number.
+    peer_links: HashMap<NodeId, u64>,
+    last_peer_link: u64,
 }
 
 impl Shell {
@@ -120,6 +123,8 @@ impl Shell {
                 ordered: BTreeMap::new(),
                 ordered_bytes: 0,
                 snapshot_asked: false,
+                peer_links: HashMap::new(),
+                last_peer_link: 0,
             }),
             started: Instant::now(),
             bell: Notify::new(),
@@ -253,14 +258,28 @@ impl Shell {
         matches!(&entry.event, ClusterEvent::Leave(lives) if lives.iter().any(|(id, _)| *id == own))
     }
 
-    /// A message of a peer. Returns when the next one may be read.
-    pub async fn handle_peer(&self, from: NodeId, message: PeerMessage) {
+    /// A peer has opened a link. What still comes on its earlier ones was sent again on this one, and would act after what
+    /// confirms it: it is not listened to any more.
+    pub fn begin_peer_link(&self, from: NodeId) -> u64 {
+        let mut state = self.0.state.borrow_mut();
+        state.last_peer_link += 1;
+        let number = state.last_peer_link;
+        state.peer_links.insert(from, number);
+        number
+    }
+
+    /// A message of a peer. Returns when the next one may be read; false: this link is over.
+    pub async fn handle_peer(&self, from: NodeId, link: u64, message: PeerMessage) -> bool {
+        if self.0.state.borrow().peer_links.get(&from) != Some(&link) {
+            return false;
+        }
         self.tell(|state, now| state.node.handle_peer(from, message, now));
         while self.0.state.borrow().ordered_bytes > PEER_BYTES_MAX {
             self.0.room.notified().await;
         }
         // Several may wait; each passes it on.
         self.0.room.notify_one();
+        true
     }
 
     /// Carries out effects whenever there is news, and calls the node when it wants to be called.
