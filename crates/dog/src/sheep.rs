@@ -4,7 +4,7 @@
 //! does not decode ends the command like a broken connection: its sender is no sheep, or a broken one.
 
 use bytes::Bytes;
-use proto::client::{CheckReport, ClusterInfo, NodeInfo, VdiInfo};
+use proto::client::{CheckReport, ClientOp, ClientResult, ClusterInfo, NodeInfo, Point, VdiInfo};
 use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterDefaultReply, ClusterRequest, NodeReply, ReplyVariant, VdiReply};
@@ -174,13 +174,20 @@ impl Sheep {
         self.call(&Request::resize_vdi(vid, size)).map(drop)
     }
 
+    /// Asks about VDIs, or orders something of them. The outer error is of the way there, the inner one the sheep's.
+    pub fn ask(&mut self, op: &ClientOp) -> Call<ClientResult> {
+        let (_, data) = self.call(&Request::ask(op))?;
+        decode_list(&data).ok_or_else(|| self.nonsense())
+    }
+
     /// Drops a lock, whoever holds it.
     pub fn release(&mut self, vid: Vid, lock_type: u32) -> Call<()> {
         self.call(&Request::release_vdi(vid, lock_type)).map(drop)
     }
 
+    /// Of this very VDI: if it is snapshotted meanwhile, what the snapshot holds.
     pub fn read_volume(&mut self, vid: Vid, offset: u64, len: u32) -> Call<Vec<u8>> {
-        let (_, data) = self.call(&Request::volume_read(vid, offset, len))?;
+        let (_, data) = self.call(&Request::volume_read(vid, Point::Exact, offset, len))?;
         self.exactly(data, len)
     }
 

@@ -64,7 +64,7 @@ impl Gateway {
                     ctx.answer(id, result);
                 }
             }
-            ClientOp::Volume { vid, op: VolumeOp::Resize { size } } => {
+            ClientOp::Volume { vid, op: VolumeOp::Resize { size }, .. } => {
                 self.propose(ctx, id, &request.op, Action::ResizeVdi { vid: *vid, size: *size });
             }
             ClientOp::Object { oid, op: NativeOp::Write { offset, data } }
@@ -177,6 +177,12 @@ impl Gateway {
                 None
             }
             VdiOp::Usage { .. } => unreachable!("routed to the owner"),
+            VdiOp::Snapshot { .. }
+            | VdiOp::Clone { .. }
+            | VdiOp::Rollback { .. }
+            | VdiOp::Describe { .. }
+            | VdiOp::Attribute { .. }
+            | VdiOp::Table { .. } => Some(Err(ClientError::Unsupported("snapshots".into()))),
         }
     }
 

@@ -20,6 +20,7 @@ pub enum ClientOp {
     /// Byte I/O on a VDI.
     Volume {
         vid: Vid,
+        at: Point,
         op: VolumeOp,
     },
     /// Object I/O of native clients, who know the inode and its objects.
@@ -29,6 +30,17 @@ pub enum ClientOp {
     },
     Vdi(VdiOp),
     Cluster(ClusterOp),
+}
+
+/// Which state of a VDI byte I/O means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Point {
+    /// The working VDI that this one has become: where a snapshot has frozen it, the one that took its place. For whoever
+    /// opened a working VDI and goes on using it.
+    #[default]
+    Head,
+    /// This very one, working or frozen. Changes of a frozen one are `ReadOnly`.
+    Exact,
 }
 
 /// Bytes of a VDI. Offsets and lengths need no alignment; beyond the VDI's size is `OutOfRange`.
@@ -59,6 +71,13 @@ pub enum VolumeOp {
     Flush,
     /// Which parts hold data. Answered by `Extents` that cover a prefix of the range, at least one.
     BlockStatus {
+        offset: u64,
+        len: u64,
+    },
+    /// Which parts may differ from `since`, an ancestor. Answered by `Changes` that cover a prefix of the range, at least one.
+    /// What is not called changed is the same, byte for byte; what is called changed may be the same.
+    Changes {
+        since: Vid,
         offset: u64,
         len: u64,
     },
@@ -107,9 +126,46 @@ pub enum VdiOp {
         policy: Option<CopyPolicy>,
         block_size_shift: Option<u8>,
     },
-    /// Done when the VDI's objects are gone from every member that is up.
+    /// Freezes working VDIs at one moment: whatever was acknowledged before is in, nothing acknowledged after the answer is.
+    /// Each goes on as a new VDI of the same name. With an empty tag what `Describe` has said is used. Answered by `Vdis`: the new
+    /// working VDIs, whose parents are the snapshots, in the order asked.
+    Snapshot {
+        vids: Vec<Vid>,
+        tag: Vec<u8>,
+    },
+    /// A new working VDI on top of a snapshot. `policy` `None`: the snapshot's. Answered by `Vdi`.
+    Clone {
+        base: Vid,
+        name: Vec<u8>,
+        policy: Option<CopyPolicy>,
+    },
+    /// Replaces the working VDI of the snapshot's name by a new one on top of the snapshot. A working VDI that is in use is
+    /// refused as `InUse`, unless `force`. Without a working VDI one is made. Answered by `Vdi`.
+    Rollback {
+        to: Vid,
+        force: bool,
+    },
+    /// What the next snapshot of a working VDI will say of itself, or what a snapshot says from now on.
+    Describe {
+        vid: Vid,
+        tag: Vec<u8>,
+        vm_state_size: u64,
+        vm_clock_nsec: u64,
+    },
+    /// An attribute of a VDI's name.
+    Attribute {
+        name: Vec<u8>,
+        key: Vec<u8>,
+        op: AttributeOp,
+    },
+    /// Done when the VDI is gone and with it, on every member that is up, all that nothing else refers to.
     Delete {
         vid: Vid,
+    },
+    /// How the objects `first ..` of the VDI's table are made up. Answered by `Table`: as many entries as fit, holes left out.
+    Table {
+        vid: Vid,
+        first: u32,
     },
     /// All VDIs that are not deleted, by vid.
     List,
@@ -138,6 +194,22 @@ pub enum VdiOp {
     UsedVids,
     DeletedVids,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttributeOp {
+    /// Answered by `Attribute`.
+    Get,
+    /// `exclusive`: `AttributeExists` if there is one.
+    Set {
+        value: Vec<u8>,
+        exclusive: bool,
+    },
+    Delete,
+}
+
+/// Longest key, and longest value, of an attribute.
+pub const ATTRIBUTE_KEY_MAX: usize = 255;
+pub const ATTRIBUTE_VALUE_MAX: usize = 65536;
 
 /// Which VDI of a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,10 +275,20 @@ pub enum ClientReply {
     Done,
     Data(#[serde(skip)] Bytes),
     Extents(Vec<Extent>),
+    Changes(Vec<ChangedExtent>),
+    /// Index, and the VDI that owns the object; `next`: where to go on, `None` at the end.
+    Table {
+        entries: Vec<(u32, Vid)>,
+        next: Option<u32>,
+    },
+    Attribute(Vec<u8>),
     Vdi(VdiInfo),
     Vdis(Vec<VdiInfo>),
     Vids(Vec<Vid>),
-    Usage { own_objects: u32, shared_objects: u32 },
+    Usage {
+        own_objects: u32,
+        shared_objects: u32,
+    },
     Cluster(Box<ClusterInfo>),
     NodeStat(NodeStat),
     Nodes(Vec<NodeId>),
@@ -234,6 +316,12 @@ pub struct Extent {
     pub len: u64,
     /// Reads as zeros and takes no space.
     pub hole: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedExtent {
+    pub len: u64,
+    pub changed: bool,
 }
 
 /// Everything the view knows of a VDI.
@@ -333,6 +421,17 @@ pub enum ClientError {
     NoFreeVid,
     #[error("VDI is locked by another client")]
     Locked,
+    #[error("VDI is in use through {0}")]
+    InUse(NodeId),
+    /// A snapshot of that name has the tag already.
+    #[error("a snapshot with this tag exists already")]
+    TagExists,
+    #[error("only a snapshot can be used for this")]
+    NotASnapshot,
+    #[error("no such attribute")]
+    NoAttribute,
+    #[error("the attribute exists already")]
+    AttributeExists,
     #[error("no such object")]
     NoObject,
     #[error("object belongs to a snapshot and is read-only")]

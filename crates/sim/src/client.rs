@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::client::{ClientOp, VolumeOp};
+use proto::client::{ClientOp, Point, VolumeOp};
 use proto::{BLOCK_BYTES, Vid};
 
 use crate::network::SheepIndex;
@@ -85,7 +85,7 @@ impl BlockRequest {
                 VolumeOp::WriteZeroes { offset: range.offset(), len: range.len(), keep_allocated }
             }
         };
-        ClientOp::Volume { vid, op }
+        ClientOp::Volume { vid, at: Point::Head, op }
     }
 }
 

@@ -5,9 +5,9 @@
 //! would corrupt, what is not the client's (spec section 10, item 22).
 
 use bytes::Bytes;
-use proto::client::{ClientError, ClientOp, ClientReply, IO_BYTES_MAX, NativeOp, VolumeOp};
+use proto::client::{ClientError, ClientOp, ClientReply, IO_BYTES_MAX, NativeOp, Point, VolumeOp};
 use proto::inode::{INODE_BYTES, SHIFT_MAX};
-use proto::sd::extension::{ObjectRequest, VolumeRequest, encode_list};
+use proto::sd::extension::{ObjectRequest, VolumeRequest, decode_list, encode_list};
 use proto::sd::header::{ObjRequest, RequestVariant};
 use proto::sd::{Opcode, RequestHeader, ResultCode, flag};
 use proto::{ObjectKind, Oid};
@@ -108,7 +108,7 @@ fn flush(oid: Oid) -> Step {
     if !vid.is_valid() {
         return Answer::success().into();
     }
-    Step::call(ClientOp::Volume { vid, op: VolumeOp::Flush }, |result| match result {
+    Step::call(ClientOp::Volume { vid, at: Point::Head, op: VolumeOp::Flush }, |result| match result {
         Ok(_) | Err(ClientError::NoVdi | ClientError::ReadOnly) => Answer::success().into(),
         Err(error) => match code(&error) {
             ResultCode::INVALID_PARMS => Step::refused(ResultCode::SYSTEM_ERROR),
@@ -122,11 +122,11 @@ pub fn start_extension(opcode: Opcode, header: &RequestHeader, payload: Bytes) -
     if opcode == Opcode::CheckObject {
         return check(ObjectRequest::decode(&header.variant));
     }
-    let VolumeRequest { vid, offset, length } = VolumeRequest::decode(&header.variant);
+    let VolumeRequest { vid, at, offset, length } = VolumeRequest::decode(&header.variant);
     if !vid.is_valid() {
         return Step::refused(ResultCode::NO_VDI);
     }
-    let volume = |op| ClientOp::Volume { vid, op };
+    let volume = |op| ClientOp::Volume { vid, at, op };
     let len = header.data_length;
     match opcode {
         // `length` repeats `data_length`: a client that mixes them up must not read or write elsewhere.
@@ -139,6 +139,18 @@ pub fn start_extension(opcode: Opcode, header: &RequestHeader, payload: Bytes) -
         Opcode::VolumeWrite => Step::call_done(volume(VolumeOp::Write { offset, data: payload })),
         Opcode::VdiDiscard => Step::call_done(volume(VolumeOp::Discard { offset, len: length })),
         Opcode::ResizeVdi => Step::call_done(volume(VolumeOp::Resize { size: length })),
+        _ => Step::refused(ResultCode::INVALID_PARMS),
+    }
+}
+
+/// ASK: whatever may be asked about VDIs without a payload, answered with the service's own words.
+pub fn ask(payload: &[u8]) -> Step {
+    let Some(op) = decode_list::<ClientOp>(payload) else { return Step::refused(ResultCode::INVALID_PARMS) };
+    match op {
+        ClientOp::Vdi(_)
+        | ClientOp::Volume { op: VolumeOp::BlockStatus { .. } | VolumeOp::Changes { .. }, .. } => {
+            Step::call(op, |result| Answer::with_payload(encode_list(&result)).into())
+        }
         _ => Step::refused(ResultCode::INVALID_PARMS),
     }
 }

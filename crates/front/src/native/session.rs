@@ -84,6 +84,9 @@ impl Arrival {
     }
 }
 
+/// An attribute's value, and as many names as one snapshot takes.
+const ASK_BYTES_MAX: u32 = 256 << 10;
+
 enum Payload {
     None,
     UpTo(u32),
@@ -98,6 +101,7 @@ fn payload_rule(opcode: Opcode) -> Payload {
         NewVdi => Payload::UpTo(NAME_BYTES as u32),
         LockVdi | GetVdiInfo | DelVdi => Payload::UpTo(2 * NAME_BYTES as u32),
         MakeFs => Payload::UpTo(STORE_NAME_BYTES_MAX),
+        Ask => Payload::UpTo(ASK_BYTES_MAX),
         ReadObj | VolumeRead | ReadVdis | ReadDelVdis | GetNodeList | StatCluster | GetVdiCopies
         | ClusterInfo | MdInfo => Payload::None,
         // QEMU sends a name with RELEASE_VDI; what we do not carry out is answered whatever it carries.
@@ -110,7 +114,7 @@ fn reply_cost_bytes(opcode: Opcode, data_length: u32) -> u32 {
     match opcode {
         ReadObj | VolumeRead | ReadVdis | ReadDelVdis | GetNodeList | StatCluster | GetVdiCopies
         | ClusterInfo | MdInfo => data_length.min(IO_BYTES_MAX),
-        CheckObject | VdiList | Locate | ClusterInfoEx => LIST_COST_BYTES,
+        CheckObject | VdiList | Locate | ClusterInfoEx | Ask => LIST_COST_BYTES,
         _ => 0,
     }
 }

@@ -86,6 +86,11 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::VdiExists
         | ClientError::NoFreeVid
         | ClientError::Locked
+        | ClientError::InUse(_)
+        | ClientError::TagExists
+        | ClientError::NotASnapshot
+        | ClientError::NoAttribute
+        | ClientError::AttributeExists
         | ClientError::NoObject
         | ClientError::WaitForFormat
         | ClientError::WaitForJoin

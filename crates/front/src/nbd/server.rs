@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::client::{ClientOp, ClientResult, IO_BYTES_MAX};
+use proto::client::{ClientOp, ClientResult, IO_BYTES_MAX, Point};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -225,9 +225,10 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let vid = agreement.export.vid;
+    let at = if agreement.export.read_only { Point::Exact } else { Point::Head };
     let start = |op, asked: Asked, cost: u64| {
         // Called at once and not at the first poll: requests start in the order they came.
-        let call = svc.call(ClientOp::Volume { vid, op });
+        let call = svc.call(ClientOp::Volume { vid, at, op });
         async move { (asked, cost, call.await) }
     };
     let mut transmission = Transmission {

@@ -120,7 +120,7 @@ impl Memory {
                 Some(error) => Err(error),
                 None => self.vdi(op),
             },
-            ClientOp::Volume { vid, op } => {
+            ClientOp::Volume { vid, op, .. } => {
                 if let Some(error) = self.fail.borrow_mut().take() {
                     return Err(error);
                 }
@@ -187,6 +187,7 @@ impl Vdi {
             VolumeOp::Write { offset, data } => (*offset, data.len() as u64),
             VolumeOp::Discard { offset, len }
             | VolumeOp::WriteZeroes { offset, len, .. }
+            | VolumeOp::Changes { offset, len, .. }
             | VolumeOp::BlockStatus { offset, len } => (*offset, *len),
             VolumeOp::Flush | VolumeOp::Resize { .. } => (0, 0),
         };
@@ -210,7 +211,9 @@ impl Vdi {
             }
             VolumeOp::Flush => Ok(ClientReply::Done),
             VolumeOp::BlockStatus { offset, len } => Ok(ClientReply::Extents(self.extents(offset, len))),
-            VolumeOp::Resize { .. } => Err(ClientError::Unsupported("in memory".into())),
+            VolumeOp::Resize { .. } | VolumeOp::Changes { .. } => {
+                Err(ClientError::Unsupported("in memory".into()))
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use front::nbd::wire::Framing::{self, Extended, Simple, Structured};
 use front::nbd::{Ending, Limits};
-use proto::client::{ClientError, ClientOp, VolumeOp};
+use proto::client::{ClientError, ClientOp, Point, VolumeOp};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
@@ -129,7 +129,7 @@ fn each_command_becomes_the_order_it_names() {
             client.expect(&simple(0, cookie)).await;
         }
         let ops: Vec<_> = memory.log.borrow_mut().take().unwrap();
-        let volume = |op| ClientOp::Volume { vid: proto::Vid(1), op };
+        let volume = |op| ClientOp::Volume { vid: proto::Vid(1), at: Point::Head, op };
         let expect = [
             volume(VolumeOp::Flush),
             volume(VolumeOp::Discard { offset: 10, len: 5000 }),

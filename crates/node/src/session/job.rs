@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use proto::client::{
-    ClientError, ClientOp, ClientReply, ClientResult, Extent, IO_BYTES_MAX, NativeOp, VdiOp, VolumeOp,
+    ClientError, ClientOp, ClientReply, ClientResult, Extent, IO_BYTES_MAX, NativeOp, Point, VdiOp, VolumeOp,
 };
 use proto::object::BlockRange;
 use proto::peer::{PeerReply, PeerRequest};
@@ -136,6 +136,7 @@ impl Session {
                     cut(*offset, *len)?;
                     Ok(vec![(0, Kind::BlockStatus { offset: *offset, len: *len })])
                 }
+                VolumeOp::Changes { .. } => Err(ClientError::Unsupported("changes since a snapshot".into())),
                 // Every acknowledged change is durable on all copies already.
                 VolumeOp::Flush => Ok(Vec::new()),
                 VolumeOp::Resize { .. } => Err(ClientError::InvalidParameters),
@@ -308,7 +309,7 @@ impl Session {
             request: Request {
                 requester: Requester::Nobody,
                 origin: Default::default(),
-                op: ClientOp::Volume { vid: self.vid, op: VolumeOp::Flush },
+                op: ClientOp::Volume { vid: self.vid, at: Point::Head, op: VolumeOp::Flush },
             },
             waiting: indexes.map(|index| (index, Kind::Adopt)).collect(),
             running: 0,

@@ -1,4 +1,4 @@
-//! Operations 0xe0 to 0xe8 of our own: byte I/O and lists, so that `dog` needs no block table of its own.
+//! Operations 0xe0 to 0xe9 of our own: byte I/O and lists, so that `dog` needs no block table of its own.
 //!
 //! They use the internal protocol version. Their layouts and rules stand in docs/formats.md, "Extensions to the native
 //! protocol". Lists travel in postcard; the server ignores the `data_length` of such a request and answers with
@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::header::{ReplyVariant, RequestVariant};
 use super::{put, u32_at, u64_at};
+use crate::client::Point;
 use crate::{Oid, Vid};
 
 /// Longest reply to an extension. A server with more to tell answers BUFFER_SMALL.
@@ -19,6 +20,7 @@ pub const EXTENSION_REPLY_BYTES_MAX: u32 = 1 << 30;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeRequest {
     pub vid: Vid,
+    pub at: Point,
     pub offset: u64,
     pub length: u64,
 }
@@ -27,13 +29,22 @@ impl RequestVariant for VolumeRequest {
     fn encode(&self) -> [u8; 32] {
         let mut out = [0; 32];
         put(&mut out, 0, &self.vid.0.to_le_bytes());
+        out[4] = match self.at {
+            Point::Head => 0,
+            Point::Exact => 1,
+        };
         put(&mut out, 8, &self.offset.to_le_bytes());
         put(&mut out, 16, &self.length.to_le_bytes());
         out
     }
 
     fn decode(bytes: &[u8; 32]) -> Self {
-        VolumeRequest { vid: Vid(u32_at(bytes, 0)), offset: u64_at(bytes, 8), length: u64_at(bytes, 16) }
+        VolumeRequest {
+            vid: Vid(u32_at(bytes, 0)),
+            at: if bytes[4] == 0 { Point::Head } else { Point::Exact },
+            offset: u64_at(bytes, 8),
+            length: u64_at(bytes, 16),
+        }
     }
 }
 

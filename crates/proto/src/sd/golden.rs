@@ -7,6 +7,7 @@ use super::extension::{ObjectRequest, UsageReply, VolumeRequest, decode_list, en
 use super::header::*;
 use super::structs::*;
 use super::*;
+use crate::client::Point;
 use crate::{CopyPolicy, NodeId, Oid, Vid};
 
 const VID: Vid = Vid(0xa03907);
@@ -218,7 +219,7 @@ fn remaining_variants() {
 
 #[test]
 fn extension_variants() {
-    let volume = VolumeRequest { vid: VID, offset: 0x0102, length: 0x0304_0506_0708 };
+    let volume = VolumeRequest { vid: VID, at: Point::Head, offset: 0x0102, length: 0x0304_0506_0708 };
     let bytes = hex("0739a000 00000000 02010000 00000000 08070605 04030000 00000000 00000000");
     assert_eq!(volume.encode()[..], bytes);
     assert_eq!(VolumeRequest::decode(&volume.encode()), volume);

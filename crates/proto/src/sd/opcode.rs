@@ -118,6 +118,8 @@ opcodes! {
     Locate = 0xe6, "LOCATE";
     ClusterInfoEx = 0xe7, "CLUSTER_INFO_EX";
     VdiDiscard = 0xe8, "VDI_DISCARD";
+    /// Any question or order about VDIs, as it is (`proto::client`).
+    Ask = 0xe9, "ASK";
 }
 
 impl Opcode {

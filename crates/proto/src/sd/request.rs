@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::extension::{EXTENSION_REPLY_BYTES_MAX, ObjectRequest, VolumeRequest};
+use super::extension::{EXTENSION_REPLY_BYTES_MAX, ObjectRequest, VolumeRequest, encode_list};
 use super::header::{
     ClusterRequest, HEADER_BYTES, ObjRequest, RequestHeader, RequestVariant, VdiRequest, flag,
 };
@@ -15,6 +15,7 @@ use super::structs::{
     SD_STAT_BYTES, VDI_STATE_BYTES,
 };
 use super::{Opcode, VID_BITMAP_BYTES};
+use crate::client::{ClientOp, Point};
 use crate::inode::{NAME_BYTES, NAME_MAX};
 use crate::{CopyPolicy, Oid, Vid};
 
@@ -194,21 +195,31 @@ impl Request {
 
     // Extensions.
 
-    pub fn volume_read(vid: Vid, offset: u64, len: u32) -> Request {
-        Request::plain(Opcode::VolumeRead, len).variant(VolumeRequest { vid, offset, length: len.into() })
+    pub fn volume_read(vid: Vid, at: Point, offset: u64, len: u32) -> Request {
+        Request::plain(Opcode::VolumeRead, len).variant(VolumeRequest { vid, at, offset, length: len.into() })
     }
 
     pub fn volume_write(vid: Vid, offset: u64, data: Bytes) -> Request {
         let length = data.len() as u64;
-        Request::with_payload(Opcode::VolumeWrite, data).variant(VolumeRequest { vid, offset, length })
+        Request::with_payload(Opcode::VolumeWrite, data).variant(VolumeRequest {
+            vid,
+            at: Point::Head,
+            offset,
+            length,
+        })
     }
 
     pub fn vdi_discard(vid: Vid, offset: u64, length: u64) -> Request {
-        Request::plain(Opcode::VdiDiscard, 0).variant(VolumeRequest { vid, offset, length })
+        Request::plain(Opcode::VdiDiscard, 0).variant(VolumeRequest { vid, at: Point::Head, offset, length })
     }
 
     pub fn resize_vdi(vid: Vid, size: u64) -> Request {
-        Request::plain(Opcode::ResizeVdi, 0).variant(VolumeRequest { vid, offset: 0, length: size })
+        Request::plain(Opcode::ResizeVdi, 0).variant(VolumeRequest {
+            vid,
+            at: Point::Head,
+            offset: 0,
+            length: size,
+        })
     }
 
     /// Answered by `UsageReply`.
@@ -229,6 +240,11 @@ impl Request {
     /// Payload of the reply: `Vec<NodeId>`, in order of placement.
     pub fn locate(oid: Oid) -> Request {
         Request::plain(Opcode::Locate, 0).variant(ObjectRequest { oid, repair: false })
+    }
+
+    /// Payload of the reply: `client::ClientResult`.
+    pub fn ask(op: &ClientOp) -> Request {
+        Request::with_payload(Opcode::Ask, encode_list(op).into())
     }
 
     /// Payload of the reply: `client::ClusterInfo`.

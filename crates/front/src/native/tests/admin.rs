@@ -1,6 +1,6 @@
 //! What `dog` asks.
 
-use proto::client::{CheckReport, ClientOp, ClusterInfo, ClusterStatus, VdiInfo, VolumeOp};
+use proto::client::{CheckReport, ClientOp, ClusterInfo, ClusterStatus, Point, VdiInfo, VolumeOp};
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterRequest, HashReply, NodeReply, ReplyVariant};
 use proto::sd::structs::{
@@ -168,20 +168,22 @@ fn dog_reads_and_writes_bytes_without_knowing_objects() {
     run(async {
         let sheep = Sheep::new(Fake::formatted(1, 0));
         sheep.once(&Request::new_vdi(b"alice", 1 << 20, None, None).unwrap()).await;
-        let (_, read) = sheep.once(&Request::volume_read(VID, 5, 3)).await;
+        let (_, read) = sheep.once(&Request::volume_read(VID, Point::Head, 5, 3)).await;
         assert_eq!(read, [5, 6, 7]);
-        let beyond = Request::volume_read(VID, (1 << 20) - 1, 2);
+        let beyond = Request::volume_read(VID, Point::Head, (1 << 20) - 1, 2);
         assert_eq!(sheep.result(&beyond).await, ResultCode::INVALID_PARMS);
         let data = bytes::Bytes::from_static(b"abc");
         assert_eq!(sheep.result(&Request::volume_write(VID, 9, data.clone())).await, ResultCode::SUCCESS);
-        let expected = ClientOp::Volume { vid: VID, op: VolumeOp::Write { offset: 9, data } };
+        let expected =
+            ClientOp::Volume { vid: VID, at: Point::Head, op: VolumeOp::Write { offset: 9, data } };
         assert_eq!(sheep.fake.world().log.last(), Some(&expected));
         assert_eq!(sheep.result(&Request::vdi_discard(VID, 1, 1 << 40)).await, ResultCode::SUCCESS);
-        let expected = ClientOp::Volume { vid: VID, op: VolumeOp::Discard { offset: 1, len: 1 << 40 } };
+        let expected =
+            ClientOp::Volume { vid: VID, at: Point::Head, op: VolumeOp::Discard { offset: 1, len: 1 << 40 } };
         assert_eq!(sheep.fake.world().log.last(), Some(&expected));
         assert_eq!(sheep.result(&Request::resize_vdi(VID, 2 << 20)).await, ResultCode::SUCCESS);
         assert_eq!(sheep.fake.world().vdis[&VID].size, 2 << 20);
-        assert_eq!(sheep.result(&Request::volume_read(Vid(9), 0, 1)).await, ResultCode::NO_VDI);
+        assert_eq!(sheep.result(&Request::volume_read(Vid(9), Point::Head, 0, 1)).await, ResultCode::NO_VDI);
 
         let (_, vdis) = sheep.once(&Request::vdi_list()).await;
         let listed: Vec<VdiInfo> = decode_list(&vdis).unwrap();

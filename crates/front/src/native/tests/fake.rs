@@ -133,7 +133,7 @@ impl World {
             _ if self.info.status == ClusterStatus::WaitForFormat => Err(ClientError::WaitForFormat),
             ClientOp::Vdi(op) => self.vdi(op),
             ClientOp::Object { oid, op } => self.object(oid, op),
-            ClientOp::Volume { vid, op } => self.volume(vid, op),
+            ClientOp::Volume { vid, op, .. } => self.volume(vid, op),
         }
     }
 
@@ -180,6 +180,12 @@ impl World {
             VdiOp::UsedVids => {
                 Ok(ClientReply::Vids(self.vdis.keys().chain(&self.deleted).copied().collect()))
             }
+            VdiOp::Snapshot { .. }
+            | VdiOp::Clone { .. }
+            | VdiOp::Rollback { .. }
+            | VdiOp::Describe { .. }
+            | VdiOp::Attribute { .. }
+            | VdiOp::Table { .. } => Err(ClientError::Unsupported("by the fake".into())),
             VdiOp::DeletedVids => Ok(ClientReply::Vids(self.deleted.iter().copied().collect())),
         }
     }
