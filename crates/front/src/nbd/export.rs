@@ -87,6 +87,7 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::NoFreeVid
         | ClientError::Locked
         | ClientError::NoObject
+        | ClientError::StaleInode
         | ClientError::WaitForFormat
         | ClientError::WaitForJoin
         | ClientError::NoStorage

@@ -132,6 +132,7 @@ impl From<&ClientError> for ResultCode {
             ClientError::Locked => ResultCode::VDI_LOCKED,
             ClientError::NoObject => ResultCode::NO_OBJ,
             ClientError::ReadOnly => ResultCode::READONLY,
+            ClientError::StaleInode => ResultCode::INODE_INVALIDATED,
             ClientError::InvalidParameters | ClientError::OutOfRange => ResultCode::INVALID_PARMS,
             ClientError::NoSpace => ResultCode::NO_SPACE,
             ClientError::WaitForFormat => ResultCode::WAIT_FOR_FORMAT,
