@@ -77,7 +77,8 @@ expect() {
 # ---- packages -------------------------------------------------------------------------------------------------------
 
 as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
-version_of() { dpkg-query -W -f='${db:Status-Status} ${Version}' "$1" 2>/dev/null | sed -n 's/^installed //p'; }
+# Prints nothing for a package that is not installed, and succeeds all the same.
+version_of() { { dpkg-query -W -f='${db:Status-Status} ${Version}' "$1" 2>/dev/null || true; } | sed -n 's/^installed //p'; }
 
 apt_install() {
     command -v apt-get >/dev/null || die "this needs the Debian packages $*, and there is no apt-get here"

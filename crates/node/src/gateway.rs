@@ -412,6 +412,11 @@ fn check(ctx: &Context, vid: Vid, op: &ClientOp) -> Result<(), ClientError> {
         return Err(ClientError::ShuttingDown);
     }
     match (ctx.view.vdi(vid), op) {
+        (Some(vdi), ClientOp::Object { oid, op: NativeOp::ReadFlat { .. } })
+            if vdi.is_snapshot() && oid.kind() == Some(ObjectKind::Data) =>
+        {
+            Err(ClientError::StaleInode)
+        }
         (Some(_), _) => Ok(()),
         (None, ClientOp::Object { .. }) => Err(ClientError::NoObject),
         (None, _) => Err(ClientError::NoVdi),

@@ -88,6 +88,10 @@ pub enum VolumeOp {
 }
 
 /// The native protocol's view of a VDI: objects by id (spec section 2.2). Object 0x80... is the inode.
+///
+/// Most native clients keep a copy of the block table and find out from it which objects to read, create or copy. A client
+/// that was shown a *flat* table, in which the VDI itself owns every object, leaves all that to the VDI's owner and
+/// has nothing that could become stale; `ReadFlat` and `WriteFlat` are its operations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NativeOp {
     Read {
@@ -111,6 +115,18 @@ pub enum NativeOp {
     /// Compares all copies and mends those that differ or lack something. Answered by `Checked`.
     Check {
         repair: bool,
+    },
+    /// Of the inode: with a flat table. Of a data object: what the VDI has there, zeros in a hole. Of a snapshot's data
+    /// object `StaleInode`: the client has not noticed yet that the VDI it had opened goes on under another vid.
+    ReadFlat {
+        offset: u32,
+        len: u32,
+    },
+    /// Writes to a data object, which is made, or copied from the ancestor that has it, if need be.
+    WriteFlat {
+        offset: u32,
+        #[serde(skip)]
+        data: Bytes,
     },
 }
 
@@ -249,9 +265,13 @@ impl ClientOp {
     pub fn payload(&self) -> Bytes {
         match self {
             ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
-            | ClientOp::Object { op: NativeOp::Write { data, .. } | NativeOp::Create { data, .. }, .. } => {
-                data.clone()
-            }
+            | ClientOp::Object {
+                op:
+                    NativeOp::Write { data, .. }
+                    | NativeOp::Create { data, .. }
+                    | NativeOp::WriteFlat { data, .. },
+                ..
+            } => data.clone(),
             _ => Bytes::new(),
         }
     }
@@ -260,9 +280,13 @@ impl ClientOp {
     pub fn set_payload(&mut self, payload: Bytes) {
         match self {
             ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
-            | ClientOp::Object { op: NativeOp::Write { data, .. } | NativeOp::Create { data, .. }, .. } => {
-                *data = payload
-            }
+            | ClientOp::Object {
+                op:
+                    NativeOp::Write { data, .. }
+                    | NativeOp::Create { data, .. }
+                    | NativeOp::WriteFlat { data, .. },
+                ..
+            } => *data = payload,
             _ => {}
         }
     }
@@ -436,6 +460,9 @@ pub enum ClientError {
     NoObject,
     #[error("object belongs to a snapshot and is read-only")]
     ReadOnly,
+    /// To be read again before the request is repeated.
+    #[error("the client's copy of the inode is out of date")]
+    StaleInode,
     #[error("invalid parameters")]
     InvalidParameters,
     #[error("request reaches beyond the end")]

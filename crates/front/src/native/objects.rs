@@ -3,6 +3,24 @@
 //! Each request becomes one operation of the VDI's owner. Here only what no object can satisfy is refused: ids that
 //! name nothing, and ranges beyond the largest object of their kind. Such a read would return, such a write
 //! would corrupt, what is not the client's (spec section 10, item 22).
+//!
+//! # tgt
+//!
+//! tgt answers reads of holes by itself, from a copy of the block table that it has once read, and of several
+//! tgt on one VDI each has its own. The original keeps track of who has seen the present table and refuses requests
+//! of the others (INODE_INVALIDATED), at the price of a cluster-wide event for each change. Here tgt has nothing that
+//! could be out of date: it is shown a *flat* table, in which the VDI owns every object, holes and inherited objects
+//! included. So each read and write becomes a READ or WRITE of the VDI's own object, and only the VDI's owner knows, in the
+//! one order of all requests, what is a hole. It follows that
+//!
+//! - tgt on any number of sheep, together with any other clients, see one linearizable disk;
+//! - a read that spans data and holes is right, which tgt itself gets wrong where it sees a hole (section 10, item 29);
+//! - READ_OBJ of tgt never answers NO_OBJ for a hole, and WRITE_OBJ and CREATE_AND_WRITE_OBJ mean the same: these bytes,
+//!   there. CREATE replaces nothing and a source to copy from is not looked at: the owner's table knows it.
+//!
+//! A tgt that got its table elsewhere (from the sheep before an upgrade) may still see holes. Before it answers
+//! one it probes the inode by a read of one byte; that is always refused with INODE_INVALIDATED, so it reads the inode
+//! anew. The same answer meets tgt that reads from a VDI which has become a snapshot: it goes on with the new head.
 
 use bytes::Bytes;
 use proto::client::{ClientError, ClientOp, ClientReply, IO_BYTES_MAX, NativeOp, Point, VolumeOp};
@@ -13,6 +31,9 @@ use proto::sd::{Opcode, RequestHeader, ResultCode, flag};
 use proto::{ObjectKind, Oid};
 
 use super::exchange::{Answer, Step, code, unexpected};
+
+/// What tgt reads of the inode before it answers for a hole.
+const PROBE_BYTES: u32 = 1;
 
 /// READ_OBJ, WRITE_OBJ, CREATE_AND_WRITE_OBJ, DISCARD_OBJ, FLUSH_VDI.
 pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes) -> Step {
@@ -26,8 +47,13 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes) -> Step {
         return Step::refused(refusal);
     }
     let ObjRequest { oid, offset, .. } = request;
+    if header.has(flag::TGT)
+        && let Some(step) = start_for_tgt(opcode, oid, offset, len, &payload)
+    {
+        return step;
+    }
     match opcode {
-        Opcode::ReadObj => read(oid, offset, len),
+        Opcode::ReadObj => read(oid, len, NativeOp::Read { offset, len }),
         Opcode::WriteObj => change(oid, NativeOp::Write { offset, data: payload }),
         Opcode::CreateAndWriteObj => {
             // A `cow_oid` without the flag is ignored, as ever.
@@ -39,6 +65,25 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes) -> Step {
         }
         Opcode::DiscardObj if oid.kind() == Some(ObjectKind::Data) => change(oid, NativeOp::Discard),
         _ => Step::refused(ResultCode::INVALID_PARMS),
+    }
+}
+
+/// Reads of inodes, reads and writes of data; the rest is as for everybody.
+fn start_for_tgt(opcode: Opcode, oid: Oid, offset: u32, len: u32, payload: &Bytes) -> Option<Step> {
+    let is_inode = match oid.kind() {
+        Some(ObjectKind::Inode) => true,
+        Some(ObjectKind::Data) => false,
+        _ => return None,
+    };
+    match opcode {
+        Opcode::ReadObj if is_inode && len == PROBE_BYTES => {
+            Some(Step::refused(ResultCode::INODE_INVALIDATED))
+        }
+        Opcode::ReadObj => Some(read(oid, len, NativeOp::ReadFlat { offset, len })),
+        Opcode::WriteObj | Opcode::CreateAndWriteObj if !is_inode => {
+            Some(change(oid, NativeOp::WriteFlat { offset, data: payload.clone() }))
+        }
+        _ => None,
     }
 }
 
@@ -61,9 +106,12 @@ fn check_range(opcode: Opcode, request: &ObjRequest, len: u32) -> Result<(), Res
     Ok(())
 }
 
-fn read(oid: Oid, offset: u32, len: u32) -> Step {
-    Step::call(ClientOp::Object { oid, op: NativeOp::Read { offset, len } }, move |result| match result {
+fn read(oid: Oid, len: u32, op: NativeOp) -> Step {
+    let flat_inode = oid.kind() == Some(ObjectKind::Inode) && matches!(op, NativeOp::ReadFlat { .. });
+    Step::call(ClientOp::Object { oid, op }, move |result| match result {
         Ok(reply) => data_of(reply, len),
+        // tgt asks again at once, for ever, when it is told that there is no inode (section 10, item 30).
+        Err(ClientError::NoVdi | ClientError::NoObject) if flat_inode => Step::refused(ResultCode::NO_VDI),
         Err(error) => Step::refused(object_code(&error)),
     })
 }

@@ -92,6 +92,7 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::NoAttribute
         | ClientError::AttributeExists
         | ClientError::NoObject
+        | ClientError::StaleInode
         | ClientError::WaitForFormat
         | ClientError::WaitForJoin
         | ClientError::NoStorage

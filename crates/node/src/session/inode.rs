@@ -13,11 +13,12 @@ use crate::context::Context;
 impl Session {
     pub(super) fn plan_inode(&self, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
         match op {
-            NativeOp::Read { offset, len } => {
+            NativeOp::Read { offset, len } | NativeOp::ReadFlat { offset, len } => {
                 if u64::from(*offset) + u64::from(*len) > INODE_BYTES as u64 {
                     return Err(ClientError::InvalidParameters);
                 }
-                Ok(vec![(0, Kind::ReadInode { offset: *offset, len: *len })])
+                let flat = matches!(op, NativeOp::ReadFlat { .. });
+                Ok(vec![(0, Kind::ReadInode { offset: *offset, len: *len, flat })])
             }
             // The header's part of a write is the view's business and was dealt with before it came here.
             NativeOp::Write { offset, data } => {
@@ -42,7 +43,8 @@ impl Session {
         }
     }
 
-    pub(super) fn compose_inode(&self, ctx: &Context, offset: u32, len: u32) -> Bytes {
+    /// `flat`: whatever the table says, it is shown as if this VDI owned every object.
+    pub(super) fn compose_inode(&self, ctx: &Context, offset: u32, len: u32, flat: bool) -> Bytes {
         let (start, end) = (offset as usize, offset as usize + len as usize);
         let mut out = BytesMut::zeroed(len as usize);
         if start < HEADER_BYTES
@@ -53,6 +55,13 @@ impl Session {
             out[..to - start].copy_from_slice(&header[start..to]);
         }
         let (from, to) = (start.max(HEADER_BYTES), end.min(TABLE_END));
+        if flat {
+            if from < to {
+                let entries = self.vid.0.to_le_bytes().into_iter().cycle().skip((from - HEADER_BYTES) % 4);
+                out[from - start..to - start].iter_mut().zip(entries).for_each(|(to, byte)| *to = byte);
+            }
+            return out.freeze();
+        }
         let mut position = from;
         while position < to {
             let (block, within) = ((position / BLOCK_BYTES) as u32, position % BLOCK_BYTES);

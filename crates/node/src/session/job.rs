@@ -182,6 +182,14 @@ impl Session {
                 data: data.clone(),
                 mode: WriteMode::MustExist,
             },
+            NativeOp::ReadFlat { offset, len } => {
+                Kind::Read { piece: piece(*offset, *len as usize)?, must_exist: false }
+            }
+            NativeOp::WriteFlat { offset, data } => Kind::Write {
+                piece: piece(*offset, data.len())?,
+                data: data.clone(),
+                mode: WriteMode::Allocate,
+            },
             NativeOp::Create { cow_from: Some(_), .. } => {
                 return Err(ClientError::Unsupported("copy-on-write objects".into()));
             }
@@ -370,7 +378,7 @@ fn is_mutation(op: &ClientOp) -> bool {
         ClientOp::Volume { op, .. } => {
             !matches!(op, VolumeOp::Read { .. } | VolumeOp::BlockStatus { .. } | VolumeOp::Flush)
         }
-        ClientOp::Object { op, .. } => !matches!(op, NativeOp::Read { .. }),
+        ClientOp::Object { op, .. } => !matches!(op, NativeOp::Read { .. } | NativeOp::ReadFlat { .. }),
         _ => false,
     }
 }
@@ -379,7 +387,7 @@ fn is_read(op: &ClientOp) -> bool {
     matches!(
         op,
         ClientOp::Volume { op: VolumeOp::Read { .. }, .. }
-            | ClientOp::Object { op: NativeOp::Read { .. }, .. }
+            | ClientOp::Object { op: NativeOp::Read { .. } | NativeOp::ReadFlat { .. }, .. }
     )
 }
 

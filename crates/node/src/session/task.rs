@@ -60,6 +60,7 @@ pub(super) enum Kind {
     ReadInode {
         offset: u32,
         len: u32,
+        flat: bool,
     },
     BlockStatus {
         offset: u64,
@@ -136,7 +137,8 @@ impl Session {
         let task = &self.tasks[&id];
         let (kind, index, oid) = (task.kind.clone(), task.index, task.oid);
         let (first, end) = match kind {
-            Kind::ReadInode { offset, len } => inode_blocks(offset, len),
+            Kind::ReadInode { flat: true, .. } => (0, 0),
+            Kind::ReadInode { offset, len, flat: false } => inode_blocks(offset, len),
             Kind::BlockStatus { offset, len } if len > 0 => {
                 let last = ((offset + len - 1) >> self.shift) as u32;
                 (block_of_entry((offset >> self.shift) as u32), block_of_entry(last) + 1)
@@ -151,8 +153,8 @@ impl Session {
         }
         let job = self.tasks[&id].job;
         match kind {
-            Kind::ReadInode { offset, len } => {
-                let bytes = self.compose_inode(ctx, offset, len);
+            Kind::ReadInode { offset, len, flat } => {
+                let bytes = self.compose_inode(ctx, offset, len, flat);
                 self.add_part(job, 0, bytes);
                 self.end_task(ctx, id, Ok(()));
             }

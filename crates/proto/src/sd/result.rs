@@ -135,6 +135,7 @@ impl From<&ClientError> for ResultCode {
             ClientError::NotASnapshot => ResultCode::INVALID_PARMS,
             ClientError::NoObject => ResultCode::NO_OBJ,
             ClientError::ReadOnly => ResultCode::READONLY,
+            ClientError::StaleInode => ResultCode::INODE_INVALIDATED,
             ClientError::InvalidParameters | ClientError::OutOfRange => ResultCode::INVALID_PARMS,
             ClientError::NoSpace => ResultCode::NO_SPACE,
             ClientError::WaitForFormat => ResultCode::WAIT_FOR_FORMAT,

@@ -264,7 +264,7 @@ impl World {
             }));
         }
         let object_bytes = 1usize << vdi.block_size_shift;
-        let is_read = matches!(op, NativeOp::Read { .. });
+        let is_read = matches!(op, NativeOp::Read { .. } | NativeOp::ReadFlat { .. });
         if vdi.snap_ctime != 0 && oid.kind() == Some(ObjectKind::Data) && !is_read {
             return Err(ClientError::ReadOnly);
         }
@@ -295,6 +295,19 @@ impl World {
                 };
                 object[start..start + data.len()].copy_from_slice(&data);
                 self.objects.insert(oid, object);
+                Ok(ClientReply::Done)
+            }
+            NativeOp::ReadFlat { .. } if vdi.snap_ctime != 0 => Err(ClientError::StaleInode),
+            NativeOp::ReadFlat { offset, len } => {
+                let start = fits(offset, len as usize)?;
+                let object = self.objects.get(&oid).cloned().unwrap_or_else(|| vec![0; object_bytes]);
+                Ok(ClientReply::Data(Bytes::copy_from_slice(&object[start..start + len as usize])))
+            }
+            NativeOp::WriteFlat { offset, data } => {
+                let start = fits(offset, data.len())?;
+                let object = self.objects.entry(oid).or_insert_with(|| vec![0; object_bytes]);
+                object[start..start + data.len()].copy_from_slice(&data);
+                self.tables.get_mut(&vdi.vid).unwrap().insert(oid.index(), vdi.vid);
                 Ok(ClientReply::Done)
             }
             NativeOp::Discard => {
@@ -334,6 +347,14 @@ impl World {
         match op {
             NativeOp::Read { offset, len } => {
                 let inode = self.compose_inode(vdi);
+                let range = offset as usize..offset as usize + len as usize;
+                Ok(ClientReply::Data(Bytes::copy_from_slice(&inode[range])))
+            }
+            NativeOp::ReadFlat { offset, len } => {
+                let mut inode = self.compose_inode(vdi);
+                inode[HEADER_BYTES..TABLE_END]
+                    .chunks_exact_mut(4)
+                    .for_each(|entry| entry.copy_from_slice(&vdi.vid.0.to_le_bytes()));
                 let range = offset as usize..offset as usize + len as usize;
                 Ok(ClientReply::Data(Bytes::copy_from_slice(&inode[range])))
             }

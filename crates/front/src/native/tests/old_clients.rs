@@ -1,13 +1,13 @@
 //! Message sequences of QEMU 5.0 and tgt, byte for byte (spec sections 9.2, 9.3, 9.5 and 9.7).
 
 use proto::client::{ClientOp, NativeOp, VdiOp};
-use proto::inode::TABLE_END;
+use proto::inode::{TABLE_END, table_offset};
 use proto::sd::header::LOCK_NORMAL;
-use proto::sd::{Opcode, Request, ResultCode, cluster_flag};
+use proto::sd::{Opcode, Request, ResultCode, cluster_flag, flag};
 use proto::{Oid, Vid};
 
 use super::fake::Fake;
-use super::{Sheep, hex, padded, run};
+use super::{Client, Sheep, hex, padded, run};
 
 const VID: Vid = Vid(0xa03907);
 
@@ -179,25 +179,20 @@ fn tgt_locks_shared_probes_writes_and_releases() {
                 "00020000 01000000 00000000 38124000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
             )
             .await;
+        // It is shown no hole, and so reads, and writes, what may be one.
         assert_eq!(inode.len(), TABLE_END);
-        // A hole: one byte of the inode as a probe.
-        let probe = data
+        assert!(inode[table_offset(0)..].chunks_exact(4).all(|entry| entry == VID.0.to_le_bytes()));
+        let hole = data
             .replay(
-                "00022000 00000000 00000000 01000000 00000000 0739a080 00000000 00000000 01000000 00000000 00000000 00000000",
+                "00022000 00000000 00000000 00020000 07000000 0739a000 00000000 00000000 01000000 00000000 00100000 00000000",
                 b"",
-                "00020000 01000000 00000000 01000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
+                "00020000 01000000 00000000 00020000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
             )
             .await;
-        assert_eq!(probe, b"a");
+        assert_eq!(hole, [0; 512]);
         data.replay(
-            "00012500 00000000 00000000 00020000 00000000 0739a000 00000000 00000000 01000000 00000000 00000000 00000000",
+            "00032500 00000000 00000000 00020000 00000000 0739a000 00000000 00000000 01000000 00000000 00000000 00000000",
             &[7; 512],
-            "00010000 01000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
-        )
-        .await;
-        data.replay(
-            "00032100 00000000 00000000 04000000 00000000 0739a080 00000000 00000000 01000000 00000000 38120000 00000000",
-            &hex("0739a000"),
             "00030000 01000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
         )
         .await;
@@ -224,6 +219,87 @@ fn tgt_locks_shared_probes_writes_and_releases() {
                 VdiOp::Close { vid: VID },
             ]
         );
+    });
+}
+
+/// A connection to alice's sheep, and a request of tgt.
+async fn alice_and_tgt() -> (Sheep, Client, impl Fn(Request) -> Request) {
+    let sheep = Sheep::new(Fake::formatted(1, 0));
+    create_alice(&sheep).await;
+    let client = sheep.connect();
+    let by_tgt = |mut request: Request| {
+        request.header.flags |= flag::TGT;
+        request
+    };
+    (sheep, client, by_tgt)
+}
+
+#[test]
+fn tgt_that_believes_in_a_hole_has_to_read_the_inode_anew() {
+    run(async {
+        let (sheep, mut client, by_tgt) = alice_and_tgt().await;
+        let probe = Request::read_obj(Oid::inode(VID), 0, 1);
+        let calls = sheep.fake.world().log.len();
+        for _ in 0..2 {
+            let (reply, _) = client.call(&by_tgt(probe.clone())).await;
+            assert_eq!((reply.result, reply.data_length), (ResultCode::INODE_INVALIDATED, 0));
+        }
+        assert_eq!(sheep.fake.world().log.len(), calls, "whatever the owner would say");
+        assert_eq!(client.call(&probe).await.1, b"a", "others may read what they like");
+        let (_, header) = client.call(&by_tgt(Request::read_obj(Oid::inode(VID), 0, 4664))).await;
+        assert_eq!(header, client.call(&Request::read_obj(Oid::inode(VID), 0, 4664)).await.1);
+    });
+}
+
+#[test]
+fn creates_of_tgt_with_an_old_table_keep_what_others_have_written() {
+    run(async {
+        let (sheep, mut client, by_tgt) = alice_and_tgt().await;
+        let oid = Oid::data(VID, 5);
+        client.call(&Request::create_obj(oid, 0, None, vec![1; 8].into())).await;
+        let create = Request::create_obj(oid, 4, None, vec![2; 2].into());
+        assert_eq!(client.call(&by_tgt(create)).await.0.result, ResultCode::SUCCESS);
+        let absent_source = Oid::data(Vid(VID.0 - 1), 5);
+        let copy = Request::create_obj(oid, 7, Some(absent_source), vec![3; 2].into());
+        assert_eq!(client.call(&by_tgt(copy)).await.0.result, ResultCode::SUCCESS);
+        // The update of the table that follows changes nothing.
+        let claim = Request::write_obj(Oid::inode(VID), table_offset(5) as u32, hex("0739a000").into());
+        assert_eq!(client.call(&by_tgt(claim)).await.0.result, ResultCode::SUCCESS);
+        let (_, read) = client.call(&by_tgt(Request::read_obj(oid, 0, 10))).await;
+        assert_eq!(read, [1, 1, 1, 1, 2, 2, 1, 3, 3, 0]);
+        assert_eq!(sheep.fake.world().tables[&VID].len(), 1, "no more than was written is allocated");
+    });
+}
+
+#[test]
+fn tgt_is_told_when_its_vdi_has_become_a_snapshot() {
+    run(async {
+        let (sheep, mut client, by_tgt) = alice_and_tgt().await;
+        let oid = Oid::data(VID, 0);
+        client.call(&Request::create_obj(oid, 0, None, vec![1; 8].into())).await;
+        sheep.fake.world().vdis.get_mut(&VID).unwrap().snap_ctime = 1;
+        let read = Request::read_obj(oid, 0, 8);
+        assert_eq!(client.call(&by_tgt(read.clone())).await.0.result, ResultCode::INODE_INVALIDATED);
+        assert_eq!(client.call(&read).await.1, [1; 8], "others do read snapshots");
+        let write = by_tgt(Request::write_obj(oid, 0, vec![2; 8].into()));
+        assert_eq!(client.call(&write).await.0.result, ResultCode::READONLY);
+        let inode = by_tgt(Request::read_obj(Oid::inode(VID), 0, TABLE_END as u32));
+        assert_eq!(client.call(&inode).await.0.result, ResultCode::SUCCESS);
+    });
+}
+
+#[test]
+fn tgt_is_never_told_that_an_inode_is_no_object() {
+    run(async {
+        let (_sheep, mut client, by_tgt) = alice_and_tgt().await;
+        let gone = Oid::inode(Vid(9));
+        for (request, code) in [
+            (by_tgt(Request::read_obj(gone, 0, TABLE_END as u32)), ResultCode::NO_VDI),
+            (by_tgt(Request::read_obj(Oid::data(Vid(9), 0), 0, 8)), ResultCode::NO_OBJ),
+            (Request::read_obj(gone, 0, TABLE_END as u32), ResultCode::NO_OBJ),
+        ] {
+            assert_eq!(client.call(&request).await.0.result, code);
+        }
     });
 }
 

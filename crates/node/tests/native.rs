@@ -1,0 +1,406 @@
+//! What native clients do with objects, on nodes whose links, stores and driver answer at once.
+//!
+//! Faults and delays are the simulator's business (crate `sim`). Here requests come through either of two sheep, of which
+//! one owns the VDI's session, and each effect is looked at.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use node::{Effect, Node, NodeConfig, Ticket, Time};
+use proto::checksum::block_checksums;
+use proto::client::*;
+use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
+use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
+use proto::object::{Change, ObjectOp, ObjectReply, WriteBase};
+use proto::peer::PeerMessage;
+use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
+
+const OBJECT_BYTES: u64 = 1 << 20;
+
+/// Objects as maps of blocks.
+#[derive(Default)]
+struct Store(BTreeMap<Oid, BTreeMap<u32, Bytes>>);
+
+impl Store {
+    fn apply(&mut self, op: ObjectOp) -> ObjectReply {
+        match op {
+            ObjectOp::Change { oid, change, data, .. } => {
+                self.change(oid, change, &data);
+                ObjectReply::Done
+            }
+            ObjectOp::Read { oid, blocks } => {
+                let Some(object) = self.0.get(&oid) else { return ObjectReply::Absent };
+                let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                let range = blocks.first..blocks.end() as u32;
+                let data: Vec<u8> =
+                    range.flat_map(|b| object.get(&b).unwrap_or(&zeros).clone().to_vec()).collect();
+                ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
+            }
+            ObjectOp::Checksums { .. } => ObjectReply::Absent,
+            ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
+            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+        }
+    }
+
+    fn change(&mut self, oid: Oid, change: Change, data: &Bytes) {
+        match change {
+            Change::Write { blocks, base, .. } => {
+                if base == WriteBase::Empty {
+                    self.0.remove(&oid);
+                }
+                let object = self.0.entry(oid).or_default();
+                for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
+                    object.insert(block, Bytes::copy_from_slice(bytes));
+                }
+            }
+            Change::Discard { blocks } => {
+                self.0.entry(oid).or_default().retain(|b, _| !blocks.contains(*b));
+            }
+            Change::Delete => drop(self.0.remove(&oid)),
+        }
+    }
+}
+
+struct Cluster {
+    sheep: Vec<(NodeId, Node, Store)>,
+    version: u64,
+    now: Time,
+    requests: u64,
+    answers: BTreeMap<RequestId, ClientResult>,
+}
+
+impl Cluster {
+    /// Formatted, with the VDI "disk" of eight objects.
+    fn with_disk(sheep: u16) -> (Cluster, Vid) {
+        let members = (0..sheep).map(|i| MemberInfo {
+            id: NodeId { addr: [0; 16], port: 7000 + i },
+            zone: ZoneId(i.into()),
+            space_bytes: 1 << 30,
+            fixed_vnodes: None,
+            store_id: u64::from(i) + 1,
+            life: u64::from(i) * 1000 + 1,
+            io_addr: None,
+        });
+        let members: Vec<MemberInfo> = members.collect();
+        let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
+        let mut cluster = Cluster {
+            sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
+            version: 0,
+            now: Time(1),
+            requests: 0,
+            answers: BTreeMap::new(),
+        };
+        members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
+        let format = FormatOptions {
+            ctime: 1,
+            policy: CopyPolicy::Replicated { copies: 2 },
+            block_size_shift: 20,
+            flags: 0,
+            pg_count: 8,
+        };
+        cluster.ask(0, ClientOp::Cluster(ClusterOp::Format(format))).unwrap();
+        let (name, size) = (b"disk".to_vec(), 8 * OBJECT_BYTES);
+        let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
+        let Ok(ClientReply::Vdi(vdi)) = cluster.ask(0, ClientOp::Vdi(create)) else { panic!("no VDI") };
+        (cluster, vdi.vid)
+    }
+
+    fn append(&mut self, event: ClusterEvent) {
+        self.version += 1;
+        let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+        self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+        self.run();
+    }
+
+    /// Carries out effects until there are none.
+    fn run(&mut self) {
+        let mut sent: VecDeque<(NodeId, NodeId, PeerMessage)> = VecDeque::new();
+        let mut stored: VecDeque<(NodeId, Ticket, ObjectReply)> = VecDeque::new();
+        let mut proposed = VecDeque::new();
+        loop {
+            for (id, node, store) in &mut self.sheep {
+                while let Some(effect) = node.poll_effect() {
+                    match effect {
+                        Effect::Send { to, message } => sent.push_back((*id, to, message)),
+                        Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
+                        Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
+                        Effect::Answer { request, result } => {
+                            self.answers.insert(request, result);
+                        }
+                        Effect::RememberFormat { .. } => {}
+                        Effect::Stop => panic!("no sheep is to stop"),
+                    }
+                }
+            }
+            let now = self.now;
+            if let Some((from, to, message)) = sent.pop_front() {
+                self.node(to).handle_peer(from, message, now);
+            } else if let Some((id, ticket, reply)) = stored.pop_front() {
+                self.node(id).handle_store(ticket, reply, now);
+            } else if let Some((from, proposal)) = proposed.pop_front() {
+                let incarnation = self.node(from).view().members()[&from].incarnation.expect("it is up");
+                self.version += 1;
+                let event = ClusterEvent::Message { from, incarnation, proposal };
+                let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+                self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), now));
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        let found = self.sheep.iter_mut().find(|(other, ..)| *other == id);
+        &mut found.expect("a sheep of this cluster").1
+    }
+
+    /// Hands a request to a sheep, without waiting.
+    fn begin(&mut self, sheep: usize, op: ClientOp) -> RequestId {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.sheep[sheep].1.handle_client(id, op, self.now);
+        id
+    }
+
+    fn ask(&mut self, sheep: usize, op: ClientOp) -> ClientResult {
+        let id = self.begin(sheep, op);
+        self.run();
+        for _ in 0..20 {
+            if self.answers.contains_key(&id) {
+                break;
+            }
+            self.now = Time(self.now.0 + 200_000_000);
+            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
+            self.run();
+        }
+        self.answers.remove(&id).expect("an answer within four seconds")
+    }
+
+    fn data(&mut self, sheep: usize, op: ClientOp) -> Bytes {
+        match self.ask(sheep, op) {
+            Ok(ClientReply::Data(data)) => data,
+            other => panic!("expected data, got {other:?}"),
+        }
+    }
+
+    fn usage(&mut self, vid: Vid) -> u32 {
+        match self.ask(0, ClientOp::Vdi(VdiOp::Usage { vid })) {
+            Ok(ClientReply::Usage { own_objects, .. }) => own_objects,
+            other => panic!("expected the usage, got {other:?}"),
+        }
+    }
+}
+
+fn read_flat(oid: Oid, offset: u32, len: u32) -> ClientOp {
+    ClientOp::Object { oid, op: NativeOp::ReadFlat { offset, len } }
+}
+
+fn write_flat(oid: Oid, offset: u32, data: &[u8]) -> ClientOp {
+    ClientOp::Object { oid, op: NativeOp::WriteFlat { offset, data: Bytes::copy_from_slice(data) } }
+}
+
+fn read_object(oid: Oid, offset: u32, len: u32) -> ClientOp {
+    ClientOp::Object { oid, op: NativeOp::Read { offset, len } }
+}
+
+fn write_object(oid: Oid, offset: u32, data: &[u8]) -> ClientOp {
+    ClientOp::Object { oid, op: NativeOp::Write { offset, data: Bytes::copy_from_slice(data) } }
+}
+
+fn create_object(oid: Oid, offset: u32, data: &[u8]) -> ClientOp {
+    let data = Bytes::copy_from_slice(data);
+    ClientOp::Object { oid, op: NativeOp::Create { offset, cow_from: None, data } }
+}
+
+fn volume(vid: Vid, op: VolumeOp) -> ClientOp {
+    ClientOp::Volume { vid, op }
+}
+
+#[test]
+fn the_flat_table_says_that_all_is_there_and_allocates_nothing() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    cluster.ask(0, write_flat(Oid::data(vid, 3), 0, &[1; 512])).unwrap();
+    let inode = Oid::inode(vid);
+    let flat = cluster.data(1, read_flat(inode, 0, TABLE_END as u32));
+    assert!(flat[HEADER_BYTES..].chunks_exact(4).all(|entry| entry == vid.0.to_le_bytes()));
+    let real = cluster.data(1, read_object(inode, 0, TABLE_END as u32));
+    assert_eq!(flat[..HEADER_BYTES], real[..HEADER_BYTES], "the header is the header");
+    let allocated = real[HEADER_BYTES..].chunks_exact(4).filter(|entry| *entry != [0; 4]).count();
+    assert_eq!(allocated, 1);
+    assert_eq!(cluster.usage(vid), 1);
+
+    // Any part of it, however it lies.
+    for (start, len) in [(table_offset(7) - 6, 11), (table_offset(7) + 1, 2), (TABLE_END - 3, 10), (5, 9)] {
+        let part = cluster.data(1, read_flat(inode, start as u32, len));
+        let beyond = [&flat[..], &[0; 64]].concat();
+        assert_eq!(part[..], beyond[start..start + len as usize], "{len} bytes from {start}");
+    }
+}
+
+#[test]
+fn what_one_sheep_has_acknowledged_the_other_reads_hole_or_not() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 2);
+    let at = 2 * OBJECT_BYTES;
+    let both = |cluster: &mut Cluster, expected: &[u8]| {
+        for sheep in 0..2 {
+            assert_eq!(cluster.data(sheep, read_flat(oid, 0, expected.len() as u32))[..], *expected);
+        }
+    };
+    both(&mut cluster, &[0; 8192]);
+    cluster.ask(0, volume(vid, VolumeOp::Write { offset: at + 4096, data: vec![1; 4096].into() })).unwrap();
+    both(&mut cluster, &[[0; 4096], [1; 4096]].concat());
+    cluster.ask(1, write_flat(oid, 4000, &[2; 192])).unwrap();
+    let expected = [&[0; 4000][..], &[2; 192], &[1; 4000]].concat();
+    both(&mut cluster, &expected);
+    let read = cluster.data(0, volume(vid, VolumeOp::Read { offset: at, len: 8192 }));
+    assert_eq!(read[..], expected);
+    cluster.ask(0, volume(vid, VolumeOp::Discard { offset: at, len: OBJECT_BYTES })).unwrap();
+    assert_eq!(cluster.usage(vid), 0);
+    both(&mut cluster, &[0; 8192]);
+    assert_eq!(cluster.ask(1, read_object(oid, 0, 1)), Err(ClientError::NoObject), "others know of holes");
+    cluster.ask(1, write_flat(oid, 1, &[3; 2])).unwrap();
+    both(&mut cluster, &[0, 3, 3, 0, 0]);
+    assert_eq!(cluster.usage(vid), 1);
+}
+
+#[test]
+fn writes_into_one_hole_at_the_same_time_are_all_kept() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 0);
+    // None has an answer when the next one is sent, and each covers a part of one block.
+    let requests: Vec<RequestId> = (0..8u32)
+        .map(|i| cluster.begin(i as usize % 2, write_flat(oid, i * 512, &[i as u8 + 1; 512])))
+        .collect();
+    cluster.run();
+    for request in requests {
+        assert_eq!(cluster.answers.remove(&request), Some(Ok(ClientReply::Done)));
+    }
+    let expected: Vec<u8> = (1..=8u8).flat_map(|i| [i; 512]).collect();
+    assert_eq!(cluster.data(1, read_flat(oid, 0, 4096))[..], expected);
+}
+
+#[test]
+fn ranges_beyond_the_object_are_refused_to_flat_clients_too() {
+    let (mut cluster, vid) = Cluster::with_disk(1);
+    let last = OBJECT_BYTES as u32 - 1;
+    let oid = Oid::data(vid, 0);
+    for op in [read_flat(oid, last, 2), write_flat(oid, last, &[1; 2])] {
+        assert_eq!(cluster.ask(0, op), Err(ClientError::InvalidParameters));
+    }
+    assert_eq!(cluster.data(0, read_flat(oid, last, 1))[..], [0]);
+    cluster.ask(0, write_flat(oid, last, &[])).unwrap();
+    let beyond = Oid::data(vid, proto::inode::TABLE_ENTRIES);
+    assert_eq!(cluster.ask(0, read_flat(beyond, 0, 1)), Err(ClientError::InvalidParameters));
+    let nobody = Oid::data(Vid(9), 0);
+    assert_eq!(cluster.ask(0, read_flat(nobody, 0, 1)), Err(ClientError::NoObject));
+    assert_eq!(
+        cluster.ask(
+            0,
+            ClientOp::Object {
+                oid: Oid::inode(vid),
+                op: NativeOp::WriteFlat { offset: 0, data: Bytes::new() }
+            }
+        ),
+        Err(ClientError::InvalidParameters),
+        "nobody writes a flat table back"
+    );
+}
+
+#[test]
+fn create_replaces_an_object_whole_and_write_needs_one() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 1);
+    assert_eq!(cluster.ask(1, write_object(oid, 0, &[1])), Err(ClientError::NoObject));
+    cluster.ask(1, create_object(oid, 4090, &[1; 12])).unwrap();
+    cluster.ask(0, write_object(oid, 4100, &[2; 4])).unwrap();
+    let expected = [&[0; 4090][..], &[1; 10], &[2; 4], &[0; 4]].concat();
+    assert_eq!(cluster.data(0, read_object(oid, 0, 4108))[..], expected);
+    // As after a reconnect: the client sends it once more.
+    for _ in 0..2 {
+        cluster.ask(0, create_object(oid, 8, &[3; 2])).unwrap();
+        let read = cluster.data(1, read_object(oid, 0, OBJECT_BYTES as u32));
+        assert_eq!(read[8..10], [3; 2]);
+        assert!(read.iter().enumerate().all(|(i, byte)| *byte == 0 || (8..10).contains(&i)));
+    }
+    cluster.ask(1, create_object(oid, 0, &[])).unwrap();
+    assert!(cluster.data(0, read_object(oid, 0, OBJECT_BYTES as u32)).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_object_that_is_discarded_and_made_again_at_once_is_there() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let (oid, inode) = (Oid::data(vid, 1), Oid::inode(vid));
+    let entry = table_offset(1) as u32;
+    cluster.ask(0, create_object(oid, 0, &[1; 8192])).unwrap();
+    cluster.ask(0, write_object(inode, entry, &vid.0.to_le_bytes())).unwrap();
+    // Without waiting in between, and through another sheep: the removal must not overtake the creation.
+    for sheep in [0, 1] {
+        let steps = [
+            write_object(inode, entry, &[0; 4]),
+            create_object(oid, 4096, &[2; 4096]),
+            write_object(inode, entry, &vid.0.to_le_bytes()),
+        ];
+        let requests: Vec<RequestId> = steps.into_iter().map(|op| cluster.begin(sheep, op)).collect();
+        cluster.run();
+        for request in requests {
+            assert_eq!(cluster.answers.remove(&request), Some(Ok(ClientReply::Done)));
+        }
+        assert_eq!(cluster.data(sheep, read_object(oid, 0, 8192))[..], [[0; 4096], [2; 4096]].concat());
+        assert_eq!(cluster.data(1, read_object(inode, entry, 4))[..], vid.0.to_le_bytes());
+    }
+    cluster.ask(0, write_object(inode, entry, &[0; 4])).unwrap();
+    assert!(cluster.sheep.iter().all(|(_, _, store)| !store.0.contains_key(&oid)), "no copy is left");
+}
+
+#[test]
+fn a_run_of_the_table_from_an_old_cache_throws_nothing_away() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let inode = Oid::inode(vid);
+    for index in [1, 2, 3] {
+        cluster.ask(0, create_object(Oid::data(vid, index), 0, &[index as u8])).unwrap();
+    }
+    // Of a client that has just made 1 and 3 and does not know of 2.
+    let run: Vec<u8> = [vid.0, 0, vid.0].iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    cluster.ask(1, write_object(inode, table_offset(1) as u32, &run)).unwrap();
+    assert_eq!(cluster.usage(vid), 3);
+    assert_eq!(cluster.data(0, read_object(Oid::data(vid, 2), 0, 1))[..], [2]);
+}
+
+#[test]
+fn of_a_written_header_only_a_larger_size_counts() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let inode = Oid::inode(vid);
+    let before = cluster.data(0, read_object(inode, 0, HEADER_BYTES as u32));
+    let with_size = |size: u64| {
+        let mut header = before.to_vec();
+        header[..4].copy_from_slice(b"else");
+        header[256..260].copy_from_slice(b"tag!");
+        header[512..536].fill(0xee);
+        header[536..544].copy_from_slice(&size.to_le_bytes());
+        header[552..568].fill(0x77);
+        header
+    };
+    for (written, expected) in [(1, 8), (8, 8), (9, 9), (2, 9), (1 << 20, 1 << 20)] {
+        cluster.ask(1, write_object(inode, 0, &with_size(written * OBJECT_BYTES))).unwrap();
+        let mut wanted = before.to_vec();
+        wanted[536..544].copy_from_slice(&(expected * OBJECT_BYTES).to_le_bytes());
+        assert_eq!(cluster.data(0, read_object(inode, 0, HEADER_BYTES as u32))[..], wanted);
+    }
+    let too_large = with_size((1 << 20) * OBJECT_BYTES + 1);
+    assert_eq!(cluster.ask(0, write_object(inode, 0, &too_large)), Err(ClientError::InvalidParameters));
+    cluster.ask(0, write_object(inode, 256, &[b't'; 256])).unwrap();
+}
+
+#[test]
+fn nothing_is_left_of_a_deleted_vdi() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    for index in 0..4 {
+        cluster.ask(1, create_object(Oid::data(vid, index), 0, &[1; 4096])).unwrap();
+    }
+    assert_eq!(cluster.sheep.iter().map(|(_, _, store)| store.0.len()).sum::<usize>(), 2 * 5);
+    cluster.ask(0, ClientOp::Vdi(VdiOp::Delete { vid })).unwrap();
+    assert_eq!(cluster.ask(1, read_object(Oid::data(vid, 0), 0, 1)), Err(ClientError::NoObject));
+    let lookup = VdiOp::Lookup { name: b"disk".to_vec(), selector: Selector::Working };
+    assert_eq!(cluster.ask(1, ClientOp::Vdi(lookup)), Err(ClientError::NoVdi));
+}
