@@ -49,6 +49,8 @@ struct Behind {
     todo: BTreeSet<Oid>,
     /// Decided by changes since `started`.
     decided: BTreeMap<Oid, Decided>,
+    /// Objects that changes cloned from others when those were not here yet.
+    cloned: BTreeMap<Oid, Oid>,
     backfills: usize,
 }
 
@@ -80,6 +82,8 @@ struct Fetching {
     own_blocks: Option<u32>,
     next: u32,
     source: NodeId,
+    /// The object that is read there: another one where the source has not carried out the clone yet.
+    from: Oid,
 }
 
 impl CatchUp {
@@ -100,6 +104,35 @@ impl CatchUp {
             (_, None) => {
                 behind.decided.insert(covered.oid, Decided::Whole);
             }
+        }
+    }
+
+    /// A change that clones an object which this copy does not have yet is carried out without its base; what the base would have
+    /// given is fetched. Returns that base.
+    pub fn lacks_base_of(&self, ctx: &Context, body: &mut PeerRequest) -> Option<Oid> {
+        let PeerRequest::Change { pg, change: Change::Write { base, .. }, .. } = body else { return None };
+        let WriteBase::CloneOf(from) = *base else { return None };
+        let behind = self.pgs.get(pg).filter(|_| ctx.view.pg(*pg).is_some_and(|s| s.is_catching(ctx.me)))?;
+        let has_it = !behind.todo.contains(&from)
+            && !self.objects.contains_key(&(*pg, from))
+            && behind.backfills == 0
+            && !own_list_pending(ctx);
+        let complete = behind.stage == Stage::Proposed || (behind.stage == Stage::Copying && has_it);
+        if complete {
+            return None;
+        }
+        *base = WriteBase::Keep;
+        Some(from)
+    }
+
+    /// The rest of the object is to be fetched: of itself where the source has it, else of what it was cloned from, which never
+    /// changes.
+    pub fn handle_cloned(&mut self, covered: Covered, base: Oid) {
+        let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
+        behind.cloned.insert(covered.oid, base);
+        behind.todo.insert(covered.oid);
+        if behind.stage == Stage::Proposed {
+            behind.stage = Stage::Copying;
         }
     }
 
@@ -129,6 +162,7 @@ impl CatchUp {
                         stage: Stage::Unlisted,
                         todo: BTreeSet::new(),
                         decided: BTreeMap::new(),
+                        cloned: BTreeMap::new(),
                         backfills: 0,
                     };
                     self.pgs.insert(*id, behind);
@@ -263,16 +297,7 @@ impl CatchUp {
     /// The listing's own half has to come first: `OwnList` is answered before any remote answer can be complete only
     /// by luck, so a PG counts as listed when both are there.
     fn start_objects(&mut self, ctx: &mut Context) {
-        let own_lists: BTreeSet<u64> = ctx
-            .out
-            .tickets
-            .values()
-            .filter_map(|u| match u {
-                StoreUse::OwnList { round } => Some(*round),
-                _ => None,
-            })
-            .collect();
-        if !own_lists.is_empty() {
+        if own_list_pending(ctx) {
             return;
         }
         let mut start = Vec::new();
@@ -288,7 +313,7 @@ impl CatchUp {
         }
         for (pg, oid) in start {
             let Some((source, since)) = source_of(ctx, pg) else { continue };
-            let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source };
+            let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source, from: oid };
             self.objects.insert((pg, oid), fetching);
             ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength { pg, oid });
             ctx.call(source, PeerRequest::Checksums { pg, since, oid }, Purpose::Length { pg, oid });
@@ -308,7 +333,25 @@ impl CatchUp {
         let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
         match reply {
             PeerReply::Checksums(checksums) => fetching.source_blocks = Some(checksums.len() as u32),
-            PeerReply::Absent => fetching.source_blocks = Some(0),
+            PeerReply::Absent => {
+                let base = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied();
+                match base {
+                    Some(base) if fetching.from == oid => {
+                        // The source has not cloned it yet, so the base is still there.
+                        fetching.from = base;
+                        let since = ctx.view.pg(pg).map(|state| state.since).unwrap_or_default();
+                        let ask = PeerRequest::Checksums { pg, since, oid: base };
+                        ctx.call(fetching.source, ask, Purpose::Length { pg, oid });
+                        return;
+                    }
+                    // It has meanwhile.
+                    Some(_) => {
+                        self.objects.remove(&(pg, oid));
+                        return;
+                    }
+                    None => fetching.source_blocks = Some(0),
+                }
+            }
             // Tried again at the next tick.
             _ => {
                 self.objects.remove(&(pg, oid));
@@ -326,6 +369,7 @@ impl CatchUp {
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
         let whole = matches!(behind.decided.get(&oid), Some(Decided::Whole));
         if whole || fetching.next >= source_blocks.max(own_blocks) {
+            behind.cloned.remove(&oid);
             if source_blocks == 0 && !behind.decided.contains_key(&oid) {
                 // Neither there nor decided since: it was deleted while this node was away.
                 behind.backfills += 1;
@@ -348,7 +392,7 @@ impl CatchUp {
         let Some(since) = ctx.view.pg(pg).map(|state| state.since) else { return };
         ctx.call(
             fetching.source,
-            PeerRequest::Read { pg, since, oid, blocks },
+            PeerRequest::Read { pg, since, oid: fetching.from, blocks },
             Purpose::Fetch { pg, oid, first },
         );
     }
@@ -366,6 +410,11 @@ impl CatchUp {
         let blocks = BlockRange::new(first, FETCH_BLOCKS.min(total - first));
         let data = match reply {
             PeerReply::Data { data, .. } if data.len() == blocks.count as usize * BLOCK_BYTES => Some(data),
+            // The base is gone, so the clone is there.
+            PeerReply::Absent if fetching.from != oid => {
+                self.objects.remove(&(pg, oid));
+                return;
+            }
             // Deleted since: the change has come here too.
             PeerReply::Absent => None,
             PeerReply::OldView { .. } => {
@@ -388,6 +437,10 @@ impl CatchUp {
     /// Deciding and submitting happen in one event, and a change that comes later is submitted later: it wins.
     fn backfill(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, blocks: BlockRange, data: Option<Bytes>) {
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        if ctx.view.vdi_or_remains(oid.vid()).is_none() {
+            // What is fetched was deleted for good meanwhile.
+            return;
+        }
         let decided = match behind.decided.get(&oid) {
             Some(Decided::Whole) => return,
             Some(Decided::Blocks(known)) => Some(known),
@@ -445,9 +498,9 @@ impl CatchUp {
 
     fn propose_finish(&mut self, ctx: &mut Context) {
         let mut done = Vec::new();
+        let lists_pending = own_list_pending(ctx);
         for (id, behind) in self.pgs.iter_mut().filter(|(_, b)| b.stage == Stage::Copying) {
-            let own_list_pending = ctx.out.tickets.values().any(|u| matches!(u, StoreUse::OwnList { .. }));
-            if behind.todo.is_empty() && behind.backfills == 0 && !own_list_pending && done.len() < PGS_MAX {
+            if behind.todo.is_empty() && behind.backfills == 0 && !lists_pending && done.len() < PGS_MAX {
                 behind.stage = Stage::Proposed;
                 done.push((*id, behind.started));
             }
@@ -471,6 +524,10 @@ impl CatchUp {
             !ours || ctx.view.is_up(call.to)
         });
     }
+}
+
+fn own_list_pending(ctx: &Context) -> bool {
+    ctx.out.tickets.values().any(|u| matches!(u, StoreUse::OwnList { .. }))
 }
 
 /// An in-sync copy to fetch from.

@@ -1,6 +1,6 @@
 //! What the parts of a node share while they handle one event: the view, the time, and the way out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::cluster::{Action, Proposal};
 use proto::object::ObjectOp;
@@ -31,6 +31,11 @@ pub(crate) enum Purpose {
     },
     Forward {
         request: RequestId,
+    },
+    /// A question of a session or of the reclaimer to the owner of a VDI.
+    Inner {
+        to: crate::session::Requester,
+        vid: Vid,
     },
     /// The catch-up of this node.
     List {
@@ -106,11 +111,24 @@ pub(crate) enum StoreUse {
 /// What a proposal's outcome is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProposalUse {
-    Client { request: RequestId },
-    OpenSession { vid: Vid },
-    CloseSession { vid: Vid },
+    Client {
+        request: RequestId,
+    },
+    OpenSession {
+        vid: Vid,
+    },
+    CloseSession {
+        vid: Vid,
+    },
     CatchUp,
     DropCopies,
+    /// A session's word on a snapshot.
+    Rest {
+        vid: Vid,
+    },
+    Forget {
+        vid: Vid,
+    },
 }
 
 /// Ids, what they stand for, and the effects to come.
@@ -122,6 +140,12 @@ pub(crate) struct Out {
     pub calls: BTreeMap<u64, Call>,
     pub tickets: BTreeMap<Ticket, StoreUse>,
     pub proposals: BTreeMap<u64, ProposalUse>,
+    /// Between sessions of this node.
+    pub inner: VecDeque<crate::session::Inner>,
+    /// Deleted VDIs to which a table has stopped to refer somewhere.
+    pub unreferenced: BTreeSet<Vid>,
+    /// Sessions ever opened by this node.
+    pub sessions: u64,
     next_call: u64,
     next_ticket: u64,
     next_proposal: u64,

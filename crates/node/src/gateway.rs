@@ -4,20 +4,24 @@
 //! the same origin, when its owner changes; the new owner knows which requests were carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use bytes::Bytes;
 use proto::checksum::crc32c;
 use proto::client::{
-    ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NativeOp, Selector, VdiOp, VolumeOp,
+    AttributeOp, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NativeOp, Point, Selector,
+    VdiOp, VolumeOp,
 };
 use proto::cluster::Action;
 use proto::inode::{HEADER_BYTES, InodeHeader};
 use proto::object::{ObjectOp, ObjectReply};
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{NodeId, ObjectKind, Oid, RequestId, Vid};
+use proto::{ObjectKind, Oid, RequestId, Vid};
 
-use crate::context::{Context, ProposalUse, Purpose, StoreUse};
-use crate::session::{Request, Requester, Session};
-use crate::view::{Accepted, Outcome};
+use crate::Time;
+use crate::context::{Call, Context, ProposalUse, Purpose, StoreUse};
+use crate::session::{Inner, Request, Requester, Session};
+use crate::view::{Accepted, Life, Outcome};
 
 #[derive(Debug, Default)]
 pub(crate) struct Gateway {
@@ -31,15 +35,15 @@ pub(crate) struct Gateway {
     pub closed: BTreeSet<Vid>,
     /// Proposals of clients, with what they asked.
     proposed: BTreeMap<RequestId, ClientOp>,
-    /// Deletions, and the members that still have to remove objects.
-    purges: BTreeMap<Vid, Purging>,
+    /// Snapshots and rollbacks that have to wait for a session, with when they were asked for first.
+    delayed: Vec<(RequestId, VdiOp)>,
+    asked: BTreeMap<RequestId, Time>,
 }
 
-#[derive(Debug)]
-struct Purging {
-    request: Option<RequestId>,
-    awaited: BTreeSet<NodeId>,
-}
+/// How long a snapshot may be refused for the sake of what has to end first, before its client is told.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a sheep that has a VDI's session without needing it may take to give it back.
+const YIELD_PATIENCE: Duration = Duration::from_millis(1500);
 
 pub(crate) type Sessions = BTreeMap<Vid, Session>;
 
@@ -58,7 +62,7 @@ impl Gateway {
         let Requester::Local(id) = request.requester else { unreachable!("clients are local") };
         match &request.op {
             ClientOp::Cluster(op) => self.handle_cluster_op(ctx, id, op.clone()),
-            ClientOp::Vdi(VdiOp::Usage { .. }) => self.route(ctx, sessions, request),
+            ClientOp::Vdi(VdiOp::Usage { .. } | VdiOp::Table { .. }) => self.route(ctx, sessions, request),
             ClientOp::Vdi(op) => {
                 if let Some(result) = self.handle_vdi_op(ctx, id, op.clone()) {
                     ctx.answer(id, result);
@@ -127,17 +131,18 @@ impl Gateway {
         match op {
             VdiOp::Lookup { name, selector } => Some(view.lookup(&name, &selector).and_then(info)),
             VdiOp::List => {
-                let live = view.vdis().iter().filter(|(_, v)| !v.deleted).map(|(vid, _)| *vid);
+                let live = view.vdis().iter().filter(|(_, v)| v.life == Life::Alive).map(|(vid, _)| *vid);
                 Some(Ok(ClientReply::Vdis(live.filter_map(|vid| view.vdi_info(vid)).collect())))
             }
             VdiOp::UsedVids => Some(Ok(ClientReply::Vids(view.vdis().keys().copied().collect()))),
             VdiOp::DeletedVids => {
-                let deleted = view.vdis().iter().filter(|(_, v)| v.deleted).map(|(vid, _)| *vid);
+                let deleted = view.vdis().iter().filter(|(_, v)| v.life != Life::Alive).map(|(vid, _)| *vid);
                 Some(Ok(ClientReply::Vids(deleted.collect())))
             }
-            VdiOp::Open { vid } => Some(match view.vdi(vid) {
+            VdiOp::Open { vid } => Some(match view.vdi(view.head_of(vid)) {
                 None => Err(ClientError::NoVdi),
                 Some(vdi) => {
+                    let vid = view.head_of(vid);
                     *self.opens.entry(vid).or_default() += 1;
                     self.closed.remove(&vid);
                     if !vdi.is_snapshot() {
@@ -147,6 +152,7 @@ impl Gateway {
                 }
             }),
             VdiOp::Close { vid } => {
+                let vid = view.head_of(vid);
                 if let Some(count) = self.opens.get_mut(&vid) {
                     *count -= 1;
                     if *count == 0 {
@@ -176,13 +182,43 @@ impl Gateway {
                 self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared, force });
                 None
             }
-            VdiOp::Usage { .. } => unreachable!("routed to the owner"),
-            VdiOp::Snapshot { .. }
-            | VdiOp::Clone { .. }
-            | VdiOp::Rollback { .. }
-            | VdiOp::Describe { .. }
-            | VdiOp::Attribute { .. }
-            | VdiOp::Table { .. } => Some(Err(ClientError::Unsupported("snapshots".into()))),
+            VdiOp::Snapshot { ref vids, ref tag } => {
+                self.asked.entry(id).or_insert(ctx.now);
+                let action = Action::Snapshot { vids: vids.clone(), tag: tag.clone() };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::Rollback { to, force } => {
+                self.asked.entry(id).or_insert(ctx.now);
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::Rollback { to, force });
+                None
+            }
+            VdiOp::Clone { base, ref name, policy } => {
+                let action = Action::CloneVdi { base, name: name.clone(), policy };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::Describe { vid, ref tag, vm_state_size, vm_clock_nsec } => {
+                let tag = tag.clone();
+                let action = Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::Attribute { name, key, op: AttributeOp::Get } => {
+                Some(view.attribute(&name, &key).map(|value| ClientReply::Attribute(value.to_vec())))
+            }
+            VdiOp::Attribute { ref name, ref key, op: ref change } => {
+                let (name, key) = (name.clone(), key.clone());
+                let action = match change {
+                    AttributeOp::Set { value, exclusive } => {
+                        Action::SetAttribute { name, key, value: value.clone(), exclusive: *exclusive }
+                    }
+                    _ => Action::DeleteAttribute { name, key },
+                };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::Usage { .. } | VdiOp::Table { .. } => unreachable!("routed to the owner"),
         }
     }
 
@@ -191,59 +227,90 @@ impl Gateway {
         ctx.propose(action, ProposalUse::Client { request: id });
     }
 
-    pub fn handle_outcome(&mut self, ctx: &mut Context, id: RequestId, outcome: Outcome) {
+    /// Returns a VDI whose deletion has just been decided, with the request that waits for its space.
+    pub fn handle_outcome(
+        &mut self,
+        ctx: &mut Context,
+        id: RequestId,
+        outcome: Outcome,
+    ) -> Option<(Vid, RequestId)> {
         let op = self.proposed.remove(&id);
-        match outcome {
-            Err(error) => ctx.answer(id, Err(error)),
-            Ok(Accepted::Vdi(vid)) if matches!(op, Some(ClientOp::Vdi(VdiOp::Delete { .. }))) => {
-                self.start_purge(ctx, vid, Some(id));
+        let waited = self.asked.get(&id).map(|at| ctx.now.since(*at));
+        match (op, outcome) {
+            (Some(ClientOp::Vdi(op @ VdiOp::Snapshot { .. })), Ok(Accepted::Refused)) => {
+                if waited.is_some_and(|time| time < SNAPSHOT_PATIENCE) {
+                    self.delayed.push((id, op));
+                    return None;
+                }
+                ctx.answer(id, Err(ClientError::Busy));
             }
-            Ok(Accepted::Vdi(vid)) => {
+            (
+                Some(ClientOp::Vdi(op @ VdiOp::Rollback { force: false, .. })),
+                Err(ClientError::InUse(owner)),
+            ) if waited.is_some_and(|time| time < YIELD_PATIENCE) => {
+                if let VdiOp::Rollback { to, .. } = op
+                    && let Some(head) = ctx.view.vdi(to).and_then(|v| ctx.view.working_vdi(&v.name))
+                {
+                    ctx.tell(owner, PeerRequest::Yield { vid: head });
+                }
+                self.delayed.push((id, op));
+                return None;
+            }
+            (_, Err(error)) => ctx.answer(id, Err(error)),
+            (Some(ClientOp::Vdi(VdiOp::Delete { .. })), Ok(Accepted::Vdi(vid))) => return Some((vid, id)),
+            (_, Ok(Accepted::Vdi(vid))) => {
                 let info = ctx.view.vdi_info(vid).map(ClientReply::Vdi).ok_or(ClientError::NoVdi);
                 ctx.answer(id, info);
             }
-            Ok(_) => ctx.answer(id, Ok(ClientReply::Done)),
-        }
-    }
-
-    /// The VDI is a tombstone in the view: every member that is up removes its objects before the client is told.
-    /// One that is down does so when it returns.
-    fn start_purge(&mut self, ctx: &mut Context, vid: Vid, request: Option<RequestId>) {
-        let up: BTreeSet<NodeId> =
-            ctx.view.members().values().filter(|m| m.incarnation.is_some()).map(|m| m.info.id).collect();
-        for node in &up {
-            ctx.call(*node, PeerRequest::Purge { vid }, Purpose::Purge { vid });
-        }
-        self.purges.insert(vid, Purging { request, awaited: up });
-        self.end_purges(ctx);
-    }
-
-    pub fn handle_purged(&mut self, ctx: &mut Context, vid: Vid, from: NodeId) {
-        if let Some(purging) = self.purges.get_mut(&vid) {
-            purging.awaited.remove(&from);
-        }
-        self.end_purges(ctx);
-    }
-
-    pub fn end_purges(&mut self, ctx: &mut Context) {
-        for purging in self.purges.values_mut() {
-            purging.awaited.retain(|node| ctx.view.is_up(*node));
-        }
-        let done: Vec<Vid> =
-            self.purges.iter().filter(|(_, p)| p.awaited.is_empty()).map(|(vid, _)| *vid).collect();
-        for vid in done {
-            let purging = self.purges.remove(&vid).expect("from the map");
-            if let Some(request) = purging.request {
-                ctx.answer(request, Ok(ClientReply::Done));
+            (_, Ok(Accepted::Vdis(vids))) => {
+                let infos = vids.iter().filter_map(|vid| ctx.view.vdi_info(*vid)).collect();
+                ctx.answer(id, Ok(ClientReply::Vdis(infos)));
             }
+            (_, Ok(_)) => ctx.answer(id, Ok(ClientReply::Done)),
+        }
+        self.asked.remove(&id);
+        None
+    }
+
+    /// Asks again for what had to wait for a session.
+    pub fn retry_delayed(&mut self, ctx: &mut Context) {
+        for (id, op) in std::mem::take(&mut self.delayed) {
+            if let VdiOp::Snapshot { vids, .. } = &op {
+                // One that was not closed cleanly has to be sealed first.
+                let unsealed = |vid: &&Vid| !ctx.view.is_at_rest(**vid) && !ctx.view.is_freezing(**vid);
+                vids.iter().filter(unsealed).for_each(|vid| self.ask_for_session(ctx, *vid));
+            }
+            let answered = self.handle_vdi_op(ctx, id, op);
+            debug_assert!(answered.is_none(), "a delayed operation is proposed again");
+        }
+    }
+
+    /// Working VDIs were frozen: whoever has one open goes on with what took its place.
+    pub fn handle_frozen(&mut self, vid: Vid, head: Vid) {
+        if let Some(count) = self.opens.remove(&vid) {
+            *self.opens.entry(head).or_default() += count;
+        }
+        if self.closed.remove(&vid) {
+            self.closed.insert(head);
         }
     }
 
     /// Brings a request to the owner of its VDI's session, wherever that is.
-    pub fn route(&mut self, ctx: &mut Context, sessions: &mut Sessions, request: Request) {
+    pub fn route(&mut self, ctx: &mut Context, sessions: &mut Sessions, mut request: Request) {
+        if let ClientOp::Volume { vid, at: Point::Head, .. } = &mut request.op {
+            *vid = ctx.view.head_of(*vid);
+        }
         let vid = vid_of(&request.op);
         if let Err(error) = check(ctx, vid, &request.op) {
-            return refuse(ctx, &request, error);
+            return refuse(ctx, request, error);
+        }
+        if ctx.view.vdi(vid).is_none_or(|vdi| vdi.is_snapshot()) {
+            // It never changes, so any sheep reads it, this one as well as another.
+            let reader = sessions.entry(vid).or_insert_with(|| Session::open_frozen(ctx, vid));
+            if let Err(request) = reader.handle_request(ctx, request) {
+                refuse(ctx, request, ClientError::Busy);
+            }
+            return;
         }
         let owner = ctx.view.session(vid).owner;
         match owner {
@@ -263,6 +330,12 @@ impl Gateway {
                     );
                     self.forwarded.insert(id, (request, call));
                 }
+                // Another session's, or the reclaimer's: carried as a client's would be, and answered to it.
+                Requester::Session { .. } | Requester::Reclaim { .. } => {
+                    let (origin, op) = (request.origin, request.op.clone());
+                    let call = PeerRequest::Forward { origin, op, data: Bytes::new() };
+                    ctx.call(node, call, Purpose::Inner { to: request.requester, vid });
+                }
                 _ => not_owner(ctx, &request),
             },
             None => self.wait(ctx, vid, request),
@@ -271,7 +344,7 @@ impl Gateway {
 
     fn wait(&mut self, ctx: &mut Context, vid: Vid, request: Request) {
         match request.requester {
-            Requester::Local(_) => {
+            Requester::Local(_) | Requester::Session { .. } | Requester::Reclaim { .. } => {
                 self.waiting.entry(vid).or_default().push(request);
                 self.ask_for_session(ctx, vid);
             }
@@ -304,6 +377,17 @@ impl Gateway {
             let (request, call) = self.forwarded.remove(&id).expect("from the map");
             ctx.out.calls.remove(&call);
             again.push(request);
+        }
+        // Questions that are not a client's are asked anew by whoever asked.
+        let astray = |call: &Call| {
+            matches!(call.purpose, Purpose::Inner { vid: of, .. } if of == vid) && Some(call.to) != owner
+        };
+        let lost: Vec<u64> = ctx.out.calls.iter().filter(|(_, c)| astray(c)).map(|(id, _)| *id).collect();
+        for id in lost {
+            let Some(Call { purpose: Purpose::Inner { to, .. }, .. }) = ctx.out.calls.remove(&id) else {
+                continue;
+            };
+            ctx.out.inner.push_back(Inner::Done { to, result: Err(ClientError::Busy) });
         }
         for request in again {
             self.route(ctx, sessions, request);
@@ -398,7 +482,7 @@ fn header_change(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<Op
 
 pub(crate) fn vid_of(op: &ClientOp) -> Vid {
     match op {
-        ClientOp::Volume { vid, .. } | ClientOp::Vdi(VdiOp::Usage { vid }) => *vid,
+        ClientOp::Volume { vid, .. } | ClientOp::Vdi(VdiOp::Usage { vid } | VdiOp::Table { vid, .. }) => *vid,
         ClientOp::Object { oid, .. } => oid.vid(),
         _ => Vid(0),
     }
@@ -418,13 +502,22 @@ fn check(ctx: &Context, vid: Vid, op: &ClientOp) -> Result<(), ClientError> {
             Err(ClientError::StaleInode)
         }
         (Some(_), _) => Ok(()),
+        // What others still need of a deleted VDI is read by object, and its table by whoever reclaims the rest.
+        (
+            None,
+            ClientOp::Object { op: NativeOp::Read { .. } | NativeOp::Check { .. }, .. }
+            | ClientOp::Vdi(VdiOp::Table { .. }),
+        ) if ctx.view.vdi_or_remains(vid).is_some() => Ok(()),
         (None, ClientOp::Object { .. }) => Err(ClientError::NoObject),
         (None, _) => Err(ClientError::NoVdi),
     }
 }
 
-fn refuse(ctx: &mut Context, request: &Request, error: ClientError) {
+fn refuse(ctx: &mut Context, request: Request, error: ClientError) {
     match request.requester {
+        to @ (Requester::Session { .. } | Requester::Reclaim { .. }) => {
+            ctx.out.inner.push_back(Inner::Done { to, result: Err(error) });
+        }
         Requester::Local(id) => ctx.answer(id, Err(error)),
         Requester::Gateway { node, call } => {
             let request = request.origin.request;

@@ -16,10 +16,11 @@ use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Since, Vid, ViewVersion
 use crate::catchup::CatchUp;
 use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse};
 use crate::gateway::{Gateway, Sessions};
+use crate::reclaim::Reclaim;
 use crate::replica::Replica;
-use crate::session::{Request, Requester, Session};
+use crate::session::{Inner, Request, Requester, Session};
 use crate::sweep::{Sweep, Sweeps};
-use crate::view::{Applied, Outcome, View};
+use crate::view::{Applied, Life, Outcome, View};
 use crate::{Effect, Ticket, Time};
 
 /// How often waiting things are looked at again. Nothing depends on it but how soon a lost opportunity is noticed.
@@ -49,6 +50,7 @@ pub struct Node {
     gateway: Gateway,
     catch_up: CatchUp,
     sweeps: Sweeps,
+    reclaim: Reclaim,
     /// Messages that need a newer view.
     parked: BTreeMap<ViewVersion, VecDeque<(NodeId, PeerMessage)>>,
     parked_count: usize,
@@ -77,6 +79,7 @@ impl Node {
             gateway: Gateway::default(),
             catch_up: CatchUp::default(),
             sweeps: Sweeps::default(),
+            reclaim: Reclaim::default(),
             parked: BTreeMap::new(),
             parked_count: 0,
             early: Vec::new(),
@@ -180,6 +183,7 @@ impl Node {
             node.catch_up.handle_view(ctx, node.replica, &all);
             node.replica.forget_closed(ctx);
         });
+        self.take_up_reclaiming(now);
         for (request, op) in std::mem::take(&mut self.early) {
             self.take_request(request, op, now);
         }
@@ -215,14 +219,20 @@ impl Node {
         if applied.formatted {
             self.forget_everything(now);
         }
+        for (vid, head) in &applied.frozen {
+            self.follow_frozen(*vid, *head, now);
+        }
         for vid in &applied.vdis {
             self.follow_vdi(*vid, now);
+            if self.view.vdis().get(vid).is_some_and(|vdi| vdi.life == Life::Gone) {
+                // Catching up may have brought something back after the purge.
+                self.with(now, |node, ctx| node.sweeps.purge(ctx, *vid, &[], false, None));
+            }
         }
-        if let Some((from, incarnation, id, outcome)) = applied.outcome
-            && from == self.me
-            && Some(incarnation) == self.incarnation
-        {
-            self.handle_outcome(id, outcome, now);
+        for (from, incarnation, id, outcome) in applied.outcomes {
+            if from == self.me && Some(incarnation) == self.incarnation {
+                self.handle_outcome(id, outcome, now);
+            }
         }
         if applied.membership || !applied.pgs.is_empty() {
             let pgs = if applied.formatted { all_pgs(&self.view) } else { applied.pgs };
@@ -234,6 +244,11 @@ impl Node {
                 node.sessions.values_mut().for_each(|s| s.handle_view(ctx));
             });
             self.sweep_wanted = true;
+            self.take_up_reclaiming(now);
+        }
+        if !applied.deleted.is_empty() {
+            // Whoever was asked does it; should it die, the first member does.
+            self.take_up_reclaiming(now);
         }
         if applied.shut_down {
             self.out.effects.push_back(Effect::Stop);
@@ -250,19 +265,49 @@ impl Node {
         });
         self.replica = Replica::default();
         self.catch_up = CatchUp::default();
+        self.reclaim = Reclaim::default();
         self.check_format(now);
+    }
+
+    /// What a crash or an absence interrupted is done by the first member, or by nobody.
+    fn take_up_reclaiming(&mut self, now: Time) {
+        let first = self.view.members().values().find(|m| m.incarnation.is_some()).map(|m| m.info.id);
+        if first == Some(self.me) {
+            let remains: Vec<Vid> = self.view.remains().collect();
+            self.reclaim.want(now, remains);
+        }
+    }
+
+    fn follow_frozen(&mut self, vid: Vid, head: Vid, now: Time) {
+        self.with(now, |node, ctx| {
+            node.gateway.handle_frozen(vid, head);
+            let owned =
+                ctx.view.session(head).owner.is_some_and(|(n, i)| n == ctx.me && i == ctx.incarnation);
+            let Some(session) = node.sessions.remove(&vid) else { return };
+            if !owned {
+                let left = session.abandon(ctx);
+                return node.gateway.take_back(ctx, node.sessions, left);
+            }
+            let (session, left) = session.go_on_as(ctx, head);
+            node.sessions.insert(head, session);
+            node.gateway.take_back(ctx, node.sessions, left);
+        });
     }
 
     fn follow_vdi(&mut self, vid: Vid, now: Time) {
         let state = self.view.session(vid);
         let mine = state.owner.is_some_and(|(n, i)| n == self.me && Some(i) == self.incarnation);
         let exists = self.view.vdi(vid).is_some();
+        let readable = self.view.vdi_or_remains(vid).is_some();
         self.with(now, |node, ctx| {
             if state.clean == state.generation && state.owner.is_none() && state.generation.0 > 0 {
                 node.replica.handle_clean_close(ctx, vid, state.generation);
             }
             if !exists {
                 node.replica.forget_vdi(vid);
+            }
+            if node.sessions.get(&vid).is_some_and(|s| s.frozen && readable) {
+                return node.gateway.handle_vdi_changed(ctx, node.sessions, vid);
             }
             let held = node.sessions.get(&vid).map(|s| s.generation);
             if held.is_some() && (!mine || !exists || held != Some(state.generation)) {
@@ -273,6 +318,10 @@ impl Node {
                 let session = Session::open(ctx, vid);
                 node.sessions.insert(vid, session);
             }
+            if let Some(session) = node.sessions.get_mut(&vid) {
+                // A snapshot may be wanted, or given up.
+                session.handle_view(ctx);
+            }
             node.gateway.handle_vdi_changed(ctx, node.sessions, vid);
         });
     }
@@ -280,7 +329,7 @@ impl Node {
     fn follow_membership(&mut self, now: Time) {
         self.with(now, |node, ctx| {
             node.catch_up.handle_source_lost(ctx);
-            node.gateway.end_purges(ctx);
+            node.reclaim.end_purges(ctx);
             // A member that came back has forgotten what it was asked.
             let again: Vec<u64> = ctx
                 .out
@@ -298,12 +347,19 @@ impl Node {
     fn handle_outcome(&mut self, id: u64, outcome: Outcome, now: Time) {
         let Some(purpose) = self.out.proposals.remove(&id) else { return };
         self.with(now, |node, ctx| match purpose {
-            ProposalUse::Client { request } => node.gateway.handle_outcome(ctx, request, outcome),
+            ProposalUse::Client { request } => {
+                if let Some((vid, request)) = node.gateway.handle_outcome(ctx, request, outcome) {
+                    node.reclaim.start(ctx, vid, Some(request));
+                }
+            }
             // Sessions follow the view; those who wait look again.
             ProposalUse::OpenSession { vid } | ProposalUse::CloseSession { vid } => {
                 node.gateway.handle_vdi_changed(ctx, node.sessions, vid)
             }
-            ProposalUse::CatchUp | ProposalUse::DropCopies => {}
+            ProposalUse::CatchUp
+            | ProposalUse::DropCopies
+            | ProposalUse::Rest { .. }
+            | ProposalUse::Forget { .. } => {}
         });
     }
 
@@ -353,12 +409,17 @@ impl Node {
 
     fn handle_request(&mut self, from: NodeId, id: u64, body: PeerRequest, now: Time) {
         self.with(now, |node, ctx| match body {
-            PeerRequest::Purge { vid } => {
+            PeerRequest::Purge { vid, keep, table } => {
                 // Only what the view calls deleted is removed, whoever asks.
-                if ctx.view.vdi(vid).is_some() {
+                if ctx.view.vdi(vid).is_some() || !ctx.view.vdis().contains_key(&vid) {
                     return ctx.reply(from, id, PeerReply::OldView { version: ctx.view.version() });
                 }
-                node.sweeps.start(ctx, Sweep::Purge(vid), Some((from, id)));
+                node.sweeps.purge(ctx, vid, &keep, table, Some((from, id)));
+            }
+            PeerRequest::Yield { vid } => {
+                if node.sessions.contains_key(&vid) {
+                    node.gateway.closed.insert(vid);
+                }
             }
             PeerRequest::Forward { origin, mut op, data } => {
                 // With a gateway's life ends what was remembered of its requests, so a late copy of one must not count.
@@ -386,8 +447,12 @@ impl Node {
             PeerRequest::Confirm { incarnation, requests } => {
                 node.sessions.values_mut().for_each(|s| s.handle_confirm(incarnation, &requests));
             }
-            body => {
+            mut body => {
+                let lacking = node.catch_up.lacks_base_of(ctx, &mut body);
                 if let Some(covered) = node.replica.handle_request(ctx, from, id, body) {
+                    if let Some(base) = lacking {
+                        node.catch_up.handle_cloned(covered, base);
+                    }
                     node.catch_up.handle_covered(covered);
                 }
             }
@@ -427,7 +492,21 @@ impl Node {
                         session.handle_seal_reply(ctx, from, body);
                     }
                 }
-                Purpose::Purge { vid } => node.gateway.handle_purged(ctx, vid, from),
+                Purpose::Purge { vid } => node.reclaim.handle_purged(ctx, vid, from),
+                Purpose::Inner { to, vid } => {
+                    let result = match body {
+                        PeerReply::Client { mut result, data, .. } => {
+                            if let Ok(reply) = &mut result {
+                                reply.set_payload(data);
+                            }
+                            result
+                        }
+                        // Its owner has changed: whoever asked asks again.
+                        _ => Err(ClientError::Busy),
+                    };
+                    tracing::trace!(%vid, "an inner question is answered");
+                    ctx.out.inner.push_back(Inner::Done { to, result });
+                }
                 Purpose::Forward { request } => {
                     node.gateway.handle_forward_reply(ctx, node.sessions, request, body)
                 }
@@ -536,6 +615,8 @@ impl Node {
             late.into_iter().for_each(|id| ctx.resend(id));
             node.sessions.values_mut().for_each(|s| s.handle_tick(ctx));
             node.gateway.retry_waiting(ctx, node.sessions);
+            node.gateway.retry_delayed(ctx);
+            node.reclaim.handle_tick(ctx);
             node.catch_up.advance(ctx);
         });
         self.close_idle_sessions(now);
@@ -548,7 +629,9 @@ impl Node {
 
     fn close_idle_sessions(&mut self, now: Time) {
         self.with(now, |node, ctx| {
-            for (vid, session) in node.sessions.iter_mut() {
+            let now = ctx.now;
+            node.sessions.retain(|_, session| !session.frozen || !session.is_idle(now));
+            for (vid, session) in node.sessions.iter_mut().filter(|(_, s)| !s.frozen) {
                 let at_once = node.gateway.closed.contains(vid);
                 if session.should_close(now, node.gateway.opens(*vid), at_once) {
                     session.start_closing();
@@ -565,8 +648,14 @@ impl Node {
 
     /// Handles messages of this node to itself until there are none.
     fn settle_down(&mut self, now: Time) {
-        while let Some(message) = self.out.to_self.pop_front() {
-            self.receive(self.me, message, now);
+        loop {
+            if let Some(message) = self.out.to_self.pop_front() {
+                self.receive(self.me, message, now);
+            } else if let Some(inner) = self.out.inner.pop_front() {
+                self.with(now, |node, ctx| node.handle_inner(ctx, inner));
+            } else {
+                return;
+            }
         }
     }
 
@@ -584,6 +673,7 @@ impl Node {
             gateway: &mut self.gateway,
             catch_up: &mut self.catch_up,
             sweeps: &mut self.sweeps,
+            reclaim: &mut self.reclaim,
         };
         f(&mut parts, &mut ctx)
     }
@@ -596,6 +686,24 @@ struct Parts<'a> {
     gateway: &'a mut Gateway,
     catch_up: &'a mut CatchUp,
     sweeps: &'a mut Sweeps,
+    reclaim: &'a mut Reclaim,
+}
+
+impl Parts<'_> {
+    fn handle_inner(&mut self, ctx: &mut Context, inner: Inner) {
+        match inner {
+            Inner::Ask(request) => self.gateway.route(ctx, self.sessions, request),
+            Inner::Done { to: Requester::Session { vid, task, first }, result } => {
+                if let Some(session) = self.sessions.get_mut(&vid) {
+                    session.handle_inner(ctx, task, first, result);
+                }
+            }
+            Inner::Done { to: Requester::Reclaim { job, ask }, result } => {
+                self.reclaim.handle_table(ctx, job, ask, result);
+            }
+            Inner::Done { to, .. } => unreachable!("{to:?} asks in another way"),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -610,7 +718,7 @@ fn is_forwardable(op: &ClientOp) -> bool {
     use proto::client::{VdiOp, VolumeOp};
     match op {
         ClientOp::Volume { op, .. } => !matches!(op, VolumeOp::Resize { .. }),
-        ClientOp::Object { .. } | ClientOp::Vdi(VdiOp::Usage { .. }) => true,
+        ClientOp::Object { .. } | ClientOp::Vdi(VdiOp::Usage { .. } | VdiOp::Table { .. }) => true,
         ClientOp::Vdi(_) | ClientOp::Cluster(_) => false,
     }
 }

@@ -97,6 +97,7 @@ impl Replica {
                 self.settle(ctx, vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
             }
             PeerRequest::Purge { .. }
+            | PeerRequest::Yield { .. }
             | PeerRequest::Forward { .. }
             | PeerRequest::Recall { .. }
             | PeerRequest::Confirm { .. } => {
@@ -132,7 +133,7 @@ impl Replica {
             return None;
         }
         let blocks = covered_blocks(&change);
-        let covered = Some(Covered { pg, oid, blocks });
+        let covered = Covered { pg, oid, blocks };
         self.settle(ctx, tag.vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
         let log = self.vdis.entry(tag.vid).or_default();
         let settled = log.settled.generation == tag.stamp.generation && tag.stamp.seq <= log.settled.seq;
@@ -142,22 +143,21 @@ impl Replica {
             return None;
         }
         if let Some(entry) = log.unsettled.get_mut(&tag.stamp) {
+            // As it was carried out: a clone may not have been possible then.
+            let covered = Covered { blocks: entry.change.blocks, ..covered };
             if log.pending.contains(&tag.stamp) {
                 entry.waiting.push((from, call));
             } else {
                 ctx.reply(from, call, PeerReply::Done);
             }
-            return covered;
+            return Some(covered);
         }
         let unsettled = Unsettled { vid: tag.vid, stamp: tag.stamp, origin: tag.origin, oid, blocks };
         log.unsettled.insert(tag.stamp, Entry { change: unsettled, waiting: vec![(from, call)] });
         log.pending.insert(tag.stamp);
         let op = ObjectOp::Change { oid, change, data, tag: Some(tag) };
-        ctx.store(
-            op,
-            StoreUse::Change { vid: tag.vid, stamp: tag.stamp, covered: Covered { pg, oid, blocks } },
-        );
-        covered
+        ctx.store(op, StoreUse::Change { vid: tag.vid, stamp: tag.stamp, covered });
+        Some(covered)
     }
 
     /// The store has answered a tagged change: now, and not before, it may be acknowledged.

@@ -1,16 +1,17 @@
 //! Removes objects that this node has no use for.
 //!
-//! Deleting is safe in three cases only: the VDI is deleted (the view keeps its vid as a tombstone for ever, so nothing
-//! will refer to the object again); the node is no copy of the object's PG any more and every copy that should exist is
+//! Deleting is safe in three cases only: the VDI is deleted and nobody refers to the object (see [`crate::reclaim`]; the view
+//! keeps the vid as a tombstone for ever, so nothing will refer to it again); the node is no copy of the object's PG any more and every copy that should exist is
 //! in sync; or the cluster has been formatted anew. What is garbage is decided by the view at the moment of deleting.
 
 use std::collections::BTreeMap;
 
 use proto::object::{Change, ObjectInfo, ObjectOp};
 use proto::peer::PeerReply;
-use proto::{NodeId, Oid, Vid};
+use proto::{NodeId, ObjectKind, Oid, Vid};
 
 use crate::context::{Context, StoreUse};
+use crate::index_set::IndexSet;
 use crate::view::View;
 
 const PAGE: u32 = 1024;
@@ -20,7 +21,7 @@ pub(crate) enum Sweep {
     /// Everything: the objects are of an earlier format.
     Wipe,
     Garbage,
-    /// All objects of a deleted VDI.
+    /// Objects of a deleted VDI.
     Purge(Vid),
 }
 
@@ -37,6 +38,9 @@ struct Job {
     ranges: Vec<(Oid, Oid)>,
     deletes: usize,
     listing: bool,
+    /// What a purge leaves: data objects, and the block table.
+    keep: IndexSet,
+    keep_table: bool,
     /// Who waits for the end.
     told: Vec<(NodeId, u64)>,
 }
@@ -46,9 +50,40 @@ impl Sweeps {
         self.next_job += 1;
         let ranges = match sweep {
             Sweep::Wipe | Sweep::Garbage => vec![(Oid(0), Oid(u64::MAX))],
-            Sweep::Purge(vid) => Oid::ranges_of(vid).to_vec(),
+            Sweep::Purge(_) => unreachable!("by `purge`"),
         };
-        let job = Job { sweep, ranges, deletes: 0, listing: false, told: told.into_iter().collect() };
+        let job = Job {
+            sweep,
+            ranges,
+            deletes: 0,
+            listing: false,
+            keep: IndexSet::default(),
+            keep_table: false,
+            told: told.into_iter().collect(),
+        };
+        self.jobs.insert(self.next_job, job);
+        self.list_next(ctx, self.next_job);
+    }
+
+    /// Removes a deleted VDI's objects but for those that others refer to.
+    pub fn purge(
+        &mut self,
+        ctx: &mut Context,
+        vid: Vid,
+        keep: &[(u32, u32)],
+        keep_table: bool,
+        told: Option<(NodeId, u64)>,
+    ) {
+        self.next_job += 1;
+        let job = Job {
+            sweep: Sweep::Purge(vid),
+            ranges: Oid::ranges_of(vid).to_vec(),
+            deletes: 0,
+            listing: false,
+            keep: IndexSet::of_runs(keep),
+            keep_table,
+            told: told.into_iter().collect(),
+        };
         self.jobs.insert(self.next_job, job);
         self.list_next(ctx, self.next_job);
     }
@@ -80,7 +115,13 @@ impl Sweeps {
         {
             job.ranges.push((Oid(next), last));
         }
-        let doomed = |oid| job.sweep != Sweep::Garbage || is_garbage(ctx.view, ctx.me, oid);
+        let doomed = |oid: Oid| match (job.sweep, oid.kind()) {
+            (Sweep::Wipe, _) => true,
+            (Sweep::Garbage, _) => is_garbage(ctx.view, ctx.me, oid),
+            (Sweep::Purge(_), Some(ObjectKind::Data)) => !job.keep.contains(oid.index()),
+            (Sweep::Purge(_), Some(ObjectKind::Inode | ObjectKind::BTree)) => !job.keep_table,
+            (Sweep::Purge(_), _) => true,
+        };
         let doomed: Vec<Oid> = objects.iter().map(|o| o.oid).filter(|oid| doomed(*oid)).collect();
         for oid in doomed {
             job.deletes += 1;
@@ -111,7 +152,7 @@ impl Sweeps {
 }
 
 fn is_garbage(view: &View, me: NodeId, oid: Oid) -> bool {
-    if view.vdi(oid.vid()).is_none() {
+    if view.vdi_or_remains(oid.vid()).is_none() {
         return true;
     }
     let Some(pg) = view.pg_of(oid).and_then(|pg| view.pg(pg)) else { return false };

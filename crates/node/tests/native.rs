@@ -212,7 +212,7 @@ fn create_object(oid: Oid, offset: u32, data: &[u8]) -> ClientOp {
     ClientOp::Object { oid, op: NativeOp::Create { offset, cow_from: None, data } }
 }
 
-fn volume(vid: Vid, op: Point, VolumeOp) -> ClientOp {
+fn volume(vid: Vid, op: VolumeOp) -> ClientOp {
     ClientOp::Volume { vid, at: Point::Head, op }
 }
 

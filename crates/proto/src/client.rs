@@ -300,19 +300,12 @@ pub enum ClientReply {
     Data(#[serde(skip)] Bytes),
     Extents(Vec<Extent>),
     Changes(Vec<ChangedExtent>),
-    /// Index, and the VDI that owns the object; `next`: where to go on, `None` at the end.
-    Table {
-        entries: Vec<(u32, Vid)>,
-        next: Option<u32>,
-    },
+    Table(Table),
     Attribute(Vec<u8>),
     Vdi(VdiInfo),
     Vdis(Vec<VdiInfo>),
     Vids(Vec<Vid>),
-    Usage {
-        own_objects: u32,
-        shared_objects: u32,
-    },
+    Usage { own_objects: u32, shared_objects: u32 },
     Cluster(Box<ClusterInfo>),
     NodeStat(NodeStat),
     Nodes(Vec<NodeId>),
@@ -340,6 +333,18 @@ pub struct Extent {
     pub len: u64,
     /// Reads as zeros and takes no space.
     pub hole: bool,
+}
+
+/// A part of a VDI's block table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Of objects that are not holes: index, the VDI that owns the object, and the one that has what is not the owner's
+    /// own yet (`Vid(0)`: the object is complete).
+    pub entries: Vec<(u32, Vid, Vid)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<u32>,
+    /// In whose objects this part of the table is stored: the VDI's own, or an ancestor's.
+    pub stored_with: Vec<Vid>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -447,6 +452,9 @@ pub enum ClientError {
     Locked,
     #[error("VDI is in use through {0}")]
     InUse(NodeId),
+    /// Its writes do not come to rest, or another snapshot of it is being taken.
+    #[error("VDI is busy; try again")]
+    Busy,
     /// A snapshot of that name has the tag already.
     #[error("a snapshot with this tag exists already")]
     TagExists,

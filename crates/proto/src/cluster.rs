@@ -97,6 +97,52 @@ pub enum Action {
         vid: Vid,
         size: u64,
     },
+    /// Freeze these working VDIs at one moment. Those with a session come to rest first: their owners answer `Rested`. The
+    /// outcome comes when all have, or when one cannot.
+    Snapshot {
+        vids: Vec<Vid>,
+        tag: Vec<u8>,
+    },
+    /// The session has carried out and settled everything it was asked and holds what comes: it may be frozen.
+    Rested {
+        vid: Vid,
+        generation: Generation,
+    },
+    /// This session does not come to rest: no snapshot now.
+    GiveUpSnapshot {
+        vid: Vid,
+        generation: Generation,
+    },
+    CloneVdi {
+        base: Vid,
+        name: Vec<u8>,
+        policy: Option<CopyPolicy>,
+    },
+    /// Replace the working VDI of a snapshot's name by a new one on top of the snapshot.
+    Rollback {
+        to: Vid,
+        force: bool,
+    },
+    DescribeVdi {
+        vid: Vid,
+        tag: Vec<u8>,
+        vm_state_size: u64,
+        vm_clock_nsec: u64,
+    },
+    /// Nothing is left of a deleted VDI's objects on any member that is up, and nothing refers to any.
+    ForgetVdi {
+        vid: Vid,
+    },
+    SetAttribute {
+        name: Vec<u8>,
+        key: Vec<u8>,
+        value: Vec<u8>,
+        exclusive: bool,
+    },
+    DeleteAttribute {
+        name: Vec<u8>,
+        key: Vec<u8>,
+    },
     /// Take the session of a VDI whose last one is over.
     OpenSession {
         vid: Vid,

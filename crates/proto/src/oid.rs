@@ -36,6 +36,14 @@ impl Oid {
         Oid(INODE_BIT | (vid.0 as u64) << 32)
     }
 
+    /// A page of a VDI's block table: the inode object, or one of the objects behind it.
+    pub const fn table_page(vid: Vid, page: u32) -> Oid {
+        match page {
+            0 => Oid::inode(vid),
+            _ => Oid(BTREE_BIT | (vid.0 as u64) << 32 | page as u64),
+        }
+    }
+
     pub const fn vmstate(vid: Vid, index: u32) -> Oid {
         Oid(VMSTATE_BIT | (vid.0 as u64) << 32 | index as u64)
     }

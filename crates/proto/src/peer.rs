@@ -79,8 +79,15 @@ pub enum PeerRequest {
         pgs: Vec<(PgId, Since)>,
         after: Option<Oid>,
     },
-    /// The VDI is deleted: drop all its objects.
+    /// The VDI is deleted: drop its objects, but for the data objects `keep` (first index, count) and, if `table`, those of
+    /// its block table, to which others refer.
     Purge {
+        vid: Vid,
+        keep: Vec<(u32, u32)>,
+        table: bool,
+    },
+    /// Somebody wants the VDI for itself: end its session if nobody here has it open.
+    Yield {
         vid: Vid,
     },
     /// A client request for the session's owner. `confirmed`: every answer up to this request of this

@@ -87,6 +87,7 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::NoFreeVid
         | ClientError::Locked
         | ClientError::InUse(_)
+        | ClientError::Busy
         | ClientError::TagExists
         | ClientError::NotASnapshot
         | ClientError::NoAttribute

@@ -22,6 +22,8 @@ const CHECK_BLOCKS: u32 = 256;
 pub(super) struct Progress {
     next: u32,
     awaited: usize,
+    /// Of a task that copies from an ancestor: what is on its way to the own object.
+    pub(super) copied: Vec<BlockRange>,
     found: BTreeMap<NodeId, Found>,
     report: CheckReport,
 }
@@ -94,10 +96,11 @@ impl Session {
             return self.check_next(ctx, id);
         };
         task.check.report.repaired = true;
-        if inode && (piece.first..piece.end() as u32).any(|b| self.table.is_loaded(b)) {
+        let page = oid.index() * volume::PAGE_BLOCKS;
+        let blocks = page + piece.first..page + piece.end() as u32;
+        if inode && blocks.clone().any(|b| self.table.is_loaded(b)) && !self.frozen {
             // The session's own table is newer than any copy: it is what the copies get.
-            let loaded: Vec<u32> =
-                (piece.first..piece.end() as u32).filter(|b| self.table.is_loaded(*b)).collect();
+            let loaded: Vec<u32> = blocks.filter(|b| self.table.is_loaded(*b)).collect();
             self.mark_changing(id, loaded.len());
             for block in loaded {
                 self.write_table_block(ctx, block, id);

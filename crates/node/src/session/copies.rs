@@ -29,7 +29,11 @@ pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) enum ChangeUse {
     Task(u64),
     Table(u32),
-    Seal { attempt: u64 },
+    /// A whole page of the table.
+    Page(u32),
+    Seal {
+        attempt: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -198,6 +202,7 @@ impl Session {
         match flight.purpose {
             ChangeUse::Task(task) => self.task_change_done(task, result),
             ChangeUse::Table(block) => self.table_write_done(ctx, block, result),
+            ChangeUse::Page(page) => self.page_write_done(ctx, page, result),
             ChangeUse::Seal { attempt } => self.seal_change_done(ctx, attempt, result),
         }
     }

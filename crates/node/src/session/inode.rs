@@ -1,10 +1,9 @@
 //! The inode as old clients read and write it: a header from the view, a table from the session.
 
 use bytes::{Bytes, BytesMut};
-use proto::BLOCK_BYTES;
 use proto::client::{ClientError, NativeOp};
-use proto::inode::{HEADER_BYTES, INODE_BYTES, TABLE_END};
-use volume::{INODE_BLOCKS, Piece, plan_table_write};
+use proto::inode::{HEADER_BYTES, INODE_BYTES, TABLE_END, table_offset};
+use volume::{Piece, block_of_entry, plan_table_write};
 
 use super::Session;
 use super::task::Kind;
@@ -48,7 +47,7 @@ impl Session {
         let (start, end) = (offset as usize, offset as usize + len as usize);
         let mut out = BytesMut::zeroed(len as usize);
         if start < HEADER_BYTES
-            && let Some(vdi) = ctx.view.vdi(self.vid)
+            && let Some(vdi) = ctx.view.vdi_or_remains(self.vid)
         {
             let header = vdi.header(self.vid).encode();
             let to = end.min(HEADER_BYTES);
@@ -62,26 +61,28 @@ impl Session {
             }
             return out.freeze();
         }
-        let mut position = from;
-        while position < to {
-            let (block, within) = ((position / BLOCK_BYTES) as u32, position % BLOCK_BYTES);
-            let count = (BLOCK_BYTES - within).min(to - position);
-            if let Some(bytes) = self.table.block(block) {
-                out[position - start..position - start + count]
-                    .copy_from_slice(&bytes[within..within + count]);
+        if from < to {
+            let entry = |byte: usize| ((byte - HEADER_BYTES) / 4) as u32;
+            for index in entry(from)..=entry(to - 1) {
+                let owner = self.table.entry(index).unwrap_or_default().owner.0.to_le_bytes();
+                let at = table_offset(index);
+                let shown = at.max(from)..(at + 4).min(to);
+                out[shown.start - start..shown.end - start]
+                    .copy_from_slice(&owner[shown.start - at..shown.end - at]);
             }
-            position += count;
         }
         out.freeze()
     }
 
-    pub(super) fn count_objects(&self) -> (u32, u32) {
-        let entries = (0..INODE_BLOCKS).flat_map(|block| self.table.entries_of_block(block));
-        entries.fold(
-            (0, 0),
-            |(own, shared), (_, owner)| {
-                if owner == self.vid { (own + 1, shared) } else { (own, shared + 1) }
-            },
-        )
+    /// The blocks of the table that a range of the inode shows.
+    pub(super) fn inode_blocks(&self, ctx: &Context, offset: u32, len: u32) -> (u32, u32) {
+        let start = (offset as usize).max(HEADER_BYTES);
+        let end = (offset as usize + len as usize).min(TABLE_END);
+        if start >= end {
+            return (0, 0);
+        }
+        let entry = |byte: usize| ((byte - HEADER_BYTES) / 4) as u32;
+        let stop = (block_of_entry(entry(end - 1)) + 1).min(self.table_end(ctx));
+        (block_of_entry(entry(start)).min(stop), stop)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use proto::client::{
-    ClientError, ClientOp, ClientReply, ClientResult, Extent, IO_BYTES_MAX, NativeOp, Point, VdiOp, VolumeOp,
+    ClientError, ClientOp, ClientReply, ClientResult, IO_BYTES_MAX, NativeOp, Point, VdiOp, VolumeOp,
 };
 use proto::object::BlockRange;
 use proto::peer::{PeerReply, PeerRequest};
@@ -13,7 +13,7 @@ use proto::{Incarnation, ObjectKind, Oid, Seq};
 use volume::{Piece, pieces};
 
 use super::task::{Kind, WriteMode};
-use super::{Forwarded, Request, Requester, Session};
+use super::{Forwarded, Inner, Request, Requester, Session};
 use crate::context::Context;
 
 /// Tasks of one request that run at once: bounds what a discard of a terabyte holds in memory.
@@ -89,7 +89,13 @@ impl Session {
 
     /// What the request asks of each object.
     fn plan_job(&self, ctx: &Context, op: &ClientOp) -> Result<Vec<(u32, Kind)>, ClientError> {
-        let vdi = ctx.view.vdi(self.vid).ok_or(ClientError::NoVdi)?;
+        let vdi = ctx.view.vdi_or_remains(self.vid).ok_or(ClientError::NoVdi)?;
+        if self.frozen
+            && is_mutation(op)
+            && !matches!(op, ClientOp::Object { op: NativeOp::Check { .. }, .. })
+        {
+            return Err(ClientError::ReadOnly);
+        }
         let cut = |offset: u64, len: u64| -> Result<Vec<Piece>, ClientError> {
             let end = offset.checked_add(len).ok_or(ClientError::OutOfRange)?;
             if end > vdi.size { Err(ClientError::OutOfRange) } else { Ok(pieces(offset, len, self.shift)) }
@@ -136,29 +142,30 @@ impl Session {
                     cut(*offset, *len)?;
                     Ok(vec![(0, Kind::BlockStatus { offset: *offset, len: *len })])
                 }
-                VolumeOp::Changes { .. } => Err(ClientError::Unsupported("changes since a snapshot".into())),
+                VolumeOp::Changes { since, offset, len } => {
+                    cut(*offset, *len)?;
+                    Ok(vec![(0, Kind::Changes { since: *since, offset: *offset, len: *len })])
+                }
                 // Every acknowledged change is durable on all copies already.
                 VolumeOp::Flush => Ok(Vec::new()),
                 VolumeOp::Resize { .. } => Err(ClientError::InvalidParameters),
             },
             ClientOp::Object { oid, op } => self.plan_native(*oid, op),
             ClientOp::Vdi(VdiOp::Usage { .. }) => Ok(vec![(0, Kind::Usage)]),
+            ClientOp::Vdi(VdiOp::Table { first, .. }) => Ok(vec![(0, Kind::Table { first: *first })]),
             _ => Err(ClientError::InvalidParameters),
         }
     }
 
     fn plan_native(&self, oid: Oid, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
         match (oid.kind(), op) {
-            (Some(ObjectKind::Inode), NativeOp::Check { repair }) => Ok(vec![(
-                0,
-                Kind::Check {
-                    blocks: BlockRange::new(0, volume::INODE_BLOCKS),
-                    repair: *repair,
-                    inode: true,
-                },
+            (Some(ObjectKind::Inode | ObjectKind::BTree), NativeOp::Check { repair }) => Ok(vec![(
+                oid.index(),
+                Kind::Check { blocks: BlockRange::new(0, volume::PAGE_BLOCKS), repair: *repair, inode: true },
             )]),
             (Some(ObjectKind::Inode), _) => self.plan_inode(op),
             (Some(ObjectKind::Data), _) => self.plan_data_object(oid.index(), op),
+            (Some(ObjectKind::VmState), _) => self.plan_vm_state(oid.index(), op),
             _ => Err(ClientError::Unsupported("objects of this kind".into())),
         }
     }
@@ -168,11 +175,7 @@ impl Session {
             return Err(ClientError::InvalidParameters);
         }
         let size = 1u64 << self.shift;
-        let piece = |offset: u32, len: usize| {
-            let fits = u64::from(offset) + len as u64 <= size && len <= IO_BYTES_MAX as usize;
-            fits.then_some(Piece { index, offset, len: len as u32, at: 0 })
-                .ok_or(ClientError::InvalidParameters)
-        };
+        let piece = |offset: u32, len: usize| self.piece_of_object(index, offset, len);
         let task = match op {
             NativeOp::Read { offset, len } => {
                 Kind::Read { piece: piece(*offset, *len as usize)?, must_exist: true }
@@ -190,8 +193,15 @@ impl Session {
                 data: data.clone(),
                 mode: WriteMode::Allocate,
             },
-            NativeOp::Create { cow_from: Some(_), .. } => {
-                return Err(ClientError::Unsupported("copy-on-write objects".into()));
+            NativeOp::Create { offset, cow_from: Some(from), data } => {
+                if from.kind() != Some(ObjectKind::Data) {
+                    return Err(ClientError::InvalidParameters);
+                }
+                Kind::Write {
+                    piece: piece(*offset, data.len())?,
+                    data: data.clone(),
+                    mode: WriteMode::CopyOf(*from),
+                }
             }
             NativeOp::Create { offset, cow_from: None, data } => Kind::Write {
                 piece: piece(*offset, data.len())?,
@@ -209,9 +219,32 @@ impl Session {
         Ok(vec![(index, task)])
     }
 
+    fn piece_of_object(&self, index: u32, offset: u32, len: usize) -> Result<Piece, ClientError> {
+        let fits = u64::from(offset) + len as u64 <= 1 << self.shift && len <= IO_BYTES_MAX as usize;
+        fits.then_some(Piece { index, offset, len: len as u32, at: 0 }).ok_or(ClientError::InvalidParameters)
+    }
+
+    /// Objects of a saved machine's state: in no table, made by a write to their beginning.
+    fn plan_vm_state(&self, index: u32, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+        let piece = |offset: u32, len: usize| self.piece_of_object(index, offset, len);
+        let task = match op {
+            NativeOp::Read { offset, len } => {
+                Kind::VmState { piece: piece(*offset, *len as usize)?, data: None, replace: false }
+            }
+            NativeOp::Write { offset, data } => {
+                Kind::VmState { piece: piece(*offset, data.len())?, data: Some(data.clone()), replace: false }
+            }
+            NativeOp::Create { offset, data, .. } => {
+                Kind::VmState { piece: piece(*offset, data.len())?, data: Some(data.clone()), replace: true }
+            }
+            _ => return Err(ClientError::InvalidParameters),
+        };
+        Ok(vec![(index, task)])
+    }
+
     /// Checks a part of an object after a copy of it turned out damaged, and mends it.
     pub(super) fn mend(&mut self, ctx: &mut Context, oid: Oid, blocks: BlockRange) {
-        let inode = oid.kind() == Some(ObjectKind::Inode);
+        let inode = matches!(oid.kind(), Some(ObjectKind::Inode | ObjectKind::BTree));
         let request = Request {
             requester: Requester::Nobody,
             origin: Default::default(),
@@ -273,6 +306,9 @@ impl Session {
                 self.survived.remove(&job.request.origin);
                 ctx.answer(request, result);
             }
+            to @ (Requester::Session { .. } | Requester::Reclaim { .. }) => {
+                ctx.out.inner.push_back(Inner::Done { to, result });
+            }
             Requester::Nobody => self.adoption_ended(ctx, id, result.is_ok()),
             Requester::Gateway { node, call } => {
                 let mut calls = vec![(node, call)];
@@ -311,7 +347,7 @@ impl Session {
     }
 
     /// Lets a seal's end wait for the objects that earlier owners may have made: the table is to name those that exist.
-    pub(super) fn start_adoption(&mut self, indexes: impl Iterator<Item = u32>) -> u64 {
+    pub(super) fn start_adoption(&mut self, touched: BTreeMap<u32, Vec<BlockRange>>) -> u64 {
         let id = self.fresh_id();
         let job = Job {
             request: Request {
@@ -319,7 +355,7 @@ impl Session {
                 origin: Default::default(),
                 op: ClientOp::Volume { vid: self.vid, at: Point::Head, op: VolumeOp::Flush },
             },
-            waiting: indexes.map(|index| (index, Kind::Adopt)).collect(),
+            waiting: touched.into_iter().map(|(index, ranges)| (index, Kind::Adopt(ranges))).collect(),
             running: 0,
             parts: BTreeMap::new(),
             reply: None,
@@ -340,19 +376,6 @@ impl Session {
                 ctx.reply(*to, *call, PeerReply::Client { request, result, data: Bytes::new() });
             }
         }
-    }
-
-    /// How the range is made up, object by object.
-    pub(super) fn extents(&self, offset: u64, len: u64) -> Vec<Extent> {
-        let mut extents: Vec<Extent> = Vec::new();
-        for piece in pieces(offset, len, self.shift) {
-            let hole = self.table.entry(piece.index).is_none_or(|owner| owner.0 == 0);
-            match extents.last_mut() {
-                Some(last) if last.hole == hole => last.len += u64::from(piece.len),
-                _ => extents.push(Extent { len: u64::from(piece.len), hole }),
-            }
-        }
-        extents
     }
 }
 
@@ -375,9 +398,10 @@ fn in_steps(piece: Piece) -> impl Iterator<Item = Piece> {
 
 fn is_mutation(op: &ClientOp) -> bool {
     match op {
-        ClientOp::Volume { op, .. } => {
-            !matches!(op, VolumeOp::Read { .. } | VolumeOp::BlockStatus { .. } | VolumeOp::Flush)
-        }
+        ClientOp::Volume { op, .. } => !matches!(
+            op,
+            VolumeOp::Read { .. } | VolumeOp::BlockStatus { .. } | VolumeOp::Changes { .. } | VolumeOp::Flush
+        ),
         ClientOp::Object { op, .. } => !matches!(op, NativeOp::Read { .. } | NativeOp::ReadFlat { .. }),
         _ => false,
     }

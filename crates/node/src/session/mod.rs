@@ -7,12 +7,15 @@
 
 mod check;
 mod copies;
+mod inner;
 mod inode;
 mod job;
 mod locks;
 mod reads;
+mod rest;
 mod seal;
 mod table_io;
+mod table_view;
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,8 +23,8 @@ use std::time::Duration;
 
 use proto::client::{ClientOp, ClientResult};
 use proto::object::Origin;
-use proto::{Generation, Incarnation, NodeId, RequestId, Seq, Vid};
-use volume::BlockTable;
+use proto::{BLOCK_BYTES, Generation, Incarnation, NodeId, RequestId, Seq, Vid};
+use volume::{BlockTable, chunk_blocks};
 
 use crate::Time;
 use crate::context::Context;
@@ -31,8 +34,10 @@ use job::Job;
 use locks::Locks;
 use reads::Read;
 use seal::Seal;
-use table_io::TableWrite;
+use table_io::{Pages, TableWrite};
 use task::Task;
+
+pub(crate) use inner::Inner;
 
 /// How long a session without clients of its own is kept.
 const IDLE: Duration = Duration::from_secs(2);
@@ -44,6 +49,10 @@ pub(crate) enum Requester {
     Local(RequestId),
     /// Another sheep, on behalf of its client.
     Gateway { node: NodeId, call: u64 },
+    /// Another session of this sheep, for a task of its own.
+    Session { vid: Vid, task: u64, first: u32 },
+    /// The reclaimer of this sheep.
+    Reclaim { job: u64, ask: u64 },
     /// The session itself.
     Nobody,
 }
@@ -77,6 +86,8 @@ enum Forwarded {
 enum State {
     Sealing,
     Serving,
+    /// Finishes what it began and holds what comes: the VDI is about to be frozen.
+    Resting,
     /// Finishes what it began; new requests wait outside.
     Closing,
 }
@@ -85,9 +96,12 @@ enum State {
 pub(crate) struct Session {
     vid: Vid,
     shift: u8,
+    chunk_blocks: u32,
+    /// Of a VDI that never changes: a reader, of which every sheep may have one. It owns nothing.
+    pub frozen: bool,
     pub generation: Generation,
     state: State,
-    /// Requests that came before the seal was complete.
+    /// Requests that came before the seal was complete, or while the session rests.
     queue: VecDeque<Request>,
     next_id: u64,
     jobs: BTreeMap<u64, Job>,
@@ -97,6 +111,7 @@ pub(crate) struct Session {
     next_seq: Seq,
     in_flight: BTreeMap<Seq, InFlight>,
     table: BlockTable,
+    pages: Pages,
     /// Tasks that wait for a block of the table to be read.
     loading: BTreeMap<u32, Vec<u64>>,
     table_writes: BTreeMap<u32, TableWrite>,
@@ -110,6 +125,8 @@ pub(crate) struct Session {
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
     told_settled: Seq,
+    /// Since when it has been coming to rest, and whether it has said that it is.
+    resting: Option<rest::Resting>,
     last_used: Time,
     last_used_locally: Time,
 }
@@ -118,15 +135,33 @@ impl Session {
     /// A session that the view has just given to this node.
     pub fn open(ctx: &mut Context, vid: Vid) -> Session {
         let state = ctx.view.session(vid);
-        let vdi = ctx.view.vdi(vid).expect("a session is opened on a VDI that exists");
         let needs_seal = state.clean.0 + 1 != state.generation.0;
-        let mut session = Session {
+        let mut session = Session::new(ctx, vid, state.generation, false);
+        if needs_seal {
+            session.state = State::Sealing;
+            session.start_seal(ctx);
+        }
+        session
+    }
+
+    /// A reader of a VDI that never changes: a snapshot, or what others still need of a deleted one.
+    pub fn open_frozen(ctx: &mut Context, vid: Vid) -> Session {
+        Session::new(ctx, vid, Generation(0), true)
+    }
+
+    fn new(ctx: &mut Context, vid: Vid, generation: Generation, frozen: bool) -> Session {
+        // Ids begin somewhere else in every session: a late answer to one before must not pass for an answer to this one.
+        ctx.out.sessions += 1;
+        let vdi = ctx.view.vdi_or_remains(vid).expect("a session is opened on a VDI that exists");
+        Session {
             vid,
             shift: vdi.block_size_shift,
-            generation: state.generation,
-            state: if needs_seal { State::Sealing } else { State::Serving },
+            chunk_blocks: chunk_blocks(vdi.block_size_shift),
+            frozen,
+            generation,
+            state: State::Serving,
             queue: VecDeque::new(),
-            next_id: 0,
+            next_id: ctx.out.sessions << 40,
             jobs: BTreeMap::new(),
             tasks: BTreeMap::new(),
             locks: Locks::default(),
@@ -135,6 +170,7 @@ impl Session {
             next_seq: Seq(2),
             in_flight: BTreeMap::new(),
             table: BlockTable::default(),
+            pages: Pages::default(),
             loading: BTreeMap::new(),
             table_writes: BTreeMap::new(),
             seal: None,
@@ -143,13 +179,14 @@ impl Session {
             recalled: None,
             runnable: VecDeque::new(),
             told_settled: Seq(0),
+            resting: None,
             last_used: ctx.now,
             last_used_locally: ctx.now,
-        };
-        if needs_seal {
-            session.start_seal(ctx);
         }
-        session
+    }
+
+    fn object_blocks(&self) -> u32 {
+        ((1u64 << self.shift) / BLOCK_BYTES as u64) as u32
     }
 
     /// Takes a request in. `Err`: the session is closing, ask again when it has.
@@ -162,18 +199,23 @@ impl Session {
         if matches!(request.requester, Requester::Local(_)) {
             self.last_used_locally = ctx.now;
         }
-        if self.state == State::Sealing {
-            self.queue.push_back(request);
-        } else {
-            self.start_job(ctx, request);
+        match self.state {
+            // A repeat may only be waiting for the confirmation without which there is no rest.
+            State::Resting if !self.forwarded.contains_key(&request.origin) => self.queue.push_back(request),
+            State::Sealing => self.queue.push_back(request),
+            _ => self.start_job(ctx, request),
         }
         self.run(ctx);
         Ok(())
     }
 
     fn seal_is_complete(&mut self, ctx: &mut Context) {
-        self.state = State::Serving;
         self.seal = None;
+        self.serve_queue(ctx);
+    }
+
+    fn serve_queue(&mut self, ctx: &mut Context) {
+        self.state = State::Serving;
         for request in std::mem::take(&mut self.queue) {
             self.start_job(ctx, request);
         }
@@ -207,6 +249,7 @@ impl Session {
             alive.contains(&origin.incarnation) || matches!(f, Forwarded::Running { .. })
         });
         self.survived.retain(|origin, _| ctx.view.is_incarnation_alive(origin.incarnation));
+        self.look_for_rest(ctx);
         self.run(ctx);
     }
 
@@ -228,6 +271,7 @@ impl Session {
         self.tell_settled(ctx);
         self.ask_for_confirmation(ctx);
         self.recall_survived(ctx);
+        self.look_for_rest(ctx);
         self.run(ctx);
     }
 
@@ -241,7 +285,7 @@ impl Session {
         !self.jobs.is_empty()
             || !self.in_flight.is_empty()
             || !self.queue.is_empty()
-            || self.state == State::Sealing
+            || matches!(self.state, State::Sealing | State::Resting)
     }
 
     /// Has it been idle long enough to be given back, `opens` clients of this sheep having it open?
@@ -250,6 +294,11 @@ impl Session {
         // Others use it and nobody here does: they are better served by a session of their own.
         let foreign = now.since(self.last_used_locally) > IDLE;
         opens == 0 && self.state == State::Serving && ((idle && !self.is_busy()) || foreign)
+    }
+
+    /// Of a reader: has nobody used it for a while?
+    pub fn is_idle(&self, now: Time) -> bool {
+        !self.is_busy() && now.since(self.last_used) > IDLE
     }
 
     pub fn start_closing(&mut self) {
@@ -262,7 +311,8 @@ impl Session {
 
     /// Every write is on all copies and every answer has arrived.
     pub fn is_settled(&self) -> bool {
-        !self.is_busy() && !self.forwarded.values().any(|f| matches!(f, Forwarded::Done { .. }))
+        let unconfirmed = self.forwarded.values().any(|f| matches!(f, Forwarded::Done { .. }));
+        !self.is_busy() && !unconfirmed && self.survived.is_empty()
     }
 
     /// The session is over before its time. Whoever still waits asks the next owner.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proto::object::BlockRange;
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{NodeId, Oid, Since};
+use proto::{NodeId, Oid, Since, Vid};
 
 use super::Session;
 use crate::context::{Context, Purpose};
@@ -13,6 +13,8 @@ pub(super) enum ReadUse {
     Task(u64),
     /// A run of blocks of the inode's table.
     Table {
+        /// In whose objects it is looked for.
+        from: Vid,
         first: u32,
         count: u32,
     },
@@ -104,7 +106,8 @@ impl Session {
                 let damaged = std::mem::take(&mut read.failed);
                 let (oid, blocks) = (read.oid, read.blocks);
                 self.finish_read(ctx, id, Found::Data(data));
-                if !damaged.is_empty() {
+                // Of an ancestor's object only a check by its own owner, or a scrub, may mend a copy.
+                if !damaged.is_empty() && !self.frozen && oid.vid() == self.vid {
                     self.mend(ctx, oid, blocks);
                 }
             }
@@ -128,8 +131,8 @@ impl Session {
     fn finish_read(&mut self, ctx: &mut Context, id: u64, found: Found) {
         let read = self.reads.remove(&id).expect("looked up by the caller");
         match read.purpose {
-            ReadUse::Task(task) => self.task_read_done(task, read.blocks, found),
-            ReadUse::Table { first, count } => self.table_loaded(first, count, found),
+            ReadUse::Task(task) => self.task_read_done(ctx, task, read.blocks, found),
+            ReadUse::Table { from, first, count } => self.table_loaded(ctx, from, first, count, found),
             ReadUse::Seal { attempt } => self.seal_read_done(ctx, attempt, read.oid, read.blocks, found),
             ReadUse::Check { task, node } => self.check_read_done(ctx, task, node, found),
         }

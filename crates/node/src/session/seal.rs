@@ -18,7 +18,7 @@ use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, Stamp, StoreFailure, Unsettled, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid};
-use volume::INODE_BLOCKS;
+use volume::PAGE_BLOCKS;
 
 use super::Session;
 use super::copies::{COPY_TIMEOUT, ChangeUse};
@@ -43,7 +43,7 @@ pub(super) struct Seal {
     /// Mends under way, by object (one at a time for each object).
     running: BTreeMap<Oid, Mend>,
     /// Data objects with unsettled changes: the table must name those that exist.
-    touched: BTreeSet<u32>,
+    touched: BTreeMap<u32, Vec<BlockRange>>,
     adoption: Option<u64>,
     /// Copies that could not be read.
     bad: BTreeSet<(Oid, NodeId)>,
@@ -75,7 +75,7 @@ impl Session {
             restart: false,
             todo: VecDeque::new(),
             running: BTreeMap::new(),
-            touched: BTreeSet::new(),
+            touched: BTreeMap::new(),
             adoption: None,
             bad,
         });
@@ -177,7 +177,8 @@ impl Session {
                 continue;
             }
             if oid.kind() == Some(ObjectKind::Data) && oid.vid() == self.vid {
-                seal.touched.insert(oid.index());
+                let blocks = counted.iter().filter_map(|(_, change)| change.blocks);
+                seal.touched.entry(oid.index()).or_default().extend(blocks);
             }
             let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
             for (node, change) in &counted {
@@ -232,7 +233,7 @@ impl Session {
             return self.seal_is_complete(ctx);
         }
         let touched = seal.touched.clone();
-        let job = self.start_adoption(touched.into_iter());
+        let job = self.start_adoption(touched);
         self.seal.as_mut().expect("seen above").adoption = Some(job);
         self.feed_job(ctx, job);
     }
@@ -325,7 +326,7 @@ impl Session {
 
 fn blocks_of(oid: Oid, shift: u8) -> u32 {
     match oid.kind() {
-        Some(ObjectKind::Inode) => INODE_BLOCKS,
+        Some(ObjectKind::Inode | ObjectKind::BTree) => PAGE_BLOCKS,
         _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,
     }
 }

@@ -1,13 +1,19 @@
-//! The block table's way from and to the inode object.
+//! The block table's way from and to the objects that hold it.
 //!
 //! One write per block is under way at a time; changes made meanwhile go into the next one together. Tasks go on
 //! when a write that includes their change is on all copies.
+//!
+//! A VDI that was made by a snapshot or as a clone has no page of the table of its own at first: what is absent is read from
+//! the ancestor that has it. The first change of a page makes the VDI's own, in one change of one object, so a crash leaves
+//! either the ancestor's page in force or a complete own one: within a lineage it shares the ancestor's slots, a clone writes
+//! the page whole. Other changes of that page wait for it.
 
-use bytes::Bytes;
-use proto::BLOCK_BYTES;
-use proto::object::{BlockRange, Origin, StoreFailure, WriteBase};
-use proto::{Oid, Vid};
-use volume::INODE_BLOCKS;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
+use proto::{BLOCK_BYTES, Vid};
+use volume::{Entry, PAGE_BLOCKS, place_of_block, table_blocks};
 
 use super::Session;
 use super::copies::ChangeUse;
@@ -20,17 +26,73 @@ const LOAD_BLOCKS: u32 = 256;
 #[derive(Debug, Default)]
 pub(super) struct TableWrite {
     under_way: bool,
+    /// The last write failed: memory is ahead of the disks.
+    failed: bool,
     /// Wait for the write under way.
     current: Vec<u64>,
     /// Wait for the next one.
     next: Vec<u64>,
+    /// What the entries said that are being changed: until the change is settled a crash may bring it back.
+    replaced: Vec<(u32, Entry)>,
+    replaced_next: Vec<(u32, Entry)>,
+}
+
+/// Where a page of the table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    /// In the VDI's own object.
+    Own,
+    /// In an ancestor's.
+    Inherited(Vid),
+    /// Nowhere: neither the VDI nor an ancestor has ever written it.
+    Nowhere,
+    /// The own object is being made, from this ancestor's.
+    InTheMaking(Vid),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    known: BTreeMap<u32, Page>,
+    /// Pages to be made once all of the ancestor's is loaded.
+    wanted: BTreeSet<u32>,
+}
+
+impl Pages {
+    /// For the VDI that takes the place of `parent`: what was its own is inherited from now on.
+    pub(super) fn handed_down(mut self, parent: Vid) -> Pages {
+        for page in self.known.values_mut() {
+            if *page == Page::Own {
+                *page = Page::Inherited(parent);
+            }
+        }
+        self
+    }
+
+    /// Where parts of the table lie that is none of `vid`'s own objects.
+    pub(super) fn stored_with(&self, vid: Vid, first_block: u32, end_block: u32) -> Vec<Vid> {
+        let pages = self.known.range(first_block / PAGE_BLOCKS..=end_block / PAGE_BLOCKS);
+        let mut owners: Vec<Vid> = pages
+            .map(|(_, page)| match page {
+                Page::Inherited(ancestor) | Page::InTheMaking(ancestor) => *ancestor,
+                _ => vid,
+            })
+            .collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners
+    }
 }
 
 impl Session {
+    /// Blocks that the table has, as large as the VDI is now.
+    pub(super) fn table_end(&self, ctx: &Context) -> u32 {
+        let size = ctx.view.vdi_or_remains(self.vid).map_or(0, |vdi| vdi.size);
+        table_blocks(size.div_ceil(1 << self.shift))
+    }
+
     /// Makes sure that these blocks of the table get loaded; the task is run again when they are.
     /// True if they are there already.
     pub(super) fn need_table(&mut self, ctx: &mut Context, task: u64, first: u32, end: u32) -> bool {
-        let end = end.min(INODE_BLOCKS);
         let mut last_missing = None;
         let mut block = first;
         while block < end {
@@ -43,17 +105,16 @@ impl Session {
                 block += 1;
                 continue;
             }
+            let page_end = (block / PAGE_BLOCKS + 1) * PAGE_BLOCKS;
             let unasked = |b: &u32| !self.table.is_loaded(*b) && !self.loading.contains_key(b);
-            let run = (block..end.min(block + LOAD_BLOCKS)).take_while(unasked).count() as u32;
+            let stop = end.min(block + LOAD_BLOCKS).min(page_end);
+            let run = (block..stop).take_while(unasked).count() as u32;
             self.loading.extend((block..block + run).map(|b| (b, Vec::new())));
-            let blocks = BlockRange::new(block, run);
-            self.start_read(
-                ctx,
-                Oid::inode(self.vid),
-                blocks,
-                None,
-                ReadUse::Table { first: block, count: run },
-            );
+            let from = match self.pages.known.get(&(block / PAGE_BLOCKS)) {
+                Some(Page::Inherited(ancestor)) => *ancestor,
+                _ => self.vid,
+            };
+            self.load_table(ctx, from, block, run);
             last_missing = Some(block + run - 1);
             block += run;
         }
@@ -65,17 +126,47 @@ impl Session {
         last_missing.is_none()
     }
 
-    pub(super) fn table_loaded(&mut self, first: u32, count: u32, found: Found) {
+    fn load_table(&mut self, ctx: &mut Context, from: Vid, first: u32, count: u32) {
+        let (oid, within) = place_of_block(from, first);
+        self.start_read(
+            ctx,
+            oid,
+            BlockRange::new(within, count),
+            None,
+            ReadUse::Table { from, first, count },
+        );
+    }
+
+    pub(super) fn table_loaded(
+        &mut self,
+        ctx: &mut Context,
+        from: Vid,
+        first: u32,
+        count: u32,
+        found: Found,
+    ) {
+        let (oid, within) = place_of_block(from, first);
         if matches!(found, Found::Failed) {
             // Without the table nothing can be served; other copies may come back.
-            tracing::error!(vdi = %self.vid, "no copy of the inode can be read; requests wait");
-            self.read_later(
-                Oid::inode(self.vid),
-                BlockRange::new(first, count),
-                ReadUse::Table { first, count },
-            );
-            return;
+            tracing::error!(vdi = %self.vid, "no copy of the block table can be read; requests wait");
+            let purpose = ReadUse::Table { from, first, count };
+            return self.read_later(oid, BlockRange::new(within, count), purpose);
         }
+        let page = first / PAGE_BLOCKS;
+        if matches!(found, Found::Absent) {
+            // A page that has come into being meanwhile was complete from its first moment.
+            let own_exists = from != self.vid && self.pages.known.get(&page) == Some(&Page::Own);
+            let parent = ctx.view.vdi_or_remains(from).map(|v| v.parent).filter(|p| p.0 != 0);
+            if let Some(next) = if own_exists { Some(self.vid) } else { parent } {
+                return self.load_table(ctx, next, first, count);
+            }
+        }
+        let place = match found {
+            Found::Absent => Page::Nowhere,
+            _ if from == self.vid => Page::Own,
+            _ => Page::Inherited(from),
+        };
+        self.pages.known.entry(page).or_insert(place);
         for i in 0..count {
             let zeros = [0u8; BLOCK_BYTES];
             let bytes = match &found {
@@ -86,11 +177,16 @@ impl Session {
             let waiting = self.loading.remove(&(first + i)).unwrap_or_default();
             self.runnable.extend(waiting);
         }
+        if self.pages.wanted.contains(&page) {
+            self.make_page(ctx, page);
+        }
     }
 
     /// Changes an entry and writes its block; the task is told through `task_table_done`.
-    pub(super) fn write_entry(&mut self, ctx: &mut Context, index: u32, owner: Vid, task: u64) {
-        let block = self.table.set_entry(index, owner);
+    pub(super) fn write_entry(&mut self, ctx: &mut Context, index: u32, entry: Entry, task: u64) {
+        let old = self.table.entry(index).unwrap_or_default();
+        let block = self.table.set_entry(index, entry);
+        self.table_writes.entry(block).or_default().replaced_next.push((index, old));
         self.write_table_block(ctx, block, task);
     }
 
@@ -103,12 +199,100 @@ impl Session {
     }
 
     fn send_table_block(&mut self, ctx: &mut Context, block: u32) {
+        let page = block / PAGE_BLOCKS;
+        match self.pages.known.get(&page).copied() {
+            Some(Page::Own) | Some(Page::Nowhere) => {}
+            Some(Page::InTheMaking(_)) => return,
+            Some(Page::Inherited(_)) => return self.make_page(ctx, page),
+            None => unreachable!("a changed block was loaded, and with it its place became known"),
+        }
+        let (oid, within) = place_of_block(self.vid, block);
+        self.begin_table_write(block);
+        let bytes = Bytes::copy_from_slice(self.table.block(block).expect("a changed block is loaded"));
+        let blocks = BlockRange::new(within, 1);
+        self.send_write(ctx, oid, blocks, bytes, WriteBase::Keep, Origin::default(), ChangeUse::Table(block));
+    }
+
+    fn begin_table_write(&mut self, block: u32) {
         let write = self.table_writes.get_mut(&block).expect("made by the caller");
         write.under_way = true;
         write.current = std::mem::take(&mut write.next);
-        let bytes = Bytes::copy_from_slice(self.table.block(block).expect("a changed block is loaded"));
-        let (oid, blocks) = (Oid::inode(self.vid), BlockRange::new(block, 1));
-        self.send_write(ctx, oid, blocks, bytes, WriteBase::Keep, Origin::default(), ChangeUse::Table(block));
+        let next = std::mem::take(&mut write.replaced_next);
+        write.replaced.extend(next);
+    }
+
+    /// Makes the own object of a page that an ancestor holds, with the changes that wait.
+    fn make_page(&mut self, ctx: &mut Context, page: u32) {
+        let Some(Page::Inherited(ancestor)) = self.pages.known.get(&page).copied() else {
+            self.pages.wanted.remove(&page);
+            return;
+        };
+        let waiting: Vec<u32> = self
+            .table_writes
+            .range(page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS)
+            .filter(|(_, w)| !w.next.is_empty())
+            .map(|(block, _)| *block)
+            .collect();
+        let Some(first) = waiting.first().copied() else { return };
+        let lineage = |vid| ctx.view.vdi_or_remains(vid).map(|v| v.lineage);
+        let (oid, _) = place_of_block(self.vid, first);
+        if lineage(ancestor) == lineage(self.vid) {
+            self.pages.known.insert(page, Page::InTheMaking(ancestor));
+            let (from, within) = place_of_block(ancestor, first);
+            self.begin_table_write(first);
+            let bytes = Bytes::copy_from_slice(self.table.block(first).expect("a changed block is loaded"));
+            let base = WriteBase::CloneOf(from);
+            let blocks = BlockRange::new(within, 1);
+            self.send_write(ctx, oid, blocks, bytes, base, Origin::default(), ChangeUse::Table(first));
+            return;
+        }
+        // In a clone: all of the page at once, since its copies have nothing to share with.
+        let start = page * PAGE_BLOCKS;
+        let end = self.table_end(ctx).clamp(start + 1, start + PAGE_BLOCKS);
+        self.pages.wanted.insert(page);
+        if !(start..end).all(|b| self.table.is_loaded(b)) {
+            self.need_table(ctx, NO_TASK, start, end);
+            return;
+        }
+        self.pages.wanted.remove(&page);
+        self.pages.known.insert(page, Page::InTheMaking(ancestor));
+        let mut bytes = BytesMut::with_capacity((end - start) as usize * BLOCK_BYTES);
+        (start..end).for_each(|b| bytes.extend_from_slice(self.table.block(b).expect("just seen")));
+        waiting.iter().for_each(|block| self.begin_table_write(*block));
+        let blocks = BlockRange::new(0, end - start);
+        let change = Change::Write {
+            blocks,
+            checksums: proto::checksum::block_checksums(&bytes),
+            base: WriteBase::Empty,
+        };
+        let purpose = ChangeUse::Page(page);
+        self.send_change(ctx, oid, change, bytes.freeze(), Origin::default(), purpose);
+    }
+
+    /// A whole page was written.
+    pub(super) fn page_write_done(&mut self, ctx: &mut Context, page: u32, result: Result<(), StoreFailure>) {
+        let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
+        let under_way: Vec<u32> =
+            self.table_writes.range(blocks).filter(|(_, w)| w.under_way).map(|(block, _)| *block).collect();
+        self.page_is_made(ctx, page, result);
+        under_way.into_iter().for_each(|block| self.table_write_done(ctx, block, result));
+    }
+
+    /// What waited for the page can be written now, or must make it anew.
+    fn page_is_made(&mut self, ctx: &mut Context, page: u32, result: Result<(), StoreFailure>) {
+        let place = match (result, self.pages.known.get(&page)) {
+            (Err(_), Some(Page::InTheMaking(ancestor))) => Page::Inherited(*ancestor),
+            _ => Page::Own,
+        };
+        self.pages.known.insert(page, place);
+        let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
+        let waiting: Vec<u32> = self
+            .table_writes
+            .range(blocks)
+            .filter(|(_, w)| !w.under_way && !w.next.is_empty())
+            .map(|(block, _)| *block)
+            .collect();
+        waiting.into_iter().for_each(|block| self.send_table_block(ctx, block));
     }
 
     pub(super) fn table_write_done(
@@ -117,19 +301,30 @@ impl Session {
         block: u32,
         result: Result<(), StoreFailure>,
     ) {
+        let page = block / PAGE_BLOCKS;
         let write = self.table_writes.get_mut(&block).expect("one is under way");
         write.under_way = false;
+        write.failed = result.is_err();
         let told = std::mem::take(&mut write.current);
         let more = !write.next.is_empty();
-        match result {
-            // Nothing unsaved remains in this block.
-            Ok(()) if !more => {
+        if result.is_ok() {
+            let replaced = std::mem::take(&mut write.replaced);
+            for lost in replaced.iter().flat_map(|(_, old)| [old.owner, old.base]) {
+                // What was kept for this VDI of a deleted one may be free now.
+                if lost.0 != 0 && lost != self.vid && ctx.view.vdi(lost).is_none() {
+                    ctx.out.unreferenced.insert(lost);
+                }
+            }
+            if !more {
                 self.table_writes.remove(&block);
             }
-            // After a failure the entry stays, as a mark that memory is ahead of the disks: see `is_table_unsaved`.
+        }
+        match self.pages.known.get(&page) {
+            Some(Page::InTheMaking(_)) => self.page_is_made(ctx, page, result),
+            Some(Page::Nowhere) if result.is_ok() => drop(self.pages.known.insert(page, Page::Own)),
             _ => {}
         }
-        if more {
+        if more && self.table_writes.get(&block).is_some_and(|w| !w.under_way) {
             self.send_table_block(ctx, block);
         }
         for task in told {
@@ -137,8 +332,22 @@ impl Session {
         }
     }
 
-    /// Does the table in memory say something of this block that may not be on the disks?
+    /// Does the table in memory say something of this block that failed to reach the disks?
     pub(super) fn is_table_unsaved(&self, block: u32) -> bool {
-        self.table_writes.contains_key(&block)
+        self.table_writes.get(&block).is_some_and(|w| w.failed)
+    }
+
+    /// What the loaded blocks of the table refer to, changes on their way included as they were and as they will be.
+    pub(super) fn table_entries(&self, first: u32, end: u32) -> Vec<(u32, Entry)> {
+        let loaded = (first..end).flat_map(|block| self.table.entries_of_block(block));
+        let replaced = self.table_writes.range(first..end);
+        let replaced = replaced.flat_map(|(_, w)| w.replaced.iter().chain(&w.replaced_next));
+        let mut entries: Vec<(u32, Entry)> =
+            loaded.chain(replaced.filter(|(_, old)| !old.is_hole()).copied()).collect();
+        entries.sort_by_key(|(index, _)| *index);
+        entries
     }
 }
+
+/// Nobody waits for these blocks in particular.
+pub(super) const NO_TASK: u64 = u64::MAX;

@@ -2,11 +2,19 @@
 //!
 //! ```text
 //! Start ── table entry known ──▶ Queued ── blocks granted ──▶ Granted ──▶ (Reading ──▶ Merge ──▶) Changing ──▶ end
+//!                                                              ▲ │
+//!                                                              └─┴ Preparing: the object becomes the VDI's own first
 //! ```
 //!
 //! An object comes into being with the first write to it. That write holds the whole object until both the data and the
 //! table entry are on all copies, so no other write can be acknowledged on an object that a crash could still unmake.
 //! It replaces whatever a crashed predecessor may have left under that id (`WriteBase::Empty`).
+//!
+//! An object of an ancestor is never changed. Within a lineage the copies share slots, so the first write clones the object
+//! where it lies and costs no more than its own blocks. A clone's copies are elsewhere: its object begins empty and *partial*
+//! ([`volume::Entry`]), and before a part of a chunk is written the rest of it is copied from the base. Each such step leaves
+//! what clients see as it was, so a crash after any of them is harmless; the entry says that a chunk is there only
+//! after its data is on all copies.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +22,7 @@ use bytes::{Bytes, BytesMut};
 use proto::client::{ClientError, ClientReply};
 use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
 use proto::{BLOCK_BYTES, NodeId, Oid, Vid};
-use volume::{INODE_BLOCKS, Piece, block_of_entry};
+use volume::{Entry, Piece, block_of_entry};
 
 use super::Session;
 use super::copies::ChangeUse;
@@ -30,6 +38,8 @@ pub(super) enum WriteMode {
     MustExist,
     /// An old client's CREATE: whatever was there is replaced.
     Replace,
+    /// An old client's CREATE from a copy of an ancestor's object, as it found it in its table.
+    CopyOf(Oid),
 }
 
 #[derive(Clone, Debug)]
@@ -48,10 +58,16 @@ pub(super) enum Kind {
         piece: Piece,
         whole: bool,
     },
+    /// A part of a saved machine's state; `data`: to be written, replacing all of the object if so.
+    VmState {
+        piece: Piece,
+        data: Option<Bytes>,
+        replace: bool,
+    },
     /// An old client says that it has created the object.
     Claimed,
-    /// An earlier owner may have made the object and not lived to say so in the table.
-    Adopt,
+    /// An earlier owner may have made the object, or these parts of it, and not lived to say so in the table.
+    Adopt(Vec<BlockRange>),
     Check {
         blocks: BlockRange,
         repair: bool,
@@ -66,6 +82,16 @@ pub(super) enum Kind {
         offset: u64,
         len: u64,
     },
+    /// A part of the block table, from this index on.
+    Table {
+        first: u32,
+    },
+    /// What differs from an ancestor.
+    Changes {
+        since: Vid,
+        offset: u64,
+        len: u64,
+    },
     Usage,
 }
 
@@ -76,10 +102,18 @@ enum Stage {
     Granted,
     Reading,
     Merge,
+    /// The object is being made the VDI's own; then the task goes on as if it had just been granted.
+    Preparing,
+    /// Parts that the task does not cover whole are read from the base, to be written to the own object.
+    CopyingUp,
+    /// They are on their way to the own object.
+    CopiedUp,
     Changing,
+    /// The object no longer refers to its base; it is removed next.
+    Parting,
     /// The object is gone, its table entry is being cleared.
     Clearing,
-    /// Another inherited object's data was copied; the table entry is being set.
+    /// The table entry is being set to what the object has become.
     Adopting,
 }
 
@@ -92,7 +126,7 @@ pub(super) struct Task {
     stage: Stage,
     /// Reads, changes and table writes that have not ended.
     outstanding: usize,
-    /// The ragged ends' present content, by block.
+    /// What was read, by first block.
     ends: BTreeMap<u32, Bytes>,
     failure: Option<ClientError>,
     pub check: super::check::Progress,
@@ -102,7 +136,8 @@ impl Session {
     pub(super) fn start_task(&mut self, job: u64, index: u32, kind: Kind) {
         let id = self.fresh_id();
         let oid = match kind {
-            Kind::Check { inode: true, .. } => Oid::inode(self.vid),
+            Kind::Check { inode: true, .. } => Oid::table_page(self.vid, index),
+            Kind::VmState { .. } => Oid::vmstate(self.vid, index),
             _ => Oid::data(self.vid, index),
         };
         let task = Task {
@@ -121,12 +156,21 @@ impl Session {
     }
 
     pub(super) fn step(&mut self, ctx: &mut Context, id: u64) {
-        let Some(task) = self.tasks.get(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else { return };
         match task.stage {
             Stage::Start => self.begin(ctx, id),
-            Stage::Queued | Stage::Reading => {}
+            Stage::Queued | Stage::Reading | Stage::CopyingUp => {}
             Stage::Granted => self.execute(ctx, id),
             Stage::Merge => self.merge(ctx, id),
+            Stage::Preparing | Stage::CopiedUp | Stage::Parting if task.failure.is_some() => {
+                self.end_task(ctx, id, Ok(()))
+            }
+            Stage::Preparing => self.prepared(ctx, id),
+            Stage::CopiedUp => self.copied_up(ctx, id),
+            Stage::Parting => {
+                let oid = task.oid;
+                self.change(ctx, id, oid, Change::Delete, Bytes::new());
+            }
             Stage::Changing => self.changed(ctx, id),
             Stage::Clearing | Stage::Adopting => self.end_task(ctx, id, Ok(())),
         }
@@ -136,18 +180,7 @@ impl Session {
     fn begin(&mut self, ctx: &mut Context, id: u64) {
         let task = &self.tasks[&id];
         let (kind, index, oid) = (task.kind.clone(), task.index, task.oid);
-        let (first, end) = match kind {
-            Kind::ReadInode { flat: true, .. } => (0, 0),
-            Kind::ReadInode { offset, len, flat: false } => inode_blocks(offset, len),
-            Kind::BlockStatus { offset, len } if len > 0 => {
-                let last = ((offset + len - 1) >> self.shift) as u32;
-                (block_of_entry((offset >> self.shift) as u32), block_of_entry(last) + 1)
-            }
-            Kind::BlockStatus { .. } => (0, 0),
-            Kind::Usage => (0, INODE_BLOCKS),
-            Kind::Check { inode: true, .. } => (0, 0),
-            _ => (block_of_entry(index), block_of_entry(index) + 1),
-        };
+        let (first, end) = self.table_part(ctx, &kind, index);
         if !self.need_table(ctx, id, first, end) {
             return;
         }
@@ -163,8 +196,18 @@ impl Session {
                 self.set_reply(job, ClientReply::Extents(extents));
                 self.end_task(ctx, id, Ok(()));
             }
+            Kind::Table { .. } => {
+                let table = self.table_reply(ctx, first, end);
+                self.set_reply(job, ClientReply::Table(table));
+                self.end_task(ctx, id, Ok(()));
+            }
+            Kind::Changes { since, offset, len } => {
+                let task = self.tasks.get_mut(&id).expect("just seen");
+                task.stage = Stage::Reading;
+                self.compare_tables(ctx, id, since, offset, len);
+            }
             Kind::Usage => {
-                let (own_objects, shared_objects) = self.count_objects();
+                let (own_objects, shared_objects) = self.count_objects(ctx);
                 self.set_reply(job, ClientReply::Usage { own_objects, shared_objects });
                 self.end_task(ctx, id, Ok(()));
             }
@@ -177,19 +220,24 @@ impl Session {
     }
 
     fn grant(&mut self, oid: Oid) {
-        let (tasks, table, vid) = (&self.tasks, &self.table, self.vid);
+        let (tasks, table, vid, chunk) = (&self.tasks, &self.table, self.vid, self.chunk_blocks);
         let claim = |id: u64| {
             let task = &tasks[&id];
-            let exists = table.entry(task.index) == Some(vid);
+            let entry = table.entry(task.index).unwrap_or_default();
+            let exists = entry.owner == vid;
+            // In a chunk that is not there yet a change brings all of it, so two in one chunk exclude each other.
+            let change = |piece: &Piece| {
+                let blocks = piece.blocks();
+                Claim { blocks: entry.widened(blocks, chunk), exclusive: true }
+            };
             match &task.kind {
                 Kind::Read { piece, .. } => Claim { blocks: piece.blocks(), exclusive: false },
-                Kind::Write { piece, mode, .. } if exists && *mode != WriteMode::Replace => {
-                    Claim { blocks: piece.blocks(), exclusive: true }
+                Kind::Write { piece, mode: WriteMode::Allocate | WriteMode::MustExist, .. } if exists => {
+                    change(piece)
                 }
-                Kind::Zero { piece, whole: false } if exists => {
-                    Claim { blocks: piece.blocks(), exclusive: true }
-                }
+                Kind::Zero { piece, whole: false } if exists => change(piece),
                 Kind::Check { blocks, inode: false, .. } => Claim { blocks: *blocks, exclusive: true },
+                Kind::VmState { piece, data: None, .. } => Claim { blocks: piece.blocks(), exclusive: false },
                 _ => Claim::WHOLE,
             }
         };
@@ -206,58 +254,216 @@ impl Session {
         let entry = self.table.entry(index).unwrap_or_default();
         match kind {
             Kind::Read { piece, must_exist } => self.execute_read(ctx, id, entry, piece, must_exist),
-            Kind::Write { mode: WriteMode::MustExist, .. } if entry != self.vid => {
+            Kind::Write { mode: WriteMode::MustExist, .. } if entry.owner != self.vid => {
                 self.end_task(ctx, id, Err(ClientError::NoObject));
             }
             Kind::Write { piece, mode, .. } => {
                 if self.has_survived(id, piece.blocks()) {
                     return self.end_task(ctx, id, Ok(()));
                 }
-                let source = if mode == WriteMode::Replace { Vid(0) } else { entry };
-                self.read_ends(ctx, id, source, &piece);
+                self.execute_write(ctx, id, entry, &piece, mode);
             }
-            Kind::Zero { .. } if entry.0 == 0 => self.end_task(ctx, id, Ok(())),
+            Kind::Zero { .. } if entry.is_hole() => self.end_task(ctx, id, Ok(())),
             // It was carried out, and whatever is there now was written later.
             Kind::Zero { piece, .. } if self.has_survived(id, piece.blocks()) => {
                 self.end_task(ctx, id, Ok(()))
             }
-            Kind::Zero { whole: true, .. } if entry == self.vid => {
+            // From now on zeros are read where the base was: of a discard of everything, a part.
+            Kind::Zero { whole: true, .. } if entry.owner == self.vid && entry.is_partial() => {
+                self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Parting);
+            }
+            Kind::Zero { whole: true, .. } if entry.owner == self.vid => {
                 let oid = self.tasks[&id].oid;
                 self.change(ctx, id, oid, Change::Delete, Bytes::new());
             }
             // Inherited: the data stays with its owner, this VDI stops referring to it.
-            Kind::Zero { whole: true, .. } => self.clear_entry(ctx, id, index),
-            Kind::Zero { piece, whole: false } => self.read_ends(ctx, id, entry, &piece),
-            Kind::Claimed if entry == self.vid => self.end_task(ctx, id, Ok(())),
-            Kind::Claimed => self.merge(ctx, id),
-            Kind::Check { .. } => self.check_next(ctx, id),
-            Kind::Adopt if entry == self.vid => self.end_task(ctx, id, Ok(())),
-            Kind::Adopt => {
+            Kind::Zero { whole: true, .. } => self.clear_entry(ctx, id),
+            Kind::Zero { .. } if entry.owner != self.vid => self.prepare(ctx, id, entry),
+            Kind::Zero { piece, whole: false } => {
+                if self.copy_up(ctx, id, entry, &piece) {
+                    return;
+                }
+                let now = entry.with_present(piece.blocks(), self.chunk_blocks, self.object_blocks());
+                if now != entry {
+                    // Chunks that are zeroed whole: nothing was ever written to them in the own object.
+                    return self.set_entry_then(ctx, id, now, Stage::Preparing);
+                }
+                self.read_ends(ctx, id, self.vid, &piece);
+            }
+            Kind::VmState { data: Some(_), replace: true, .. } => self.merge(ctx, id),
+            Kind::VmState { data: Some(_), piece, .. } if self.has_survived(id, piece.blocks()) => {
+                self.end_task(ctx, id, Ok(()))
+            }
+            Kind::VmState { piece, .. } => {
                 let oid = self.tasks[&id].oid;
                 let task = self.tasks.get_mut(&id).expect("seen above");
                 task.stage = Stage::Reading;
                 task.outstanding = 1;
-                self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
+                self.start_read(ctx, oid, piece.blocks(), None, ReadUse::Task(id));
             }
-            Kind::ReadInode { .. } | Kind::BlockStatus { .. } | Kind::Usage => {
+            Kind::Claimed if entry.owner == self.vid => self.end_task(ctx, id, Ok(())),
+            Kind::Claimed => self.merge(ctx, id),
+            Kind::Check { .. } => self.check_next(ctx, id),
+            Kind::Adopt(ranges) => self.adopt_object(ctx, id, entry, &ranges),
+            Kind::ReadInode { .. }
+            | Kind::BlockStatus { .. }
+            | Kind::Table { .. }
+            | Kind::Changes { .. }
+            | Kind::Usage => {
                 unreachable!("ended in `begin`")
             }
         }
     }
 
-    fn execute_read(&mut self, ctx: &mut Context, id: u64, entry: Vid, piece: Piece, must_exist: bool) {
-        if entry.0 == 0 && must_exist {
+    fn execute_write(&mut self, ctx: &mut Context, id: u64, entry: Entry, piece: &Piece, mode: WriteMode) {
+        match mode {
+            WriteMode::Replace => self.read_ends(ctx, id, Vid(0), piece),
+            // Again, or from an old table: the object is there and is to be made anew from that copy.
+            WriteMode::CopyOf(from) if entry.owner == self.vid || entry.is_hole() => {
+                let task = self.tasks.get_mut(&id).expect("seen by the caller");
+                task.stage = Stage::Reading;
+                task.outstanding = 1;
+                let blocks = BlockRange::new(0, self.object_blocks());
+                self.read_through(ctx, id, from, blocks);
+            }
+            // Clones where the object lies, in one change with the data.
+            _ if entry.owner != self.vid && !entry.is_hole() && self.can_clone(ctx, entry) => {
+                self.read_ends(ctx, id, entry.owner, piece)
+            }
+            _ if entry.owner != self.vid && !entry.is_hole() => self.prepare(ctx, id, entry),
+            _ if self.copy_up(ctx, id, entry, piece) => {}
+            _ => self.read_ends(ctx, id, entry.owner, piece),
+        }
+    }
+
+    /// Is the entry's object in this VDI's lineage, and complete?
+    fn can_clone(&self, ctx: &Context, entry: Entry) -> bool {
+        self.is_of_lineage(ctx, entry.owner) && !entry.is_partial()
+    }
+
+    fn is_of_lineage(&self, ctx: &Context, vid: Vid) -> bool {
+        let lineage = |vid| ctx.view.vdi_or_remains(vid).map(|v| v.lineage);
+        lineage(vid) == lineage(self.vid)
+    }
+
+    /// Makes the object the VDI's own without changing what is seen.
+    fn prepare(&mut self, ctx: &mut Context, id: u64, entry: Entry) {
+        if !self.is_of_lineage(ctx, entry.owner) {
+            return self.set_entry_then(ctx, id, entry.on_top(self.vid), Stage::Preparing);
+        }
+        let (index, oid) = (self.tasks[&id].index, self.tasks[&id].oid);
+        let base = WriteBase::CloneOf(Oid::data(entry.owner, index));
+        let change = Change::Write { blocks: BlockRange::new(0, 0), checksums: Vec::new(), base };
+        self.change(ctx, id, oid, change, Bytes::new());
+        self.tasks.get_mut(&id).expect("seen above").stage = Stage::Preparing;
+    }
+
+    fn prepared(&mut self, ctx: &mut Context, id: u64) {
+        let index = self.tasks[&id].index;
+        let entry = self.table.entry(index).unwrap_or_default();
+        if entry.owner != self.vid {
+            // The clone is there; what was partial in the ancestor is so in it.
+            return self.set_entry_then(ctx, id, Entry { owner: self.vid, ..entry }, Stage::Preparing);
+        }
+        self.execute(ctx, id);
+    }
+
+    fn set_entry_then(&mut self, ctx: &mut Context, id: u64, entry: Entry, stage: Stage) {
+        let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        task.stage = stage;
+        task.outstanding = 1;
+        let index = task.index;
+        self.write_entry(ctx, index, entry, id);
+    }
+
+    /// Copies chunks of which the piece covers a part only from the base. False: there are none.
+    fn copy_up(&mut self, ctx: &mut Context, id: u64, entry: Entry, piece: &Piece) -> bool {
+        let (chunk, object) = (self.chunk_blocks, self.object_blocks());
+        let (all, whole) = (piece.blocks(), piece.whole_blocks());
+        if !entry.is_partial() || all.count == 0 {
+            return false;
+        }
+        let mut ragged: Vec<BlockRange> = Vec::new();
+        for c in [all.first / chunk, (all.end() - 1) as u32 / chunk] {
+            let blocks = BlockRange::new(c * chunk, chunk.min(object - c * chunk));
+            let covered = whole.first <= blocks.first && whole.end() >= blocks.end();
+            if !entry.has_block(blocks.first, chunk) && !covered && !ragged.contains(&blocks) {
+                ragged.push(blocks);
+            }
+        }
+        if ragged.is_empty() {
+            return false;
+        }
+        let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        task.stage = Stage::CopyingUp;
+        task.outstanding = ragged.len();
+        let base = Oid::data(entry.base, task.index);
+        for blocks in ragged {
+            if entry.base_is_partial {
+                self.read_through(ctx, id, base, blocks);
+            } else {
+                self.start_read(ctx, base, blocks, None, ReadUse::Task(id));
+            }
+        }
+        true
+    }
+
+    /// What was missing has been read: it goes to the own object.
+    fn write_copied(&mut self, ctx: &mut Context, id: u64) {
+        let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        if let Some(failure) = task.failure.take() {
+            return self.end_task(ctx, id, Err(failure));
+        }
+        let copied = std::mem::take(&mut task.ends);
+        let oid = task.oid;
+        for (first, data) in copied {
+            let blocks = BlockRange::new(first, (data.len() / BLOCK_BYTES) as u32);
+            let checksums = proto::checksum::block_checksums(&data);
+            // Not the request's doing: an owner that is told of it must not take the request for carried out.
+            self.change_as(
+                ctx,
+                id,
+                oid,
+                Change::Write { blocks, checksums, base: WriteBase::Keep },
+                data,
+                Origin::default(),
+            );
+            self.tasks.get_mut(&id).expect("seen above").check.copied.push(blocks);
+        }
+        self.tasks.get_mut(&id).expect("seen above").stage = Stage::CopiedUp;
+    }
+
+    fn copied_up(&mut self, ctx: &mut Context, id: u64) {
+        let task = self.tasks.get_mut(&id).expect("seen by the caller");
+        let (index, copied) = (task.index, std::mem::take(&mut task.check.copied));
+        let entry = self.table.entry(index).unwrap_or_default();
+        let now = copied
+            .into_iter()
+            .fold(entry, |entry, blocks| entry.with_present(blocks, self.chunk_blocks, self.object_blocks()));
+        self.set_entry_then(ctx, id, now, Stage::Preparing);
+    }
+
+    fn execute_read(&mut self, ctx: &mut Context, id: u64, entry: Entry, piece: Piece, must_exist: bool) {
+        if entry.is_hole() && must_exist {
             return self.end_task(ctx, id, Err(ClientError::NoObject));
         }
-        if entry.0 == 0 || piece.len == 0 {
+        if entry.is_hole() || piece.len == 0 {
             let job = self.tasks[&id].job;
             self.add_part(job, piece.at, Bytes::from(vec![0; piece.len as usize]));
             return self.end_task(ctx, id, Ok(()));
         }
+        let parts = entry.sources(piece.blocks(), self.chunk_blocks);
         let task = self.tasks.get_mut(&id).expect("seen by the caller");
         task.stage = Stage::Reading;
-        task.outstanding = 1;
-        self.start_read(ctx, Oid::data(entry, piece.index), piece.blocks(), None, ReadUse::Task(id));
+        task.outstanding = parts.len();
+        for (blocks, own) in parts {
+            let oid = Oid::data(if own { entry.owner } else { entry.base }, piece.index);
+            if !own && entry.base_is_partial {
+                self.read_through(ctx, id, oid, blocks);
+            } else {
+                self.start_read(ctx, oid, blocks, None, ReadUse::Task(id));
+            }
+        }
     }
 
     /// Fetches what the partly covered blocks hold now, then goes on with `merge`.
@@ -282,13 +488,17 @@ impl Session {
         }
     }
 
-    pub(super) fn task_read_done(&mut self, id: u64, blocks: BlockRange, found: Found) {
+    pub(super) fn task_read_done(&mut self, ctx: &mut Context, id: u64, blocks: BlockRange, found: Found) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let data = match found {
             Found::Data(data) => data,
-            Found::Absent if matches!(task.kind, Kind::Adopt) => Bytes::new(),
+            Found::Absent if matches!(task.kind, Kind::Adopt(_)) => Bytes::new(),
+            Found::Absent if matches!(task.kind, Kind::VmState { .. }) => {
+                task.failure = Some(ClientError::NoObject);
+                Bytes::new()
+            }
             // A damaged object is one all the same.
-            Found::Failed if matches!(task.kind, Kind::Adopt) => Bytes::from_static(&[0]),
+            Found::Failed if matches!(task.kind, Kind::Adopt(_)) => Bytes::from_static(&[0]),
             // The table says that there is an object and nothing was ever written to it.
             Found::Absent => Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES]),
             Found::Failed => {
@@ -298,35 +508,72 @@ impl Session {
         };
         task.outstanding -= 1;
         task.ends.insert(blocks.first, data);
-        if task.outstanding == 0 {
-            task.stage = Stage::Merge;
-            self.runnable.push_back(id);
+        if task.outstanding > 0 {
+            return;
         }
+        if task.stage == Stage::CopyingUp {
+            return self.write_copied(ctx, id);
+        }
+        task.stage = Stage::Merge;
+        self.runnable.push_back(id);
     }
 
     /// Everything that had to be read is there.
     fn merge(&mut self, ctx: &mut Context, id: u64) {
         let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        if matches!(task.kind, Kind::Adopt) {
-            let exists = task.ends.remove(&0).is_some_and(|data| !data.is_empty());
-            return if exists { self.adopt_entry(ctx, id) } else { self.end_task(ctx, id, Ok(())) };
-        }
         if let Some(failure) = task.failure.take() {
             return self.end_task(ctx, id, Err(failure));
         }
         let kind = task.kind.clone();
+        // A whole copy was read for a CREATE that comes from an old table.
+        let object_bytes = (1u64 << self.shift) as usize;
+        let is_made_anew = task.ends.get(&0).is_some_and(|data| data.len() == object_bytes);
         match kind {
+            Kind::Adopt(_) => {
+                let exists = task.ends.remove(&0).is_some_and(|data| !data.is_empty());
+                if !exists {
+                    return self.end_task(ctx, id, Ok(()));
+                }
+                let entry = self.table.entry(self.tasks[&id].index).unwrap_or_default();
+                let is_clone = entry.is_partial() && self.is_of_lineage(ctx, entry.owner);
+                let now = if is_clone { Entry { owner: self.vid, ..entry } } else { Entry::whole(self.vid) };
+                self.set_entry_then(ctx, id, now, Stage::Adopting);
+            }
             Kind::Read { piece, .. } => {
-                let blocks = piece.blocks();
-                let data = task.ends.remove(&blocks.first).expect("a read fetches its blocks");
-                let skip = piece.offset as usize - blocks.first as usize * BLOCK_BYTES;
-                let job = task.job;
+                let parts = std::mem::take(&mut task.ends);
+                let (job, first) = (task.job, piece.blocks().first);
+                let data = join(parts);
+                let skip = piece.offset as usize - first as usize * BLOCK_BYTES;
                 self.add_part(job, piece.at, data.slice(skip..skip + piece.len as usize));
                 self.end_task(ctx, id, Ok(()));
+            }
+            Kind::Write { piece, data, mode: WriteMode::CopyOf(_) } if is_made_anew => {
+                let copy = self.tasks.get_mut(&id).expect("seen above").ends.remove(&0).expect("just seen");
+                let mut bytes = BytesMut::from(&copy[..]);
+                bytes[piece.offset as usize..][..data.len()].copy_from_slice(&data);
+                let blocks = BlockRange::new(0, self.object_blocks());
+                self.write(ctx, id, blocks, bytes.freeze(), true);
             }
             Kind::Write { piece, data, mode } => {
                 let merged = merge_ends(&piece, &data, &task.ends);
                 self.write(ctx, id, piece.blocks(), merged, mode == WriteMode::Replace);
+            }
+            Kind::VmState { piece, data: None, .. } => {
+                let data = join(std::mem::take(&mut task.ends));
+                let (job, skip) = (task.job, piece.offset as usize % BLOCK_BYTES);
+                self.add_part(job, piece.at, data.slice(skip..skip + piece.len as usize));
+                self.end_task(ctx, id, Ok(()));
+            }
+            Kind::VmState { piece, data: Some(data), replace } => {
+                let before = join(std::mem::take(&mut task.ends));
+                let (oid, blocks) = (task.oid, piece.blocks());
+                let mut bytes = BytesMut::zeroed(blocks.count as usize * BLOCK_BYTES);
+                bytes[..before.len()].copy_from_slice(&before);
+                let skip = piece.offset as usize % BLOCK_BYTES;
+                bytes[skip..skip + data.len()].copy_from_slice(&data);
+                let checksums = proto::checksum::block_checksums(&bytes);
+                let base = if replace { WriteBase::Empty } else { WriteBase::Keep };
+                self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, bytes.freeze());
             }
             Kind::Claimed => self.write(ctx, id, BlockRange::new(0, 0), Bytes::new(), true),
             Kind::Zero { piece, .. } => self.write_zeros(ctx, id, &piece),
@@ -337,29 +584,27 @@ impl Session {
     fn write(&mut self, ctx: &mut Context, id: u64, blocks: BlockRange, data: Bytes, replace: bool) {
         let (index, oid) = (self.tasks[&id].index, self.tasks[&id].oid);
         let entry = self.table.entry(index).unwrap_or_default();
-        let base = match entry {
-            Vid(0) => WriteBase::Empty,
-            _ if replace => WriteBase::Empty,
-            vid if vid == self.vid => WriteBase::Keep,
-            other => WriteBase::CloneOf(Oid::data(other, index)),
+        let base = if entry.is_hole() || replace {
+            WriteBase::Empty
+        } else if entry.owner == self.vid {
+            WriteBase::Keep
+        } else {
+            WriteBase::CloneOf(Oid::data(entry.owner, index))
         };
         let checksums = proto::checksum::block_checksums(&data);
         self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, data);
-        if entry.0 == 0 || (entry == self.vid && self.is_table_unsaved(block_of_entry(index))) {
+        let unsaved = entry.owner == self.vid && self.is_table_unsaved(block_of_entry(index));
+        if entry.is_hole() || unsaved {
             // Beside the data: whichever of the two a crash leaves alone, the object reads as the zeros it was before.
             self.tasks.get_mut(&id).expect("seen above").outstanding += 1;
-            self.write_entry(ctx, index, self.vid, id);
+            let now = if entry.is_hole() { Entry::whole(self.vid) } else { entry };
+            self.write_entry(ctx, index, now, id);
         }
         // An inherited object's entry follows when the clone is there: before that it must lead to the ancestor.
     }
 
     fn write_zeros(&mut self, ctx: &mut Context, id: u64, piece: &Piece) {
-        let (index, oid) = (self.tasks[&id].index, self.tasks[&id].oid);
-        if self.table.entry(index) != Some(self.vid) {
-            let zeros = Bytes::from(vec![0; piece.len as usize]);
-            let merged = merge_ends(piece, &zeros, &self.tasks[&id].ends);
-            return self.write(ctx, id, piece.blocks(), merged, false);
-        }
+        let oid = self.tasks[&id].oid;
         let ends = std::mem::take(&mut self.tasks.get_mut(&id).expect("seen above").ends);
         for (block, content) in ends {
             if self.has_survived(id, BlockRange::new(block, 1)) {
@@ -390,11 +635,24 @@ impl Session {
 
     /// Sends one change of the task to all copies.
     pub(super) fn change(&mut self, ctx: &mut Context, id: u64, oid: Oid, change: Change, data: Bytes) {
+        let job = self.tasks[&id].job;
+        let origin = self.jobs.get(&job).map(|j| j.request.origin).unwrap_or_default();
+        self.change_as(ctx, id, oid, change, data, origin);
+    }
+
+    fn change_as(
+        &mut self,
+        ctx: &mut Context,
+        id: u64,
+        oid: Oid,
+        change: Change,
+        data: Bytes,
+        origin: Origin,
+    ) {
         let task = self.tasks.get_mut(&id).expect("seen by the caller");
         task.stage = Stage::Changing;
         task.outstanding += 1;
         let job = task.job;
-        let origin = self.jobs.get(&job).map(|j| j.request.origin).unwrap_or_default();
         let seq = self.send_change(ctx, oid, change, data, origin, ChangeUse::Task(id));
         self.note_change(job, seq);
     }
@@ -426,30 +684,54 @@ impl Session {
         let (kind, index) = (task.kind.clone(), task.index);
         let entry = self.table.entry(index).unwrap_or_default();
         match kind {
-            Kind::Zero { whole: true, .. } if entry == self.vid => self.clear_entry(ctx, id, index),
-            Kind::Write { .. } | Kind::Zero { .. } | Kind::Claimed if entry != self.vid => {
-                self.adopt_entry(ctx, id);
+            Kind::Zero { whole: true, .. } if entry.owner == self.vid => self.clear_entry(ctx, id),
+            Kind::Write { mode: WriteMode::Replace | WriteMode::CopyOf(_), .. }
+                if entry.owner == self.vid && entry.is_partial() =>
+            {
+                self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Adopting);
+            }
+            Kind::Write { .. } | Kind::Claimed if entry.owner != self.vid => {
+                self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Adopting);
+            }
+            Kind::Write { piece, .. } if entry.is_partial() => {
+                let now = entry.with_present(piece.blocks(), self.chunk_blocks, self.object_blocks());
+                if now == entry {
+                    return self.end_task(ctx, id, Ok(()));
+                }
+                self.set_entry_then(ctx, id, now, Stage::Adopting);
             }
             Kind::Check { .. } => self.check_mended(ctx, id),
             _ => self.end_task(ctx, id, Ok(())),
         }
     }
 
-    /// The object is on all copies: the table may name it.
-    fn adopt_entry(&mut self, ctx: &mut Context, id: u64) {
-        let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        task.stage = Stage::Adopting;
-        task.outstanding = 1;
-        let index = task.index;
-        self.write_entry(ctx, index, self.vid, id);
+    /// Enters what an earlier owner made: an object, or chunks of a partial one, which are written whole first.
+    fn adopt_object(&mut self, ctx: &mut Context, id: u64, entry: Entry, ranges: &[BlockRange]) {
+        if entry.owner != self.vid {
+            let oid = self.tasks[&id].oid;
+            let task = self.tasks.get_mut(&id).expect("seen by the caller");
+            task.stage = Stage::Reading;
+            task.outstanding = 1;
+            return self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
+        }
+        let (chunk, object) = (self.chunk_blocks, self.object_blocks());
+        let mut now = entry;
+        for c in (0..object.div_ceil(chunk)).filter(|_| entry.is_partial()) {
+            let blocks = BlockRange::new(c * chunk, chunk.min(object - c * chunk));
+            let whole = |r: &BlockRange| r.first <= blocks.first && r.end() >= blocks.end();
+            if ranges.iter().any(whole) {
+                now = now.with_present(blocks, chunk, object);
+            }
+        }
+        if now == entry {
+            return self.end_task(ctx, id, Ok(()));
+        }
+        self.set_entry_then(ctx, id, now, Stage::Adopting);
     }
 
     /// The object is gone from all copies, or belongs to an ancestor: the table may forget it.
-    fn clear_entry(&mut self, ctx: &mut Context, id: u64, index: u32) {
-        let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        task.stage = Stage::Clearing;
-        task.outstanding = 1;
-        self.write_entry(ctx, index, Vid(0), id);
+    fn clear_entry(&mut self, ctx: &mut Context, id: u64) {
+        self.set_entry_then(ctx, id, Entry::HOLE, Stage::Clearing);
     }
 
     pub(super) fn end_task(&mut self, ctx: &mut Context, id: u64, result: Result<(), ClientError>) {
@@ -479,6 +761,12 @@ impl Session {
         }
     }
 
+    pub(super) fn fail_task(&mut self, id: u64, error: ClientError) {
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.failure = Some(error);
+        }
+    }
+
     pub(super) fn task_oid(&self, id: u64) -> Oid {
         self.tasks[&id].oid
     }
@@ -499,12 +787,14 @@ impl Session {
     }
 }
 
-/// The blocks of the table that a range of the inode shows.
-fn inode_blocks(offset: u32, len: u32) -> (u32, u32) {
-    use proto::inode::{HEADER_BYTES, TABLE_END};
-    let start = (offset as usize).max(HEADER_BYTES);
-    let end = (offset as usize + len as usize).min(TABLE_END);
-    if start >= end { (0, 0) } else { ((start / BLOCK_BYTES) as u32, end.div_ceil(BLOCK_BYTES) as u32) }
+/// Runs of blocks, one after another.
+fn join(parts: BTreeMap<u32, Bytes>) -> Bytes {
+    if parts.len() == 1 {
+        return parts.into_values().next().expect("there is one");
+    }
+    let mut whole = BytesMut::with_capacity(parts.values().map(Bytes::len).sum());
+    parts.values().for_each(|part| whole.extend_from_slice(part));
+    whole.freeze()
 }
 
 /// Whole blocks: the request's bytes between what the ragged ends held before.

@@ -3,7 +3,7 @@
 use proto::client::{ClientError, ClusterInfo, ClusterStatus, Selector, VdiInfo};
 use proto::{NodeId, PgId, PoolId, Vid};
 
-use super::{Vdi, View};
+use super::{Life, Vdi, View};
 
 impl View {
     pub fn status(&self) -> ClusterStatus {
@@ -45,7 +45,7 @@ impl View {
         if self.format.is_none() {
             return Err(ClientError::WaitForFormat);
         }
-        let of_name = || self.vdis.iter().filter(|(_, v)| !v.deleted && v.name == name);
+        let of_name = || self.vdis.iter().filter(|(_, v)| v.life == Life::Alive && v.name == name);
         let snapshot = |matches: &dyn Fn(&Vdi) -> bool| {
             let found = of_name().filter(|(_, v)| v.is_snapshot() && matches(v)).map(|(vid, _)| *vid).last();
             found.ok_or(if of_name().next().is_some() { ClientError::NoTag } else { ClientError::NoVdi })

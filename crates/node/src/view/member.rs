@@ -88,6 +88,8 @@ impl View {
         self.shut_down = false;
         self.vdis.clear();
         self.sessions.clear();
+        self.freezes.clear();
+        self.attributes.clear();
         self.pools.clear();
         self.epochs.clear();
         self.epoch = Epoch(0);

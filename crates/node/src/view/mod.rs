@@ -4,10 +4,12 @@
 //! view in another way. The rules that protect data stand here: who may leave an in-sync set ([`pg`]), who owns a
 //! session ([`session`]), which vid a name gets ([`vdi`]).
 
+mod attribute;
 mod info;
 mod member;
 mod pg;
 mod session;
+mod snapshot;
 mod vdi;
 
 use std::collections::BTreeMap;
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use member::MemberState;
 pub use pg::{CatchingUp, Pg, Pool};
 pub use session::SessionState;
-pub use vdi::Vdi;
+pub use vdi::{Life, Vdi};
 
 /// State flag of spec section 7.3 that a view acts upon.
 pub const FLAG_STRICT: u16 = 0x0001;
@@ -36,18 +38,26 @@ pub struct View {
     pools: Vec<Pool>,
     vdis: BTreeMap<Vid, Vdi>,
     sessions: BTreeMap<Vid, SessionState>,
+    /// Snapshots that wait for sessions to come to rest, by the version at which they were asked for.
+    freezes: BTreeMap<u64, snapshot::Freeze>,
+    /// By VDI name and key.
+    attributes: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>,
     epochs: Vec<proto::client::EpochInfo>,
 }
 
 /// What an entry did, for the node that holds this view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// The answer to a proposal: who proposed it, its id, and how it ended.
-    pub outcome: Option<(NodeId, Incarnation, u64, Outcome)>,
+    /// Answers to proposals: who proposed it, its id, and how it ended.
+    pub outcomes: Vec<(NodeId, Incarnation, u64, Outcome)>,
     /// PGs whose targets, in-sync or catching-up copies changed.
     pub pgs: Vec<PgId>,
     /// VDIs whose session or existence changed.
     pub vdis: Vec<Vid>,
+    /// Working VDIs that were frozen, and what took their place.
+    pub frozen: Vec<(Vid, Vid)>,
+    /// VDIs that were deleted.
+    pub deleted: Vec<Vid>,
     /// Members came or went.
     pub membership: bool,
     pub shut_down: bool,
@@ -58,12 +68,17 @@ pub struct Applied {
 /// How a proposal ended. `Refused`: what it compared has changed; whoever proposed it looks again.
 pub type Outcome = Result<Accepted, ClientError>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     Done,
     Refused,
+    /// The outcome comes with a later entry.
+    Later,
     Vdi(Vid),
-    Session { generation: Generation },
+    Vdis(Vec<Vid>),
+    Session {
+        generation: Generation,
+    },
 }
 
 impl View {
@@ -81,23 +96,26 @@ impl View {
             ClusterEvent::Message { from, incarnation, proposal } => {
                 // A message of a life that is over must not act: its sender has been replaced.
                 if self.is_alive(*from, *incarnation) {
-                    let outcome =
-                        self.apply_action(*from, *incarnation, &proposal.action, entry.time_ns, &mut applied);
-                    applied.outcome = Some((*from, *incarnation, proposal.id, outcome));
+                    let who = (*from, *incarnation, proposal.id);
+                    let outcome = self.apply_action(who, &proposal.action, entry.time_ns, &mut applied);
+                    if outcome != Ok(Accepted::Later) {
+                        applied.outcomes.push((*from, *incarnation, proposal.id, outcome));
+                    }
                 }
             }
         }
+        self.advance_freezes(entry.time_ns, &mut applied);
         applied
     }
 
     fn apply_action(
         &mut self,
-        from: NodeId,
-        incarnation: Incarnation,
+        who: (NodeId, Incarnation, u64),
         action: &Action,
         time_ns: u64,
         applied: &mut Applied,
     ) -> Outcome {
+        let (from, incarnation, _) = who;
         if let Action::Format(options) = action {
             return self.apply_format(options, time_ns, applied);
         }
@@ -116,6 +134,21 @@ impl View {
             }
             Action::DeleteVdi { vid } => self.delete_vdi(*vid, applied),
             Action::ResizeVdi { vid, size } => self.resize_vdi(*vid, *size),
+            Action::Snapshot { vids, tag } => self.ask_snapshot(who, vids, tag, applied),
+            Action::Rested { vid, generation } => self.rested(*vid, *generation, from),
+            Action::GiveUpSnapshot { vid, generation } => {
+                self.give_up_snapshot(*vid, *generation, from, applied)
+            }
+            Action::CloneVdi { base, name, policy } => self.clone_vdi(*base, name, *policy, time_ns, applied),
+            Action::Rollback { to, force } => self.roll_back(*to, *force, time_ns, applied),
+            Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec } => {
+                self.describe_vdi(*vid, tag, *vm_state_size, *vm_clock_nsec)
+            }
+            Action::ForgetVdi { vid } => self.forget_vdi(*vid, applied),
+            Action::SetAttribute { name, key, value, exclusive } => {
+                self.set_attribute(name, key, value, *exclusive)
+            }
+            Action::DeleteAttribute { name, key } => self.delete_attribute(name, key),
             Action::OpenSession { vid, last } => self.open_session(*vid, *last, from, incarnation, applied),
             Action::CloseSession { vid, generation } => self.close_session(*vid, *generation, from, applied),
             Action::DropCopies { node, pgs } => self.drop_copies(*node, pgs, applied),
@@ -156,7 +189,21 @@ impl View {
 
     /// A VDI that exists and is not deleted.
     pub fn vdi(&self, vid: Vid) -> Option<&Vdi> {
-        self.vdis.get(&vid).filter(|v| !v.deleted)
+        self.vdis.get(&vid).filter(|v| v.life == Life::Alive)
+    }
+
+    /// A VDI whose table and objects may still be needed: one that exists, or a deleted one to which others refer.
+    pub fn vdi_or_remains(&self, vid: Vid) -> Option<&Vdi> {
+        self.vdis.get(&vid).filter(|v| v.life != Life::Gone)
+    }
+
+    /// The working VDI that `vid` has become by being snapshotted; itself if it was not.
+    pub fn head_of(&self, vid: Vid) -> Vid {
+        let mut head = vid;
+        while let Some(next) = self.vdis.get(&head).and_then(|v| v.successor) {
+            head = next;
+        }
+        head
     }
 
     pub fn session(&self, vid: Vid) -> SessionState {

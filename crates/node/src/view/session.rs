@@ -4,7 +4,7 @@ use proto::client::ClientError;
 use proto::{Generation, Incarnation, NodeId, Vid};
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Applied, FLAG_USE_LOCK, Outcome, View};
+use super::{Accepted, Applied, FLAG_USE_LOCK, Life, Outcome, View};
 
 /// Most holders of a shared lock (spec section 1.8).
 const LOCK_HOLDERS_MAX: usize = 31;
@@ -33,7 +33,8 @@ impl View {
             return Err(ClientError::ReadOnly);
         }
         let session = self.session(vid);
-        if session.generation != last || session.owner.is_some() {
+        // One that is about to be frozen may have come to rest already: nothing may be written to it any more.
+        if session.generation != last || session.owner.is_some() || self.is_freezing(vid) {
             return Ok(Accepted::Refused);
         }
         let generation = Generation(last.0 + 1);
@@ -71,7 +72,7 @@ impl View {
     /// A lock of an old client; without USE_LOCK there are none and everybody may.
     pub(super) fn lock_vdi(&mut self, vid: Vid, from: NodeId, shared: bool) -> Outcome {
         let enforced = self.format.is_some_and(|f| f.flags & FLAG_USE_LOCK != 0);
-        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| !v.deleted) else {
+        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| v.life == Life::Alive) else {
             return Err(ClientError::NoVdi);
         };
         // Snapshots are immutable: any number of readers.

@@ -48,7 +48,7 @@ impl Story {
     fn hear(&mut self, event: ClusterEvent) -> Option<Outcome> {
         let version = ViewVersion(self.view.version().0 + 1);
         let applied = self.view.apply(&LogEntry { version, time_ns: version.0 * 1_000_000_000, event });
-        applied.outcome.map(|(_, _, _, outcome)| outcome)
+        applied.outcomes.into_iter().next().map(|(_, _, _, outcome)| outcome)
     }
 
     fn propose(&mut self, n: u16, action: Action) -> Outcome {

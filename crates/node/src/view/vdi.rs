@@ -1,7 +1,6 @@
 //! VDIs: names, ids and everything that an inode's header says.
 //!
-//! The view is the only home of this; inode headers are composed from it. A deleted VDI stays as a tombstone: its
-//! vid is never given again, so objects on a member that was away can be told from living ones.
+//! The view is the only home of this; inode headers are composed from it. A deleted VDI stays as a tombstone ([`Life`]).
 
 use proto::client::{ClientError, VdiInfo};
 use proto::hash::vid_of_name;
@@ -10,6 +9,16 @@ use proto::{CopyPolicy, Lineage, NodeId, PoolId, Vid};
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Applied, Outcome, View};
+
+/// What a vid stands for. It is never given again, so objects on a member that was away can be told from living ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Life {
+    Alive,
+    /// Deleted; some of its objects, and its table, may still be needed by VDIs that descend from it.
+    Remains,
+    /// Deleted, and nothing refers to it.
+    Gone,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vdi {
@@ -26,10 +35,12 @@ pub struct Vdi {
     pub vm_state_size: u64,
     pub vm_clock_nsec: u64,
     pub parent: Vid,
+    /// Of a snapshot: the working VDI that took its place when it was frozen.
+    pub successor: Option<Vid>,
     pub lineage: Lineage,
     /// Old clients' locks: holder and whether shared.
     pub locks: Vec<(NodeId, bool)>,
-    pub deleted: bool,
+    pub life: Life,
 }
 
 impl Vdi {
@@ -102,9 +113,24 @@ impl View {
         if self.working_vdi(name).is_some() {
             return Err(ClientError::VdiExists);
         }
-        let vid = self.free_vid(name).ok_or(ClientError::NoFreeVid)?;
         let pool = self.pool_for(policy).ok_or(ClientError::NoStorage)?;
-        let snap_id = self.vdis.values().filter(|v| !v.deleted && v.name == name).map(|v| v.snap_id).max();
+        let vid = self.new_vdi(name, size, policy, pool, shift, time_ns)?;
+        applied.vdis.push(vid);
+        Ok(Accepted::Vdi(vid))
+    }
+
+    /// A working VDI without parent, in a lineage of its own.
+    pub(super) fn new_vdi(
+        &mut self,
+        name: &[u8],
+        size: u64,
+        policy: CopyPolicy,
+        pool: PoolId,
+        shift: u8,
+        time_ns: u64,
+    ) -> Result<Vid, ClientError> {
+        let vid = self.free_vid(name).ok_or(ClientError::NoFreeVid)?;
+        let snap_id = self.named(name).map(|(_, v)| v.snap_id).max();
         let vdi = Vdi {
             name: name.to_vec(),
             tag: Vec::new(),
@@ -113,18 +139,26 @@ impl View {
             pool,
             block_size_shift: shift,
             snap_id: snap_id.unwrap_or(0) + 1,
-            create_time: ((time_ns / 1_000_000_000) << 32) | (time_ns % 1_000_000_000),
+            create_time: wire_time(time_ns),
             snap_ctime: 0,
             vm_state_size: 0,
             vm_clock_nsec: 0,
             parent: Vid(0),
+            successor: None,
             lineage: Lineage(vid.0),
             locks: Vec::new(),
-            deleted: false,
+            life: Life::Alive,
         };
         self.vdis.insert(vid, vdi);
-        applied.vdis.push(vid);
-        Ok(Accepted::Vdi(vid))
+        Ok(vid)
+    }
+
+    /// VDIs of this name that exist: the working one and its snapshots.
+    pub(super) fn named<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = (Vid, &'a Vdi)> + 'a {
+        self.vdis
+            .iter()
+            .filter(move |(_, v)| v.life == Life::Alive && v.name == name)
+            .map(|(vid, v)| (*vid, v))
     }
 
     /// The first vid at or after the name's hash that was never used (spec section 4.3).
@@ -141,18 +175,35 @@ impl View {
     }
 
     pub(super) fn delete_vdi(&mut self, vid: Vid, applied: &mut Applied) -> Outcome {
-        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| !v.deleted) else {
+        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| v.life == Life::Alive) else {
             return Err(ClientError::NoVdi);
         };
-        vdi.deleted = true;
-        vdi.name.clear();
+        vdi.life = Life::Remains;
+        let name = std::mem::take(&mut vdi.name);
         vdi.locks.clear();
         applied.vdis.push(vid);
+        applied.deleted.push(vid);
+        if self.named(&name).next().is_none() {
+            self.attributes.remove(&name);
+        }
         Ok(Accepted::Vdi(vid))
     }
 
+    /// Only of a deleted one: whoever proposes it has seen every member that is up let go of its objects.
+    pub(super) fn forget_vdi(&mut self, vid: Vid, applied: &mut Applied) -> Outcome {
+        match self.vdis.get_mut(&vid) {
+            Some(vdi) if vdi.life == Life::Remains => {
+                vdi.life = Life::Gone;
+                self.sessions.remove(&vid);
+                applied.vdis.push(vid);
+                Ok(Accepted::Done)
+            }
+            _ => Ok(Accepted::Refused),
+        }
+    }
+
     pub(super) fn resize_vdi(&mut self, vid: Vid, size: u64) -> Outcome {
-        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| !v.deleted) else {
+        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| v.life == Life::Alive) else {
             return Err(ClientError::NoVdi);
         };
         if vdi.is_snapshot() {
@@ -166,7 +217,11 @@ impl View {
     }
 
     pub fn working_vdi(&self, name: &[u8]) -> Option<Vid> {
-        let named = |v: &Vdi| !v.deleted && !v.is_snapshot() && v.name == name;
-        self.vdis.iter().find(|(_, v)| named(v)).map(|(vid, _)| *vid)
+        self.named(name).find(|(_, v)| !v.is_snapshot()).map(|(vid, _)| vid)
     }
+}
+
+/// `seconds << 32 | nanoseconds`.
+pub(super) fn wire_time(time_ns: u64) -> u64 {
+    (time_ns / 1_000_000_000) << 32 | (time_ns % 1_000_000_000)
 }

@@ -1,0 +1,75 @@
+//! A set of object indexes, dense or sparse: bits in pages.
+
+use std::collections::BTreeMap;
+
+const PAGE_BITS: u32 = 4096;
+const WORDS: usize = PAGE_BITS as usize / 64;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IndexSet {
+    pages: BTreeMap<u32, Box<[u64; WORDS]>>,
+}
+
+impl IndexSet {
+    pub fn insert(&mut self, index: u32) {
+        let page = self.pages.entry(index / PAGE_BITS).or_insert_with(|| Box::new([0; WORDS]));
+        let bit = index % PAGE_BITS;
+        page[bit as usize / 64] |= 1 << (bit % 64);
+    }
+
+    pub fn contains(&self, index: u32) -> bool {
+        let bit = index % PAGE_BITS;
+        self.pages.get(&(index / PAGE_BITS)).is_some_and(|p| p[bit as usize / 64] & 1 << (bit % 64) != 0)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    pub fn len(&self) -> u64 {
+        self.pages.values().flat_map(|p| p.iter()).map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// As runs of neighbours: (first, count).
+    pub fn runs(&self) -> Vec<(u32, u32)> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for (number, page) in &self.pages {
+            for index in (0..PAGE_BITS).map(|bit| number * PAGE_BITS + bit) {
+                let bit = index % PAGE_BITS;
+                if page[bit as usize / 64] & 1 << (bit % 64) == 0 {
+                    continue;
+                }
+                match runs.last_mut() {
+                    Some((first, count)) if *first + *count == index => *count += 1,
+                    _ => runs.push((index, 1)),
+                }
+            }
+        }
+        runs
+    }
+
+    pub fn of_runs(runs: &[(u32, u32)]) -> IndexSet {
+        let mut set = IndexSet::default();
+        for (first, count) in runs {
+            (*first..first.saturating_add(*count)).for_each(|index| set.insert(index));
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_survives_its_runs() {
+        let mut set = IndexSet::default();
+        let all = [0, 1, 63, 64, 4095, 4096, 4097, 1 << 20, u32::MAX];
+        all.iter().for_each(|index| set.insert(*index));
+        let runs = set.runs();
+        assert_eq!(runs, vec![(0, 2), (63, 2), (4095, 3), (1 << 20, 1), (u32::MAX, 1)]);
+        assert_eq!(set.len(), 9);
+        let again = IndexSet::of_runs(&runs[..4]);
+        assert!(all[..8].iter().all(|index| again.contains(*index)) && !again.contains(2));
+    }
+}
