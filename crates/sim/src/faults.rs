@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::network::{Pair, SheepIndex};
+use crate::object_store::Ending;
 use crate::scenario::{FaultKind, PlantedBug};
 use crate::world::{Event, World};
 
@@ -38,7 +39,7 @@ impl World {
         self.log(|| format!("FAULT {kind:?} at sheep {victim}"));
         match kind {
             FaultKind::Kill => {
-                self.kill(victim, "killed");
+                self.kill(victim, Ending::Killed);
                 self.boot_later(victim, 1500 * MS);
             }
             FaultKind::PowerLoss => self.power_loss(),
@@ -122,7 +123,7 @@ impl World {
 
     fn power_loss(&mut self) {
         for index in 0..self.sheep.len() {
-            self.kill(index, "power loss");
+            self.kill(index, Ending::PowerLoss);
             self.boot_later(index, 1000 * MS);
         }
     }
