@@ -9,10 +9,10 @@ use std::io;
 
 use bytes::Bytes;
 use node::Ticket;
-use proto::Oid;
 use proto::checksum::ZERO_BLOCK_CRC;
 use proto::object::{BlockRange, ObjectOp, ObjectReply, StoreFailure, Unsettled};
-use store::testing::SimDisk;
+use proto::{BLOCK_BYTES, Oid};
+use store::testing::{HomeBlock, SimDisk, home_blocks};
 use store::{Disk, FormatOptions, IoId, IoOp, Recovered, Store};
 
 use crate::prng::Rng;
@@ -36,6 +36,10 @@ pub struct EngineDisk {
 /// What the disk does wrong from now on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flaws {
+    /// So many reads end with an error.
+    pub reads_to_fail: u32,
+    /// Writes and syncs end with an error.
+    pub fails: bool,
     /// Syncs succeed without having done anything.
     pub drops_syncs: bool,
 }
@@ -136,6 +140,11 @@ impl EngineStore {
     /// Carries out an I/O that is under way; `false` if the disk could not.
     pub fn complete(&mut self, id: IoId) -> bool {
         let result = match self.io(id) {
+            IoOp::Read { .. } if self.flaws.reads_to_fail > 0 => {
+                self.flaws.reads_to_fail -= 1;
+                self.disk.fail(id)
+            }
+            IoOp::Write { .. } | IoOp::Sync if self.flaws.fails => self.disk.fail(id),
             IoOp::Sync => {
                 self.syncs += 1;
                 if self.flaws.drops_syncs { self.disk.pretend(id) } else { self.disk.complete(id) }
@@ -155,8 +164,26 @@ impl EngineStore {
         self.store.begin_checkpoint();
     }
 
+    pub fn is_failed(&self) -> bool {
+        self.store.is_failed()
+    }
+
+    /// A store whose disk failed has let go of everything.
     pub fn assert_invariants(&self) {
-        self.store.assert_invariants();
+        if !self.store.is_failed() {
+            self.store.assert_invariants();
+        }
+    }
+
+    /// Flips a bit in each of some blocks that lie on the disk.
+    pub fn rot(&mut self, rng: &mut Rng) -> Vec<(Oid, u32)> {
+        let mut blocks = home_blocks(&self.store);
+        rng.shuffle(&mut blocks);
+        blocks.truncate(rng.in_range(1..6) as usize);
+        for HomeBlock { offset, .. } in &blocks {
+            self.disk.flip_bit(offset + rng.below(BLOCK_BYTES as u64), rng.below(8) as u8);
+        }
+        blocks.into_iter().map(|b| (b.oid, b.block)).collect()
     }
 
     /// The machine loses power: the disk keeps what was synced, and any part of the rest.
@@ -221,7 +248,6 @@ impl EngineStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::BLOCK_BYTES;
     use proto::checksum::crc32c;
     use proto::object::{Change, WriteBase};
 
@@ -249,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn answered_changes_survive_a_power_loss() {
+    fn answered_changes_survive_a_power_loss_and_rot_is_never_returned() {
         let mut rng = Rng::new(3);
         let (mut store, _) = EngineDisk::new(1).open(&mut rng).unwrap();
         write(&mut store, 0, 1);
@@ -258,6 +284,11 @@ mod tests {
         let mut store = reopen(store, &mut rng).unwrap();
         let content = store.content(OID).unwrap().unwrap();
         assert_eq!((content[&0][0], content[&1][0]), (1, 2));
+        // Block 1 is not home: it is in the journal and in memory.
+        assert_eq!(store.rot(&mut rng), [(OID, 0)]);
+        assert_eq!(store.content(OID), Err(StoreFailure::Corrupt { oid: OID, block: 0 }));
+        write(&mut store, 0, 3);
+        assert_eq!(store.content(OID).unwrap().unwrap()[&0][0], 3);
     }
 
     #[test]
@@ -272,5 +303,25 @@ mod tests {
             !matches!(content, Ok(Ok(Some(blocks))) if blocks.get(&0).is_some_and(|b| b[0] == 1))
         });
         assert!(lost.count() > 10);
+    }
+
+    #[test]
+    fn a_failed_write_fails_the_whole_store() {
+        let mut rng = Rng::new(4);
+        let (mut store, _) = EngineDisk::new(1).open(&mut rng).unwrap();
+        store.flaws.fails = true;
+        store.submit(
+            Ticket(1),
+            ObjectOp::Change {
+                oid: OID,
+                change: Change::Discard { blocks: BlockRange::new(0, 1) },
+                data: Bytes::new(),
+                tag: None,
+            },
+        );
+        let (io, _) = store.poll_io().unwrap();
+        assert!(!store.complete(io) && store.is_failed());
+        let failed = ObjectReply::Failed(StoreFailure::DiskFailed);
+        assert_eq!(store.poll_reply(), Some((Ticket(1), failed)));
     }
 }

@@ -31,6 +31,9 @@ impl World {
         if !self.faults_on || self.scenario.faults.is_empty() {
             return;
         }
+        if self.is_healing() {
+            return self.queue.put_after(10 * MS, Event::NextFault);
+        }
         let pause = self.fault_rng.latency(self.scenario.fault_pause);
         self.queue.put_after(pause.min(500 * MS), Event::NextFault);
         self.fault_count += 1;
@@ -55,6 +58,9 @@ impl World {
                 self.sheep[victim].disk_slowness = self.fault_rng.in_range(5..100) as u32;
                 let delay = self.fault_rng.duration(50 * MS..500 * MS);
                 self.queue.put_after(delay, Event::Fault(Fault::DiskRecovers(victim)));
+            }
+            FaultKind::BitRot | FaultKind::ReadError | FaultKind::DiskFailure => {
+                self.plan_damage(kind, victim);
             }
             FaultKind::DriftClock => {
                 let (rate, leap) = (self.fault_rng.in_range(500..2000), self.fault_rng.below(2_000_000_000));
@@ -102,6 +108,7 @@ impl World {
     /// Faults are over: everything is mended and everybody comes back.
     pub(crate) fn mend_everything(&mut self) {
         self.faults_on = false;
+        self.end_damage();
         for pair in self.network.cuts() {
             self.mend(pair);
         }

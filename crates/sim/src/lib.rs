@@ -2,6 +2,7 @@
 
 mod churn;
 pub mod client;
+mod damage;
 pub mod driver;
 pub mod engine_store;
 mod faults;

@@ -24,6 +24,7 @@ pub enum Ending {
     Killed,
     PowerLoss,
     StopsItself,
+    DiskFailed,
 }
 
 /// While the sheep is down.
@@ -44,6 +45,7 @@ impl std::fmt::Display for Ending {
             Ending::Killed => "killed",
             Ending::PowerLoss => "power loss",
             Ending::StopsItself => "it stops by itself",
+            Ending::DiskFailed => "its disk failed",
         })
     }
 }

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub store: StoreKind,
     /// Rounds of write-back on all disks together.
     pub syncs: u64,
+    /// How often a disk was damaged.
+    pub damages: u64,
     pub virtual_time: Moment,
     pub trace: Option<String>,
 }
@@ -63,6 +65,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         faults: world.fault_count,
         store: world.scenario.store,
         syncs,
+        damages: world.damages.count,
         virtual_time: world.now(),
         trace: world.trace().map(String::from),
     }
@@ -81,6 +84,7 @@ impl World {
         self.become_quiet()?;
         self.read_everything()?;
         self.become_quiet()?;
+        self.scrub()?;
         self.compare_copies()?;
         self.check_histories()
     }

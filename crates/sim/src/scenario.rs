@@ -25,8 +25,15 @@ pub enum FaultKind {
     DriftClock,
     /// When a sheep ends, what it has sent may sit in its peers' sockets for a long time, into its next life.
     LateFrames,
+    /// Bits of a block on one sheep's disk flip.
+    BitRot,
+    /// Some reads of one sheep's disk end with an error.
+    ReadError,
+    /// A write or sync of one sheep's disk ends with an error; an empty disk takes its place.
+    DiskFailure,
 }
 
+/// On any kind of store.
 pub const FAULT_KINDS: [FaultKind; 8] = [
     FaultKind::Kill,
     FaultKind::PowerLoss,
@@ -37,6 +44,9 @@ pub const FAULT_KINDS: [FaultKind; 8] = [
     FaultKind::DriftClock,
     FaultKind::LateFrames,
 ];
+
+/// On the engine only, and at one sheep of a run: at most one copy of a block is bad.
+pub const DAMAGE_KINDS: [FaultKind; 3] = [FaultKind::BitRot, FaultKind::ReadError, FaultKind::DiskFailure];
 
 /// A mistake of the shell around the nodes, to show that the checker finds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,8 +155,13 @@ impl Scenario {
         if self.store == StoreKind::Engine {
             self.wide_writes = rng.percent(40);
             self.checkpoints_permille = *rng.pick(&[0, 3, 20]);
+            let kinds = DAMAGE_KINDS.into_iter().filter(|_| rng.percent(50));
+            // Twice each: they often find nothing to damage, or not all well.
+            self.faults.extend(kinds.flat_map(|kind| [kind; 2]));
         }
-        if self.bug == PlantedBug::DropSyncs {
+        // What is not home is read from memory, whatever the disk does.
+        let reads_matter = [FaultKind::BitRot, FaultKind::ReadError].iter().any(|k| self.faults.contains(k));
+        if reads_matter || self.bug == PlantedBug::DropSyncs {
             self.checkpoints_permille = 20;
         }
     }

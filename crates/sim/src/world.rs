@@ -17,6 +17,7 @@ use store::IoId;
 
 use crate::churn::Churn;
 use crate::client::{BlockRequest, Client, Population};
+use crate::damage::Damages;
 use crate::driver::Driver;
 use crate::faults::Fault;
 use crate::history::History;
@@ -125,6 +126,7 @@ pub struct World {
     pub(crate) clients_busy: bool,
     pub(crate) faults_on: bool,
     pub(crate) fault_count: u64,
+    pub(crate) damages: Damages,
     /// Rounds of write-back of stores whose process has ended.
     pub(crate) syncs: u64,
     next_request: u64,
@@ -167,6 +169,7 @@ impl World {
             clients_busy: false,
             faults_on: false,
             fault_count: 0,
+            damages: Damages::default(),
             syncs: 0,
             next_request: 0,
             next_value: 0,
@@ -477,6 +480,9 @@ impl World {
         self.carry_out_effects(index, start);
         while self.serve_engine(index, start) {
             self.carry_out_effects(index, start);
+        }
+        if self.has_failed_disk(index) {
+            return self.replace_disk(index);
         }
         let now = self.now();
         let clock = self.sheep[index].clock;

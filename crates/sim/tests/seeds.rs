@@ -37,10 +37,12 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     let faults = AtomicU64::new(0);
     let write_backs = AtomicU64::new(0);
     let engine_runs = AtomicU64::new(0);
+    let damages = AtomicU64::new(0);
     let failed = search(SEEDS, Options::default(), |outcome| {
         requests.fetch_add(outcome.requests, Ordering::Relaxed);
         faults.fetch_add(outcome.faults, Ordering::Relaxed);
         write_backs.fetch_add(outcome.syncs, Ordering::Relaxed);
+        damages.fetch_add(outcome.damages, Ordering::Relaxed);
         engine_runs.fetch_add(u64::from(outcome.store == StoreKind::Engine), Ordering::Relaxed);
         outcome.failure.is_some()
     });
@@ -50,10 +52,10 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     // A simulator in which nothing happens would be content, too.
     let (requests, faults) = (requests.into_inner(), faults.into_inner());
     assert!(requests > 100 * SEEDS && faults > 5 * SEEDS, "{requests} requests, {faults} faults");
-    let [engine_runs, write_backs] = [engine_runs, write_backs].map(AtomicU64::into_inner);
+    let [engine_runs, write_backs, damages] = [engine_runs, write_backs, damages].map(AtomicU64::into_inner);
     assert!(
-        engine_runs > SEEDS / 4 && write_backs > 10 * engine_runs,
-        "{write_backs} rounds of write-back in {engine_runs} runs"
+        engine_runs > SEEDS / 4 && write_backs > 10 * engine_runs && damages > engine_runs / 4,
+        "{write_backs} rounds of write-back and {damages} damages in {engine_runs} runs"
     );
 }
 
