@@ -9,6 +9,9 @@ use crate::network::SheepIndex;
 use crate::prng::Rng;
 use crate::value::{CELLS, CellRange, Value, fill};
 
+/// More than a slot and its ragged ends.
+const WIDE_BLOCKS: u64 = 22;
+
 /// Runs of blocks that clients touch: the beginning, and both sides of the first borders between objects.
 pub struct Population {
     windows: Vec<CellRange>,
@@ -16,11 +19,14 @@ pub struct Population {
 }
 
 impl Population {
-    pub fn new(block_size_shift: u8) -> Population {
+    pub fn new(block_size_shift: u8, wide: bool) -> Population {
         let object_blocks = (1u64 << block_size_shift) / BLOCK_BYTES as u64;
         let window =
             |first: u64, count: u64| CellRange { first: first * CELLS as u64, count: count * CELLS as u64 };
-        let windows = vec![window(0, 2), window(object_blocks - 2, 4), window(2 * object_blocks - 1, 3)];
+        let mut windows = vec![window(0, 2), window(object_blocks - 2, 4), window(2 * object_blocks - 1, 3)];
+        if wide {
+            windows.push(window(object_blocks / 2 - 3, WIDE_BLOCKS));
+        }
         Population { windows, vdi_bytes: 3 << block_size_shift }
     }
 

@@ -117,6 +117,11 @@ impl Driver {
         Some(LogEntry::decode(&bytes).expect("an entry survives its encoding"))
     }
 
+    /// Has a life ended that nobody was told of yet?
+    pub fn has_untold(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
     pub fn attached(&self) -> Vec<NodeId> {
         self.attached.keys().copied().collect()
     }

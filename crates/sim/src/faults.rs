@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::network::{Pair, SheepIndex};
+use crate::object_store::Ending;
 use crate::scenario::{FaultKind, PlantedBug};
 use crate::world::{Event, World};
 
@@ -30,6 +31,9 @@ impl World {
         if !self.faults_on || self.scenario.faults.is_empty() {
             return;
         }
+        if self.is_healing() {
+            return self.queue.put_after(10 * MS, Event::NextFault);
+        }
         let pause = self.fault_rng.latency(self.scenario.fault_pause);
         self.queue.put_after(pause.min(500 * MS), Event::NextFault);
         self.fault_count += 1;
@@ -38,7 +42,7 @@ impl World {
         self.log(|| format!("FAULT {kind:?} at sheep {victim}"));
         match kind {
             FaultKind::Kill => {
-                self.kill(victim, "killed");
+                self.kill(victim, Ending::Killed);
                 self.boot_later(victim, 1500 * MS);
             }
             FaultKind::PowerLoss => self.power_loss(),
@@ -54,6 +58,9 @@ impl World {
                 self.sheep[victim].disk_slowness = self.fault_rng.in_range(5..100) as u32;
                 let delay = self.fault_rng.duration(50 * MS..500 * MS);
                 self.queue.put_after(delay, Event::Fault(Fault::DiskRecovers(victim)));
+            }
+            FaultKind::BitRot | FaultKind::ReadError | FaultKind::DiskFailure => {
+                self.plan_damage(kind, victim);
             }
             FaultKind::DriftClock => {
                 let (rate, leap) = (self.fault_rng.in_range(500..2000), self.fault_rng.below(2_000_000_000));
@@ -101,6 +108,7 @@ impl World {
     /// Faults are over: everything is mended and everybody comes back.
     pub(crate) fn mend_everything(&mut self) {
         self.faults_on = false;
+        self.end_damage();
         for pair in self.network.cuts() {
             self.mend(pair);
         }
@@ -122,7 +130,7 @@ impl World {
 
     fn power_loss(&mut self) {
         for index in 0..self.sheep.len() {
-            self.kill(index, "power loss");
+            self.kill(index, Ending::PowerLoss);
             self.boot_later(index, 1000 * MS);
         }
     }

@@ -2,19 +2,24 @@
 
 mod churn;
 pub mod client;
+mod damage;
 pub mod driver;
+pub mod engine_store;
 mod faults;
 pub mod history;
 pub mod linearize;
 pub mod model_store;
 pub mod network;
+pub mod object_store;
 pub mod prng;
 pub mod queue;
 pub mod run;
 pub mod scenario;
 pub mod sheep;
+mod storage;
 pub mod value;
 pub mod world;
 
+pub use object_store::StoreKind;
 pub use run::{Options, Outcome, run};
 pub use scenario::PlantedBug;

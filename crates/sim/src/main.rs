@@ -5,17 +5,20 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sim::{Options, Outcome, run};
+use sim::{Options, Outcome, StoreKind, run};
 
-const USAGE: &str = "usage: sim [--seeds N] [--first-seed S] [--jobs J] [--minutes M] [--verbose]
-       sim replay SEED
-       sim twice SEED";
+const USAGE: &str =
+    "usage: sim [--seeds N] [--first-seed S] [--jobs J] [--minutes M] [--store model|engine] [--verbose]
+       sim replay SEED [model|engine]
+       sim twice SEED [model|engine]";
 
 struct Arguments {
     seeds: u64,
     first_seed: u64,
     jobs: u64,
     minutes: Option<u64>,
+    /// Instead of what each seed would choose.
+    store: Option<StoreKind>,
     verbose: bool,
 }
 
@@ -29,8 +32,8 @@ fn main() -> ExitCode {
         })
     }));
     match words[..] {
-        ["replay", seed] => with_seed(seed, replay),
-        ["twice", seed] => with_seed(seed, twice),
+        ["replay", seed, ..] if words.len() <= 3 => with_seed(seed, words.get(2), replay),
+        ["twice", seed, ..] if words.len() <= 3 => with_seed(seed, words.get(2), twice),
         _ => match parse(&words) {
             Some(arguments) => run_many(&arguments),
             None => {
@@ -45,22 +48,38 @@ thread_local! {
     static PANIC_PLACE: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }
 
-fn with_seed(text: &str, f: impl FnOnce(u64) -> ExitCode) -> ExitCode {
-    match text.parse() {
-        Ok(seed) => f(seed),
-        Err(_) => {
-            eprintln!("{text:?} is not a seed\n{USAGE}");
+fn with_seed(text: &str, store: Option<&&str>, f: impl FnOnce(u64, Options) -> ExitCode) -> ExitCode {
+    match (text.parse(), store.map(|name| store_kind(name))) {
+        (Ok(seed), None) => f(seed, Options { trace: true, ..Options::default() }),
+        (Ok(seed), Some(Some(kind))) => {
+            f(seed, Options { trace: true, store: Some(kind), ..Options::default() })
+        }
+        _ => {
+            eprintln!("{text:?} is not a seed, or its store is unknown\n{USAGE}");
             ExitCode::from(2)
         }
     }
 }
 
+fn store_kind(name: &str) -> Option<StoreKind> {
+    match name {
+        "model" => Some(StoreKind::Model),
+        "engine" => Some(StoreKind::Engine),
+        _ => None,
+    }
+}
+
 fn parse(words: &[&str]) -> Option<Arguments> {
-    let mut arguments = Arguments { seeds: 200, first_seed: 1, jobs: 2, minutes: None, verbose: false };
+    let mut arguments =
+        Arguments { seeds: 200, first_seed: 1, jobs: 2, minutes: None, store: None, verbose: false };
     let mut words = words.iter();
     while let Some(&word) = words.next() {
         if word == "--verbose" {
             arguments.verbose = true;
+            continue;
+        }
+        if word == "--store" {
+            arguments.store = Some(store_kind(words.next()?)?);
             continue;
         }
         let value: u64 = words.next()?.parse().ok()?;
@@ -78,14 +97,13 @@ fn parse(words: &[&str]) -> Option<Arguments> {
     Some(arguments)
 }
 
-fn replay(seed: u64) -> ExitCode {
-    let outcome = run(seed, Options { trace: true, ..Options::default() });
+fn replay(seed: u64, options: Options) -> ExitCode {
+    let outcome = run(seed, options);
     print!("{}", outcome.trace.as_deref().unwrap_or_default());
     report(&outcome)
 }
 
-fn twice(seed: u64) -> ExitCode {
-    let options = Options { trace: true, ..Options::default() };
+fn twice(seed: u64, options: Options) -> ExitCode {
     let [first, second] = [run(seed, options), run(seed, options)];
     if first.trace == second.trace && first.digest == second.digest {
         println!("seed {seed}: both runs are equal, {} events, digest {:016x}", first.events, first.digest);
@@ -126,12 +144,17 @@ fn run_many(arguments: &Arguments) -> ExitCode {
                     if seed >= last || over() {
                         return;
                     }
-                    let outcome = run(seed, Options::default());
+                    let outcome = run(seed, Options { store: arguments.store, ..Options::default() });
                     runs.fetch_add(1, Ordering::Relaxed);
                     if arguments.verbose {
                         println!(
-                            "seed {seed}: {} requests, {} faults, {} events, {} ms",
-                            outcome.requests, outcome.faults, outcome.events, outcome.virtual_time
+                            "seed {seed}: {:?}, {} requests, {} faults, {} events, {} syncs, {} ms",
+                            outcome.store,
+                            outcome.requests,
+                            outcome.faults,
+                            outcome.events,
+                            outcome.syncs,
+                            outcome.virtual_time
                         );
                     }
                     if report(&outcome) == ExitCode::FAILURE {

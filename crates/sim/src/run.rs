@@ -9,6 +9,7 @@ use proto::client::{ClientOp, ClientReply, ClientResult, ClusterOp, VdiOp};
 use proto::{BLOCK_BYTES, NodeId, Oid, RequestId, Vid};
 
 use crate::linearize;
+use crate::object_store::StoreKind;
 use crate::queue::Moment;
 use crate::scenario::PlantedBug;
 use crate::world::{Event, World};
@@ -19,6 +20,8 @@ const EVENTS_MAX: u64 = 5_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     pub bug: PlantedBug,
+    /// On what kind of store, instead of what the seed would choose.
+    pub store: Option<StoreKind>,
     /// Keep the event log.
     pub trace: bool,
 }
@@ -33,19 +36,26 @@ pub struct Outcome {
     pub events: u64,
     pub requests: u64,
     pub faults: u64,
+    pub store: StoreKind,
+    /// Rounds of write-back on all disks together.
+    pub syncs: u64,
+    /// How often a disk was damaged.
+    pub damages: u64,
     pub virtual_time: Moment,
     pub trace: Option<String>,
 }
 
 /// Runs a seed. Panics of the code under test are failures like any other.
 pub fn run(seed: u64, options: Options) -> Outcome {
-    let mut world = World::new(seed, options.bug, options.trace);
+    let mut world = World::new(seed, options);
     let verdict = catch_unwind(AssertUnwindSafe(|| world.play()));
     let failure = match verdict {
         Ok(Ok(())) => None,
         Ok(Err(why)) => Some(why),
         Err(panic) => Some(format!("panic: {}", panic_text(&*panic))),
     };
+    let running = world.sheep.iter_mut().filter_map(|s| s.process_mut()?.store.engine().map(|e| e.syncs));
+    let syncs = world.syncs + running.sum::<u64>();
     Outcome {
         seed,
         failure,
@@ -53,6 +63,9 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         events: world.events,
         requests: world.history.op_count(),
         faults: world.fault_count,
+        store: world.scenario.store,
+        syncs,
+        damages: world.damages.count,
         virtual_time: world.now(),
         trace: world.trace().map(String::from),
     }
@@ -71,6 +84,7 @@ impl World {
         self.become_quiet()?;
         self.read_everything()?;
         self.become_quiet()?;
+        self.scrub()?;
         self.compare_copies()?;
         self.check_histories()
     }
@@ -114,9 +128,9 @@ impl World {
         }
     }
 
-    fn ask_and_wait(&mut self, op: ClientOp) -> Result<ClientResult, String> {
+    pub(crate) fn ask_and_wait(&mut self, op: ClientOp) -> Result<ClientResult, String> {
         let request = self.ask(0, op);
-        self.run_until(Duration::from_secs(10), "setting up", |w| answered(w, request))?;
+        self.run_until(Duration::from_secs(10), "an answer", |w| answered(w, request))?;
         Ok(self.answers.remove(&request).expect("just answered"))
     }
 
@@ -187,7 +201,7 @@ impl World {
         Ok(())
     }
 
-    fn is_repaired(&self) -> Result<(), String> {
+    pub(crate) fn is_repaired(&self) -> Result<(), String> {
         self.views_agree()?;
         let view = self.sheep[0].process().expect("all are up").node.view();
         for (pool_index, pool) in view.pools().iter().enumerate() {
@@ -218,32 +232,35 @@ impl World {
 
     /// All in-sync copies hold the same bytes; an absent object is the same as one of zeros.
     fn compare_copies(&mut self) -> Result<(), String> {
-        let view = self.sheep[0].process().expect("all are up").node.view();
-        let mut oids: BTreeSet<Oid> = BTreeSet::new();
-        for sheep in &self.sheep {
-            oids.extend(sheep.process().expect("all are up").store.objects());
+        let view = self.sheep[0].process().expect("all are up").node.view().clone();
+        let mut copies: BTreeMap<Oid, BTreeMap<NodeId, Content>> = BTreeMap::new();
+        for sheep in &mut self.sheep {
+            let id = sheep.id();
+            let store = &mut sheep.process_mut().expect("all are up").store;
+            for oid in store.objects() {
+                let content = store.content(oid).map_err(|why| format!("at the end {id} says: {why}"))?;
+                let content = content.expect("it was listed");
+                copies.entry(oid).or_default().insert(id, content);
+            }
+            if let Some(engine) = store.engine() {
+                engine.assert_invariants();
+            }
         }
-        let stores: BTreeMap<NodeId, _> =
-            self.sheep.iter().map(|s| (s.id(), &s.process().expect("all are up").store)).collect();
-        for oid in oids {
+        for (oid, copies) in copies {
             if view.vdi(oid.vid()).is_none() {
-                let holders: Vec<&NodeId> =
-                    stores.iter().filter(|(_, s)| s.holds(oid)).map(|(id, _)| id).collect();
+                let holders: Vec<&NodeId> = copies.keys().collect();
                 return Err(format!("object {oid} of a deleted VDI is still held by {holders:?}"));
             }
             let Some(pg) = view.pg_of(oid).and_then(|id| view.pg(id)) else {
                 continue;
             };
-            let end = stores.values().map(|s| s.end_of(oid)).max().unwrap_or(0);
-            for block in 0..end {
-                let contents: Vec<_> = pg
-                    .in_sync
-                    .iter()
-                    .map(|id| stores[id].read_now(oid, block).unwrap_or_else(|| vec![0; BLOCK_BYTES].into()))
-                    .collect();
-                if contents.windows(2).any(|pair| pair[0] != pair[1]) {
-                    return Err(describe_difference(oid, block, &pg.in_sync, &contents));
-                }
+            let nothing = Content::new();
+            let in_sync = pg.in_sync.iter().map(|id| copies.get(id).unwrap_or(&nothing));
+            let in_sync: Vec<&Content> = in_sync.collect();
+            let blocks: BTreeSet<u32> = in_sync.iter().flat_map(|c| c.keys().copied()).collect();
+            let differs = |block: &u32| in_sync.iter().any(|c| c.get(block) != in_sync[0].get(block));
+            if let Some(block) = blocks.into_iter().find(differs) {
+                return Err(describe_difference(oid, block, &pg.in_sync, &in_sync));
             }
         }
         Ok(())
@@ -258,11 +275,16 @@ impl World {
     }
 }
 
-fn describe_difference(oid: Oid, block: u32, copies: &[NodeId], contents: &[Bytes]) -> String {
-    let at = (0..BLOCK_BYTES).find(|&i| contents.iter().any(|c| c[i] != contents[0][i])).unwrap_or(0) & !7;
-    let words: Vec<u64> =
-        contents.iter().map(|c| u64::from_le_bytes(c[at..at + 8].try_into().expect("eight bytes"))).collect();
-    format!("copies of object {oid} differ in block {block}: {copies:?} hold {words:?} at byte {at}")
+/// The blocks of an object that are not zeros.
+type Content = BTreeMap<u32, Bytes>;
+
+fn describe_difference(oid: Oid, block: u32, ids: &[NodeId], copies: &[&Content]) -> String {
+    let byte = |copy: &Content, at: usize| copy.get(&block).map_or(0, |bytes| bytes[at]);
+    let differs = |at: &usize| copies.iter().any(|c| byte(c, *at) != byte(copies[0], *at));
+    let at = (0..BLOCK_BYTES).find(differs).unwrap_or(0) & !7;
+    let word = |copy: &&Content| u64::from_le_bytes(std::array::from_fn(|i| byte(copy, at + i)));
+    let words: Vec<u64> = copies.iter().map(word).collect();
+    format!("copies of object {oid} differ in block {block}: {ids:?} hold {words:?} at byte {at}")
 }
 
 fn answered(world: &World, request: RequestId) -> Result<(), String> {

@@ -5,9 +5,12 @@ use std::time::Duration;
 use proto::cluster::{FormatOptions, MemberInfo};
 use proto::{CopyPolicy, NodeId, ZoneId};
 
+use crate::object_store::StoreKind;
 use crate::prng::Rng;
 
 const MS: Duration = Duration::from_millis(1);
+/// Any number: keeps the draws for the store apart from all others of a seed.
+const STORE_SALT: u64 = 0x73_746f_7265;
 
 /// A kind of fault that a run may contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,8 +25,15 @@ pub enum FaultKind {
     DriftClock,
     /// When a sheep ends, what it has sent may sit in its peers' sockets for a long time, into its next life.
     LateFrames,
+    /// Bits of a block on one sheep's disk flip.
+    BitRot,
+    /// Some reads of one sheep's disk end with an error.
+    ReadError,
+    /// A write or sync of one sheep's disk ends with an error; an empty disk takes its place.
+    DiskFailure,
 }
 
+/// On any kind of store.
 pub const FAULT_KINDS: [FaultKind; 8] = [
     FaultKind::Kill,
     FaultKind::PowerLoss,
@@ -34,6 +44,9 @@ pub const FAULT_KINDS: [FaultKind; 8] = [
     FaultKind::DriftClock,
     FaultKind::LateFrames,
 ];
+
+/// On the engine only, and at one sheep of a run: at most one copy of a block is bad.
+pub const DAMAGE_KINDS: [FaultKind; 3] = [FaultKind::BitRot, FaultKind::ReadError, FaultKind::DiskFailure];
 
 /// A mistake of the shell around the nodes, to show that the checker finds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +61,8 @@ pub enum PlantedBug {
     SkipWrites,
     /// A sheep that lost its quorum is not told so before the others go on without it.
     NoQuorumLost,
+    /// Disks report success of a sync and do nothing.
+    DropSyncs,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +82,11 @@ pub struct Scenario {
     pub fault_pause: Duration,
     pub busy_time: Duration,
     pub bug: PlantedBug,
+    pub store: StoreKind,
+    /// Some requests are longer than what the engine writes to its journal.
+    pub wide_writes: bool,
+    /// How often, per I/O, a store begins to bring everything home without need.
+    pub checkpoints_permille: u64,
 }
 
 impl Scenario {
@@ -86,9 +106,9 @@ impl Scenario {
             .collect();
         let copies = *rng.pick(&[1, 2, 2, 3, 3, 3]);
         let mut faults: Vec<FaultKind> = FAULT_KINDS.into_iter().filter(|_| rng.percent(45)).collect();
-        if matches!(bug, PlantedBug::AckBeforeDurable | PlantedBug::ForgetUnsettled)
-            && !faults.contains(&FaultKind::PowerLoss)
-        {
+        let loses_at_crash =
+            [PlantedBug::AckBeforeDurable, PlantedBug::ForgetUnsettled, PlantedBug::DropSyncs];
+        if loses_at_crash.contains(&bug) && !faults.contains(&FaultKind::PowerLoss) {
             faults.push(FaultKind::PowerLoss);
         }
         if bug == PlantedBug::NoQuorumLost && !faults.contains(&FaultKind::CutOff) {
@@ -115,6 +135,34 @@ impl Scenario {
             fault_pause: rng.duration(40 * MS..400 * MS),
             busy_time: rng.duration(800 * MS..2500 * MS),
             bug,
+            store: StoreKind::Model,
+            wide_writes: false,
+            checkpoints_permille: 0,
+        }
+    }
+
+    /// What the sheep of a run keep their objects on. Draws from a generator of its own: the rest of a
+    /// scenario is the same on any store.
+    pub fn draw_store(&mut self, seed: u64, wanted: Option<StoreKind>) {
+        let mut rng = Rng::new(seed ^ STORE_SALT);
+        let drawn = if rng.percent(40) { StoreKind::Engine } else { StoreKind::Model };
+        self.store = match self.bug {
+            // The model's own mistake, and the engine's.
+            PlantedBug::AckBeforeDurable => StoreKind::Model,
+            PlantedBug::DropSyncs => StoreKind::Engine,
+            _ => wanted.unwrap_or(drawn),
+        };
+        if self.store == StoreKind::Engine {
+            self.wide_writes = rng.percent(40);
+            self.checkpoints_permille = *rng.pick(&[0, 3, 20]);
+            let kinds = DAMAGE_KINDS.into_iter().filter(|_| rng.percent(50));
+            // Twice each: they often find nothing to damage, or not all well.
+            self.faults.extend(kinds.flat_map(|kind| [kind; 2]));
+        }
+        // What is not home is read from memory, whatever the disk does.
+        let reads_matter = [FaultKind::BitRot, FaultKind::ReadError].iter().any(|k| self.faults.contains(k));
+        if reads_matter || self.bug == PlantedBug::DropSyncs {
+            self.checkpoints_permille = 20;
         }
     }
 }

@@ -4,7 +4,7 @@ use node::{Node, Time};
 use proto::NodeId;
 use proto::cluster::MemberInfo;
 
-use crate::model_store::{ModelDisk, ModelStore};
+use crate::object_store::{Disk, ObjectStore, StoreKind};
 use crate::queue::Moment;
 
 pub struct Sheep {
@@ -24,12 +24,12 @@ pub struct Sheep {
 
 pub enum State {
     Up(Box<Running>),
-    Down(ModelDisk),
+    Down(Disk),
 }
 
 pub struct Running {
     pub node: Node,
-    pub store: ModelStore,
+    pub store: ObjectStore,
     /// The moment for which a timer event is under way.
     pub timer: Option<Moment>,
     /// A delivery of the driver is under way.
@@ -37,11 +37,11 @@ pub struct Running {
 }
 
 impl Sheep {
-    pub fn new(member: MemberInfo) -> Self {
+    pub fn new(member: MemberInfo, kind: StoreKind) -> Self {
         Sheep {
-            member,
             start: 0,
-            state: State::Down(ModelDisk::default()),
+            state: State::Down(Disk::new(kind, member.store_id)),
+            member,
             formatted: None,
             clock: Clock::default(),
             disk_slowness: 1,
@@ -59,6 +59,13 @@ impl Sheep {
 
     pub fn process(&self) -> Option<&Running> {
         match &self.state {
+            State::Up(running) => Some(running),
+            State::Down(_) => None,
+        }
+    }
+
+    pub fn process_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.state {
             State::Up(running) => Some(running),
             State::Down(_) => None,
         }

@@ -11,19 +11,21 @@ use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
 use proto::cluster::Proposal;
-use proto::object::ObjectOp;
 use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage, PeerReply, PeerRequest};
 use proto::{NodeId, RequestId, Vid};
+use store::IoId;
 
 use crate::churn::Churn;
 use crate::client::{BlockRequest, Client, Population};
+use crate::damage::Damages;
 use crate::driver::Driver;
 use crate::faults::Fault;
 use crate::history::History;
-use crate::model_store::ModelStore;
 use crate::network::{Departure, Frame, Network, Pair, SheepIndex};
+use crate::object_store::{Disk, Ending};
 use crate::prng::Rng;
 use crate::queue::{EventQueue, Moment};
+use crate::run::Options;
 use crate::scenario::{FaultKind, PlantedBug, Scenario};
 use crate::sheep::{Running, Sheep, State};
 use crate::value::{CellRange, decode};
@@ -65,6 +67,11 @@ pub(crate) enum Event {
         start: u64,
         ticket: Ticket,
         answered: bool,
+    },
+    IoDone {
+        sheep: SheepIndex,
+        start: u64,
+        io: IoId,
     },
     Timer {
         sheep: SheepIndex,
@@ -119,6 +126,9 @@ pub struct World {
     pub(crate) clients_busy: bool,
     pub(crate) faults_on: bool,
     pub(crate) fault_count: u64,
+    pub(crate) damages: Damages,
+    /// Rounds of write-back of stores whose process has ended.
+    pub(crate) syncs: u64,
     next_request: u64,
     next_value: u64,
     pub(crate) violation: Option<String>,
@@ -129,14 +139,16 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, bug: PlantedBug, keep_trace: bool) -> World {
+    pub fn new(seed: u64, options: Options) -> World {
         let mut rng = Rng::new(seed);
-        let scenario = Scenario::draw(&mut rng, bug);
+        let mut scenario = Scenario::draw(&mut rng, options.bug);
+        scenario.draw_store(seed, options.store);
         let fault_rng = rng.fork();
-        let sheep: Vec<Sheep> = scenario.members.iter().cloned().map(Sheep::new).collect();
+        let sheep: Vec<Sheep> =
+            scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
         let clients = (0..scenario.clients).map(|n| Client::new(rng.fork(), n % sheep.len())).collect();
         let churn_rng = rng.fork();
-        let population = Population::new(scenario.format.block_size_shift);
+        let population = Population::new(scenario.format.block_size_shift, scenario.wide_writes);
         World {
             scenario,
             rng,
@@ -157,10 +169,12 @@ impl World {
             clients_busy: false,
             faults_on: false,
             fault_count: 0,
+            damages: Damages::default(),
+            syncs: 0,
             next_request: 0,
             next_value: 0,
             violation: None,
-            trace: keep_trace.then(String::new),
+            trace: options.trace.then(String::new),
             digest: 0xcbf2_9ce4_8422_2325,
             events: 0,
         }
@@ -196,6 +210,7 @@ impl World {
             Event::StoreDone { sheep, start, ticket, answered } => {
                 self.store_done(sheep, start, ticket, answered)
             }
+            Event::IoDone { sheep, start, io } => self.io_done(sheep, start, io),
             Event::Timer { sheep, start, at } => self.timer(sheep, start, at),
             Event::NoticeDeaths => {
                 let time = self.wall_clock();
@@ -239,7 +254,14 @@ impl World {
         sheep.start += 1;
         sheep.member.life = life;
         let State::Down(disk) = &mut sheep.state else { unreachable!("checked above") };
-        let (store, mut unsettled) = ModelStore::open(std::mem::take(disk));
+        let (mut store, mut unsettled) = match std::mem::take(disk).open(&mut self.rng) {
+            Ok(opened) => opened,
+            Err(why) => return self.violate(format!("the disk of sheep {index} {why}")),
+        };
+        if let Some(engine) = store.engine() {
+            engine.flaws.drops_syncs = self.scenario.bug == PlantedBug::DropSyncs;
+        }
+        let sheep = &mut self.sheep[index];
         if self.scenario.bug == PlantedBug::ForgetUnsettled {
             unsettled.clear();
         }
@@ -272,14 +294,15 @@ impl World {
     }
 
     /// The process ends at once; what was not durable may be lost.
-    pub(crate) fn kill(&mut self, index: SheepIndex, why: &str) {
-        let state = std::mem::replace(&mut self.sheep[index].state, State::Down(Default::default()));
-        let State::Up(running) = state else {
+    pub(crate) fn kill(&mut self, index: SheepIndex, ending: Ending) {
+        let state = std::mem::replace(&mut self.sheep[index].state, State::Down(Disk::default()));
+        let State::Up(mut running) = state else {
             self.sheep[index].state = state;
             return;
         };
-        self.log(|| format!("sheep {index} ends: {why}"));
-        self.sheep[index].state = State::Down(running.store.crash(&mut self.rng));
+        self.log(|| format!("sheep {index} ends: {ending}"));
+        self.syncs += running.store.engine().map_or(0, |engine| engine.syncs);
+        self.sheep[index].state = State::Down(running.store.end(ending, &mut self.rng));
         self.driver.detach(self.sheep[index].id());
         for peer in (0..self.sheep.len()).filter(|p| *p != index) {
             self.reset_link((peer, index));
@@ -447,30 +470,19 @@ impl World {
 
     // What a node orders.
 
-    fn local_time(&self, index: SheepIndex) -> Time {
+    pub(crate) fn local_time(&self, index: SheepIndex) -> Time {
         self.sheep[index].clock.at(self.now())
     }
 
     /// Carries out what the node has ordered, and sets its timer.
     pub(crate) fn after(&mut self, index: SheepIndex) {
         let start = self.sheep[index].start;
-        while let Some(effect) = self.sheep[index].running(start).and_then(|r| r.node.poll_effect()) {
-            match effect {
-                Effect::Send { to, message } => self.send(index, to, message),
-                Effect::Propose(proposal) => {
-                    self.log(|| format!("sheep {index} proposes {proposal:?}"));
-                    let delay = self.rng.latency(self.scenario.driver_latency);
-                    self.queue.put_after(delay, Event::Propose { sheep: index, start, proposal });
-                }
-                Effect::Store { ticket, op } => self.submit(index, ticket, op),
-                Effect::Answer { request, result } => self.finish_request(request, result),
-                Effect::RememberFormat { ctime } => self.sheep[index].formatted = Some(ctime),
-                Effect::Stop => {
-                    self.kill(index, "it stops by itself");
-                    let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(300));
-                    self.queue.put_after(delay, Event::Boot(index));
-                }
-            }
+        self.carry_out_effects(index, start);
+        while self.serve_engine(index, start) {
+            self.carry_out_effects(index, start);
+        }
+        if self.has_failed_disk(index) {
+            return self.replace_disk(index);
         }
         let now = self.now();
         let clock = self.sheep[index].clock;
@@ -484,6 +496,27 @@ impl World {
         }
     }
 
+    fn carry_out_effects(&mut self, index: SheepIndex, start: u64) {
+        while let Some(effect) = self.sheep[index].running(start).and_then(|r| r.node.poll_effect()) {
+            match effect {
+                Effect::Send { to, message } => self.send(index, to, message),
+                Effect::Propose(proposal) => {
+                    self.log(|| format!("sheep {index} proposes {proposal:?}"));
+                    let delay = self.rng.latency(self.scenario.driver_latency);
+                    self.queue.put_after(delay, Event::Propose { sheep: index, start, proposal });
+                }
+                Effect::Store { ticket, op } => self.submit(index, ticket, op),
+                Effect::Answer { request, result } => self.finish_request(request, result),
+                Effect::RememberFormat { ctime } => self.sheep[index].formatted = Some(ctime),
+                Effect::Stop => {
+                    self.kill(index, Ending::StopsItself);
+                    let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(300));
+                    self.queue.put_after(delay, Event::Boot(index));
+                }
+            }
+        }
+    }
+
     fn timer(&mut self, index: SheepIndex, start: u64, at: Moment) {
         let now = self.local_time(index);
         let Some(running) = self.sheep[index].running(start) else { return };
@@ -492,44 +525,6 @@ impl World {
             running.node.handle_timeout(now);
             self.after(index);
         }
-    }
-
-    fn submit(&mut self, index: SheepIndex, ticket: Ticket, op: ObjectOp) {
-        self.log(|| format!("  sheep {index} store {} {}", ticket.0, brief_op(&op)));
-        let start = self.sheep[index].start;
-        let is_change = matches!(op, ObjectOp::Change { .. });
-        let skip = is_change && self.scenario.bug == PlantedBug::SkipWrites && self.rng.permille(10);
-        let op = if skip { ObjectOp::Flush } else { op };
-        let typical = self.scenario.disk_latency * self.sheep[index].disk_slowness;
-        let delay = self.rng.latency(if is_change { typical } else { typical / 2 });
-        let Some(running) = self.sheep[index].running(start) else { return };
-        running.store.submit(ticket, op);
-        let premature = is_change && self.scenario.bug == PlantedBug::AckBeforeDurable;
-        if premature {
-            self.queue
-                .put_after(delay / 8, Event::StoreDone { sheep: index, start, ticket, answered: false });
-            let late = delay + Duration::from_millis(20);
-            self.queue.put_after(late, Event::StoreDone { sheep: index, start, ticket, answered: true });
-        } else {
-            self.queue.put_after(delay, Event::StoreDone { sheep: index, start, ticket, answered: false });
-        }
-    }
-
-    fn store_done(&mut self, index: SheepIndex, start: u64, ticket: Ticket, answered: bool) {
-        let now = self.local_time(index);
-        let premature = self.scenario.bug == PlantedBug::AckBeforeDurable;
-        let Some(running) = self.sheep[index].running(start) else { return };
-        if answered {
-            running.store.complete(ticket);
-            return;
-        }
-        let reply = if premature && running.store.is_change(ticket) {
-            running.store.premature_reply(ticket)
-        } else {
-            running.store.complete(ticket)
-        };
-        running.node.handle_store(ticket, reply, now);
-        self.after(index);
     }
 
     // Clients.
@@ -677,22 +672,8 @@ fn brief(message: &PeerMessage) -> String {
     text
 }
 
-fn brief_op(op: &ObjectOp) -> String {
-    let mut text = String::new();
-    match op {
-        ObjectOp::Change { oid, change, tag, data } => {
-            let _ = write!(text, "{oid} {change:?} {tag:?} {} bytes", data.len());
-        }
-        other => {
-            let _ = write!(text, "{other:?}");
-        }
-    }
-    shorten(&mut text);
-    text
-}
-
 /// Payloads are not for reading.
-fn shorten(text: &mut String) {
+pub(crate) fn shorten(text: &mut String) {
     const LINE_MAX: usize = 480;
     if text.len() > LINE_MAX {
         let mut end = LINE_MAX;

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sim::{Options, Outcome, PlantedBug, run};
+use sim::{Options, Outcome, PlantedBug, StoreKind, run};
 
 const THREADS: usize = 2;
 const SEEDS: u64 = 400;
@@ -35,9 +35,15 @@ fn search(count: u64, options: Options, stop: impl Fn(&Outcome) -> bool + Sync) 
 fn acknowledged_writes_survive_every_seeded_fault_mix() {
     let requests = AtomicU64::new(0);
     let faults = AtomicU64::new(0);
+    let write_backs = AtomicU64::new(0);
+    let engine_runs = AtomicU64::new(0);
+    let damages = AtomicU64::new(0);
     let failed = search(SEEDS, Options::default(), |outcome| {
         requests.fetch_add(outcome.requests, Ordering::Relaxed);
         faults.fetch_add(outcome.faults, Ordering::Relaxed);
+        write_backs.fetch_add(outcome.syncs, Ordering::Relaxed);
+        damages.fetch_add(outcome.damages, Ordering::Relaxed);
+        engine_runs.fetch_add(u64::from(outcome.store == StoreKind::Engine), Ordering::Relaxed);
         outcome.failure.is_some()
     });
     if let Some(Outcome { seed, failure, .. }) = failed {
@@ -46,6 +52,11 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     // A simulator in which nothing happens would be content, too.
     let (requests, faults) = (requests.into_inner(), faults.into_inner());
     assert!(requests > 100 * SEEDS && faults > 5 * SEEDS, "{requests} requests, {faults} faults");
+    let [engine_runs, write_backs, damages] = [engine_runs, write_backs, damages].map(AtomicU64::into_inner);
+    assert!(
+        engine_runs > SEEDS / 4 && write_backs > 10 * engine_runs && damages > engine_runs / 4,
+        "{write_backs} rounds of write-back and {damages} damages in {engine_runs} runs"
+    );
 }
 
 #[test]
@@ -83,4 +94,9 @@ fn writes_that_never_reach_the_store_are_found() {
 #[test]
 fn a_sheep_that_serves_after_it_was_given_up_is_found() {
     assert_found(PlantedBug::NoQuorumLost);
+}
+
+#[test]
+fn syncs_that_do_nothing_are_found() {
+    assert_found(PlantedBug::DropSyncs);
 }

@@ -9,11 +9,14 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::BLOCK_BYTES;
+use proto::{BLOCK_BYTES, Oid};
 
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::io::{IoFailed, IoId, IoOp, IoRequest, IoResult};
+use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS};
+use crate::store::Store;
+use crate::tables::bits;
 
 const SECTOR_BYTES: usize = 512;
 const SECTORS: usize = BLOCK_BYTES / SECTOR_BYTES;
@@ -148,6 +151,12 @@ impl SimDisk {
         Err(IoFailed)
     }
 
+    /// Reports success of a request that is in flight, and does nothing of it: a disk that lies.
+    pub fn pretend(&mut self, id: IoId) -> IoResult {
+        self.in_flight.remove(&id).expect("the request is in flight");
+        Ok(Bytes::new())
+    }
+
     /// Power is lost. Of everything in flight or only cached, any part may be there afterwards.
     pub fn crash(&mut self, seed: u64) {
         let mut rng = SimRng::new(seed);
@@ -256,6 +265,34 @@ impl SimDisk {
         self.rng = Some(rng);
         buf.freeze()
     }
+}
+
+/// A block whose content a read would fetch from the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HomeBlock {
+    pub oid: Oid,
+    pub block: u32,
+    /// Where on the disk it lies.
+    pub offset: u64,
+}
+
+/// All blocks that are home and covered by nothing newer, by object and number: where rot must be noticed.
+pub fn home_blocks(store: &Store) -> Vec<HomeBlock> {
+    let mut found = Vec::new();
+    for map in store.tables.maps_between(Oid(0), Oid(u64::MAX)) {
+        for (i, at) in map.chunks.iter().enumerate().filter(|(_, at)| !at.is_hole()) {
+            let chunk = map.group * GROUP_CHUNKS + i as u32;
+            let written = store.written.chunk(map.oid, chunk);
+            let slot = store.superblock.geometry.slot_offset(at.slot);
+            let bare = |index: &u32| written.is_none_or(|w| w.get(*index).is_none());
+            found.extend(bits(at.mask).filter(bare).map(|index| HomeBlock {
+                oid: map.oid,
+                block: chunk * SLOT_BLOCKS + index,
+                offset: slot + u64::from(index) * BLOCK,
+            }));
+        }
+    }
+    found
 }
 
 fn blocks_of(offset: u64, data: &[Bytes]) -> Vec<(u64, Block)> {

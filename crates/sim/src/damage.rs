@@ -1,0 +1,211 @@
+//! Damage to disks: rotten blocks, reads that fail, a disk that fails. Only the engine shows what it does then.
+//!
+//! All damage of a run is done to one sheep, so at most one copy of any block is bad, and another must serve and
+//! mend it. That copy may have to be there: where the view might go on with the damaged copy alone, or where
+//! all of a disk is lost, damage is done only when all is well, and other faults wait until it is mended.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proto::client::{ClientOp, ClientReply, NativeOp};
+use proto::{Oid, RequestId};
+
+use crate::network::SheepIndex;
+use crate::object_store::{Disk, Ending};
+use crate::queue::Moment;
+use crate::scenario::FaultKind;
+use crate::sheep::State;
+use crate::world::World;
+
+const MS: Duration = Duration::from_millis(1);
+/// May other faults meet rot that nobody has found yet, where three copies outlive both? Not while catching up asks only
+/// one copy for a block: if it rotted there, the member stays behind until somebody reads it.
+const ROT_MEETS_FAULTS: bool = false;
+/// Added to the id of a disk for the one that replaces it: no other disk has it.
+const REPLACEMENT_ID: u64 = 1000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Damages {
+    /// The sheep to whose disk it is done.
+    victim: Option<SheepIndex>,
+    /// Objects with blocks that rotted.
+    rotten: BTreeSet<Oid>,
+    disk_has_failed: bool,
+    /// How often damage was done.
+    pub count: u64,
+    /// What other faults wait for.
+    stage: Option<Stage>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// All is to be well first.
+    Planned(FaultKind),
+    /// Rot: clients may find it first, then a check does.
+    Found(BTreeSet<Oid>, Moment),
+    Checked(BTreeSet<Oid>, Oid, RequestId),
+    /// Reads fail until then.
+    Failing(Moment),
+    /// Whoever met a failed read asks another copy: that one has to stay until then.
+    Settling(Moment),
+    /// The disk is to fail, to be replaced and to become in sync.
+    Replaced,
+}
+
+impl World {
+    /// A copy is to be damaged: at once if nothing can come of it, or when all is well.
+    pub(crate) fn plan_damage(&mut self, kind: FaultKind, victim: SheepIndex) {
+        self.damages.victim.get_or_insert(victim);
+        let is_once = kind == FaultKind::DiskFailure;
+        if self.copies_of_any_pg() < 2 || (is_once && self.damages.disk_has_failed) {
+            return;
+        }
+        let waits = is_once || (kind == FaultKind::BitRot && !ROT_MEETS_FAULTS);
+        if waits || self.copies_of_any_pg() < 3 {
+            self.damages.stage = Some(Stage::Planned(kind));
+        } else {
+            self.damage(kind);
+        }
+    }
+
+    /// The view goes on with two of three copies, but never with one.
+    fn copies_of_any_pg(&self) -> usize {
+        let Some(running) = self.sheep.iter().find_map(|s| s.process()) else { return 0 };
+        let pools = running.node.view().pools();
+        pools.iter().flat_map(|pool| &pool.pgs).map(|pg| pg.targets.len()).min().unwrap_or(0)
+    }
+
+    /// Is there damage that other faults have to wait for?
+    pub(crate) fn is_healing(&mut self) -> bool {
+        if let Some(stage) = self.damages.stage.take() {
+            self.damages.stage = self.heal(stage);
+        }
+        self.damages.stage.is_some()
+    }
+
+    fn heal(&mut self, stage: Stage) -> Option<Stage> {
+        match stage {
+            Stage::Planned(kind) if self.is_all_well() => self.damage(kind),
+            Stage::Found(oids, at) if at <= self.now() => self.check_next(oids),
+            Stage::Checked(left, oid, request) => match self.answers.remove(&request) {
+                None => Some(Stage::Checked(left, oid, request)),
+                Some(Ok(ClientReply::Checked(report))) if report.lost.is_empty() => self.check_next(left),
+                // The VDI has ended, or the sheep that was asked.
+                Some(Err(_)) if self.lost_asks.remove(&request) || self.is_deleted(oid) => {
+                    self.check_next(left)
+                }
+                Some(other) => {
+                    self.violate(format!("a check of object {oid} is answered with {other:?}"));
+                    None
+                }
+            },
+            Stage::Failing(until) if until <= self.now() => {
+                self.make_sound();
+                Some(Stage::Settling(self.now().after(200 * MS)))
+            }
+            Stage::Settling(until) if until <= self.now() => None,
+            Stage::Replaced if self.damages.disk_has_failed && self.is_repaired().is_ok() => None,
+            waiting => Some(waiting),
+        }
+    }
+
+    fn check_next(&mut self, mut oids: BTreeSet<Oid>) -> Option<Stage> {
+        let sheep = self.sheep.iter().position(|s| s.is_up())?;
+        let oid = oids.pop_first()?;
+        Some(Stage::Checked(oids, oid, self.ask(sheep, check(oid))))
+    }
+
+    /// Does it now. Returns what other faults wait for.
+    fn damage(&mut self, kind: FaultKind) -> Option<Stage> {
+        let now = self.now();
+        let index = self.damages.victim?;
+        let engine = self.sheep[index].process_mut()?.store.engine()?;
+        match kind {
+            FaultKind::BitRot => {
+                let rotten = engine.rot(&mut self.fault_rng);
+                if rotten.is_empty() {
+                    return None;
+                }
+                self.log(|| format!("sheep {index} has rot in {rotten:?}"));
+                let oids: BTreeSet<Oid> = rotten.into_iter().map(|(oid, _)| oid).collect();
+                self.damages.rotten.extend(oids.iter().copied());
+                let wait = self.fault_rng.duration(Duration::ZERO..100 * MS);
+                self.damages.count += 1;
+                Some(Stage::Found(oids, now.after(wait)))
+            }
+            FaultKind::ReadError => {
+                engine.flaws.reads_to_fail = self.fault_rng.in_range(1..8) as u32;
+                self.damages.count += 1;
+                Some(Stage::Failing(now.after(200 * MS)))
+            }
+            _ => {
+                engine.flaws.fails = true;
+                Some(Stage::Replaced)
+            }
+        }
+    }
+
+    /// Every copy is where it should be, and nothing is under way that would take one away.
+    fn is_all_well(&self) -> bool {
+        self.is_repaired().is_ok()
+            && !self.driver.has_untold()
+            && self.network.cuts().is_empty()
+            && self.sheep.iter().all(|s| !s.cut_off && s.disk_slowness == 1)
+    }
+
+    fn is_deleted(&self, oid: Oid) -> bool {
+        self.sheep.iter().filter_map(|s| s.process()).any(|p| p.node.view().vdi(oid.vid()).is_none())
+    }
+
+    pub(crate) fn has_failed_disk(&mut self, index: SheepIndex) -> bool {
+        let engine = self.sheep[index].process_mut().and_then(|running| running.store.engine());
+        engine.is_some_and(|engine| engine.is_failed())
+    }
+
+    /// As the daemon does: it ends once everybody has been told. Its operator puts in another disk.
+    pub(crate) fn replace_disk(&mut self, index: SheepIndex) {
+        self.kill(index, Ending::DiskFailed);
+        self.damages.disk_has_failed = true;
+        self.damages.count += 1;
+        let keeps_mark = self.fault_rng.percent(50);
+        let sheep = &mut self.sheep[index];
+        sheep.member.store_id += REPLACEMENT_ID;
+        sheep.state = State::Down(Disk::new(self.scenario.store, sheep.member.store_id));
+        if !keeps_mark {
+            sheep.formatted = None;
+        }
+        self.boot_later(index, 1500 * MS);
+    }
+
+    /// Nothing fails any more. What has rotted stays so until somebody mends it.
+    pub(crate) fn end_damage(&mut self) {
+        self.damages.stage = None;
+        self.make_sound();
+    }
+
+    fn make_sound(&mut self) {
+        for sheep in &mut self.sheep {
+            if let Some(engine) = sheep.process_mut().and_then(|running| running.store.engine()) {
+                (engine.flaws.fails, engine.flaws.reads_to_fail) = (false, 0);
+            }
+        }
+    }
+
+    /// Rot that nobody has read is found by a check, which mends it.
+    pub(crate) fn scrub(&mut self) -> Result<(), String> {
+        for oid in std::mem::take(&mut self.damages.rotten) {
+            if self.is_deleted(oid) {
+                continue;
+            }
+            match self.ask_and_wait(check(oid))? {
+                Ok(ClientReply::Checked(report)) if report.lost.is_empty() => {}
+                other => return Err(format!("a check of object {oid} is answered with {other:?}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(oid: Oid) -> ClientOp {
+    ClientOp::Object { oid, op: NativeOp::Check { repair: true } }
+}

@@ -1,0 +1,136 @@
+//! What nodes order from their stores, on its way through a store of either kind.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use node::Ticket;
+use proto::BLOCK_BYTES;
+use proto::object::ObjectOp;
+use store::{IoId, IoOp};
+
+use crate::network::SheepIndex;
+use crate::object_store::ObjectStore;
+use crate::scenario::PlantedBug;
+use crate::world::{Event, World, shorten};
+
+impl World {
+    pub(crate) fn submit(&mut self, index: SheepIndex, ticket: Ticket, op: ObjectOp) {
+        self.log(|| format!("  sheep {index} store {} {}", ticket.0, brief_op(&op)));
+        let start = self.sheep[index].start;
+        let is_change = matches!(op, ObjectOp::Change { .. });
+        let skip = is_change && self.scenario.bug == PlantedBug::SkipWrites && self.rng.permille(10);
+        let op = if skip { ObjectOp::Flush } else { op };
+        let Some(running) = self.sheep[index].running(start) else { return };
+        match &mut running.store {
+            ObjectStore::Engine(engine) => engine.submit(ticket, op),
+            ObjectStore::Model(model) => {
+                model.submit(ticket, op);
+                self.answer_later(index, start, ticket, is_change);
+            }
+        }
+    }
+
+    // The model answers after a while.
+
+    fn answer_later(&mut self, index: SheepIndex, start: u64, ticket: Ticket, is_change: bool) {
+        let typical = self.disk_latency(index);
+        let delay = self.rng.latency(if is_change { typical } else { typical / 2 });
+        let done = |answered| Event::StoreDone { sheep: index, start, ticket, answered };
+        if is_change && self.scenario.bug == PlantedBug::AckBeforeDurable {
+            self.queue.put_after(delay / 8, done(false));
+            self.queue.put_after(delay + Duration::from_millis(20), done(true));
+        } else {
+            self.queue.put_after(delay, done(false));
+        }
+    }
+
+    pub(crate) fn store_done(&mut self, index: SheepIndex, start: u64, ticket: Ticket, answered: bool) {
+        let now = self.local_time(index);
+        let premature = self.scenario.bug == PlantedBug::AckBeforeDurable;
+        let Some(running) = self.sheep[index].running(start) else { return };
+        let ObjectStore::Model(model) = &mut running.store else {
+            unreachable!("only the model needs telling")
+        };
+        if answered {
+            model.complete(ticket);
+            return;
+        }
+        let reply = if premature && model.is_change(ticket) {
+            model.premature_reply(ticket)
+        } else {
+            model.complete(ticket)
+        };
+        running.node.handle_store(ticket, reply, now);
+        self.after(index);
+    }
+
+    // The engine asks for I/O, and answers by itself.
+
+    /// Puts the engine's I/O on its way and hands its answers to the node. Were there any?
+    pub(crate) fn serve_engine(&mut self, index: SheepIndex, start: u64) -> bool {
+        let typical = self.disk_latency(index);
+        let now = self.local_time(index);
+        let Some(running) = self.sheep[index].running(start) else { return false };
+        let Some(engine) = running.store.engine() else { return false };
+        while let Some((io, op)) = engine.poll_io() {
+            let typical = match op {
+                IoOp::Read { .. } => typical / 2,
+                // Into the disk's cache.
+                IoOp::Write { durable: false, .. } => typical / 4,
+                IoOp::Write { durable: true, .. } | IoOp::Sync => typical,
+            };
+            let delay = self.rng.latency(typical);
+            self.queue.put_after(delay, Event::IoDone { sheep: index, start, io });
+        }
+        let mut answered = false;
+        while let Some((ticket, reply)) = engine.poll_reply() {
+            running.node.handle_store(ticket, reply, now);
+            answered = true;
+        }
+        answered
+    }
+
+    pub(crate) fn io_done(&mut self, index: SheepIndex, start: u64, io: IoId) {
+        let Some(running) = self.sheep[index].running(start) else { return };
+        let engine = running.store.engine().expect("only the engine asks for I/O");
+        let text = brief_io(engine.io(io));
+        let succeeded = engine.complete(io);
+        if self.rng.permille(self.scenario.checkpoints_permille) {
+            engine.begin_checkpoint();
+        }
+        self.log(|| format!("  sheep {index} I/O {}: {text}{}", io.0, if succeeded { "" } else { " FAILS" }));
+        self.after(index);
+    }
+
+    fn disk_latency(&self, index: SheepIndex) -> Duration {
+        self.scenario.disk_latency * self.sheep[index].disk_slowness
+    }
+}
+
+fn brief_io(op: &IoOp) -> String {
+    match op {
+        IoOp::Read { offset, len } => {
+            format!("read {} blocks at {}", len / BLOCK_BYTES, offset / BLOCK_BYTES as u64)
+        }
+        IoOp::Write { offset, data, durable } => {
+            let blocks = data.iter().map(|d| d.len()).sum::<usize>() / BLOCK_BYTES;
+            let how = if *durable { "durable write" } else { "write" };
+            format!("{how} of {blocks} blocks at {}", offset / BLOCK_BYTES as u64)
+        }
+        IoOp::Sync => "sync".into(),
+    }
+}
+
+fn brief_op(op: &ObjectOp) -> String {
+    let mut text = String::new();
+    match op {
+        ObjectOp::Change { oid, change, tag, data } => {
+            let _ = write!(text, "{oid} {change:?} {tag:?} {} bytes", data.len());
+        }
+        other => {
+            let _ = write!(text, "{other:?}");
+        }
+    }
+    shorten(&mut text);
+    text
+}
