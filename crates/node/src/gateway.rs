@@ -356,6 +356,18 @@ impl Gateway {
         true
     }
 
+    /// The client that asked has gone. What has not reached an owner is not carried out any more, nor asked for again: the
+    /// client may have come back elsewhere, and written since what this would undo.
+    pub fn handle_client_gone(&mut self, ctx: &mut Context, id: RequestId) {
+        for waiting in self.waiting.values_mut() {
+            waiting.retain(|request| request.requester != Requester::Local(id));
+        }
+        self.waiting.retain(|_, waiting| !waiting.is_empty());
+        if let Some((_, call)) = self.forwarded.remove(&id) {
+            ctx.out.calls.remove(&call);
+        }
+    }
+
     pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {
         for vid in self.waiting.keys().copied().collect::<Vec<_>>() {
             let owned_here = sessions.get(&vid).is_some_and(|s| s.is_closing());

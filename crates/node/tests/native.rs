@@ -11,7 +11,7 @@ use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
 use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
-use proto::object::{Change, ObjectOp, ObjectReply, WriteBase};
+use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, WriteBase};
 use proto::peer::PeerMessage;
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
@@ -37,7 +37,12 @@ impl Store {
                 ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
             }
             ObjectOp::Checksums { .. } => ObjectReply::Absent,
-            ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
+            ObjectOp::List { first, last, limit } => {
+                let objects = self.0.range(first..=last).take(limit as usize);
+                ObjectReply::Objects(
+                    objects.map(|(oid, _)| ObjectInfo { oid: *oid, allocated_bytes: 0 }).collect(),
+                )
+            }
             ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
         }
     }
@@ -67,6 +72,8 @@ struct Cluster {
     now: Time,
     requests: u64,
     answers: BTreeMap<RequestId, ClientResult>,
+    /// All links are cut: what is sent is lost.
+    cut: bool,
 }
 
 impl Cluster {
@@ -89,6 +96,7 @@ impl Cluster {
             now: Time(1),
             requests: 0,
             answers: BTreeMap::new(),
+            cut: false,
         };
         members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
         let format = FormatOptions {
@@ -121,6 +129,7 @@ impl Cluster {
             for (id, node, store) in &mut self.sheep {
                 while let Some(effect) = node.poll_effect() {
                     match effect {
+                        Effect::Send { .. } if self.cut => {}
                         Effect::Send { to, message } => sent.push_back((*id, to, message)),
                         Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
                         Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
@@ -400,7 +409,67 @@ fn nothing_is_left_of_a_deleted_vdi() {
     }
     assert_eq!(cluster.sheep.iter().map(|(_, _, store)| store.0.len()).sum::<usize>(), 2 * 5);
     cluster.ask(0, ClientOp::Vdi(VdiOp::Delete { vid })).unwrap();
+    assert!(cluster.sheep.iter().all(|(_, _, store)| store.0.is_empty()));
     assert_eq!(cluster.ask(1, read_object(Oid::data(vid, 0), 0, 1)), Err(ClientError::NoObject));
     let lookup = VdiOp::Lookup { name: b"disk".to_vec(), selector: Selector::Working };
     assert_eq!(cluster.ask(1, ClientOp::Vdi(lookup)), Err(ClientError::NoVdi));
+}
+
+/// Two ways of a write to be on its way; the function cuts the way short or not.
+fn write_of_a_client_that_goes(goes: bool, through_owner: bool) -> u8 {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 0);
+    if !through_owner {
+        // The other sheep is the owner, and cannot be reached.
+        cluster.ask(0, read_flat(oid, 0, 1)).unwrap();
+        cluster.cut = true;
+    }
+    let request = cluster.begin(1, write_flat(oid, 0, &[7]));
+    if cluster.cut {
+        cluster.run();
+        cluster.cut = false;
+    }
+    assert!(cluster.answers.is_empty());
+    let now = cluster.now;
+    if goes {
+        cluster.sheep[1].1.handle_client_gone(request, now);
+    }
+    let owner = cluster.sheep[0].0;
+    cluster.sheep[1].1.handle_link_reset(owner, now);
+    cluster.run();
+    let read = cluster.data(0, read_flat(oid, 0, 1))[0];
+    assert_eq!(cluster.answers.contains_key(&request), !goes);
+    read
+}
+
+#[test]
+fn what_has_not_reached_an_owner_ends_with_its_client() {
+    for through_owner in [true, false] {
+        assert_eq!(write_of_a_client_that_goes(false, through_owner), 7);
+        assert_eq!(write_of_a_client_that_goes(true, through_owner), 0);
+    }
+}
+
+#[test]
+fn what_its_client_does_not_wait_for_holds_nothing_up() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 0);
+    cluster.ask(0, read_flat(oid, 0, 1)).unwrap();
+    // It is on its way to the owner already, and so comes before what is asked later.
+    let request = cluster.begin(1, write_flat(oid, 0, &[7]));
+    let now = cluster.now;
+    cluster.sheep[1].1.handle_client_gone(request, now);
+    cluster.run();
+    cluster.ask(1, write_flat(oid, 0, &[8])).unwrap();
+    assert_eq!(cluster.data(0, read_flat(oid, 0, 1))[..], [8]);
+    assert!(cluster.answers.is_empty());
+    // The owner does not wait for a confirmation of the answer: its session can be closed.
+    for _ in 0..50 {
+        cluster.now = Time(cluster.now.0 + 200_000_000);
+        let now = cluster.now;
+        cluster.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(now));
+        cluster.run();
+    }
+    let session = cluster.sheep[0].1.view().session(vid);
+    assert_eq!((session.owner, session.clean), (None, session.generation));
 }
