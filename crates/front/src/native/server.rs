@@ -32,7 +32,9 @@ use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter,
     Chain, ReadHalf,
 };
-use tokio::net::{TcpStream, UnixListener, UnixStream, tcp, unix};
+use tokio::net::tcp::OwnedReadHalf as TcpReadHalf;
+use tokio::net::unix::OwnedReadHalf as UnixReadHalf;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 
@@ -41,6 +43,7 @@ use super::exchange::{Answer, Step, Then};
 use super::session::{Arrival, Body};
 use crate::Service;
 use crate::buffer::AlignedBuf;
+use crate::tcp;
 
 /// Memory for payloads in both directions of one connection: two of the largest requests, or about a thousand
 /// small ones.
@@ -68,14 +71,14 @@ where
     serve_halves(read, write, service, desk, first_bytes).await
 }
 
-/// A TCP connection: small replies leave at once.
+/// A TCP connection.
 pub async fn serve_tcp<S: Service>(
     stream: TcpStream,
     service: S,
     desk: Desk,
     first_bytes: Bytes,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+    tcp::prepare(&stream);
     let (read, write) = stream.into_split();
     serve_halves(read, write, service, desk, first_bytes).await
 }
@@ -144,13 +147,13 @@ trait Reading: AsyncRead + Unpin {
     fn has_ended(&self) -> bool;
 }
 
-impl Reading for tcp::OwnedReadHalf {
+impl Reading for TcpReadHalf {
     fn has_ended(&self) -> bool {
         has_hung_up(self.as_ref())
     }
 }
 
-impl Reading for unix::OwnedReadHalf {
+impl Reading for UnixReadHalf {
     fn has_ended(&self) -> bool {
         has_hung_up(self.as_ref())
     }
