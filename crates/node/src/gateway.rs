@@ -166,8 +166,8 @@ impl Gateway {
                 self.propose(ctx, id, &ClientOp::Vdi(op), Action::LockVdi { vid, shared });
                 None
             }
-            VdiOp::Unlock { vid, shared, force } => {
-                self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared, force });
+            VdiOp::Unlock { vid, shared } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared });
                 None
             }
             VdiOp::Usage { .. } => unreachable!("routed to the owner"),

@@ -128,6 +128,5 @@ pub enum Action {
     UnlockVdi {
         vid: Vid,
         shared: bool,
-        force: bool,
     },
 }

@@ -1,7 +1,7 @@
 //! Message sequences of QEMU 5.0 and tgt, byte for byte (spec sections 9.2, 9.3, 9.5 and 9.7).
 
 use proto::client::{ClientOp, NativeOp, VdiOp};
-use proto::inode::{TABLE_END, table_offset};
+use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
 use proto::sd::header::LOCK_NORMAL;
 use proto::sd::{Opcode, Request, ResultCode, cluster_flag, flag};
 use proto::{Oid, Vid};
@@ -96,6 +96,14 @@ fn qemu_creates_opens_writes_flushes_discards_and_closes() {
         .await;
         assert!(fake.world().objects.is_empty());
         data.close().await.unwrap();
+        // What QEMU does first for a resize or a snapshot.
+        sheep
+            .replay_once(
+                "00030500 00000000 00000000 38120000 00000000 0739a080 00000000 00000000 01000000 00000000 00000000 00000000",
+                &composed[..HEADER_BYTES],
+                "00030000 01000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
+            )
+            .await;
         sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
         let hints: Vec<VdiOp> =
             fake.vdi_ops().into_iter().filter(|op| !matches!(op, VdiOp::Lookup { .. })).collect();
@@ -213,11 +221,7 @@ fn tgt_locks_shared_probes_writes_and_releases() {
         assert!(fake.world().vdis[&VID].locked_by.is_empty());
         assert_eq!(
             fake.vdi_ops()[3..],
-            [
-                VdiOp::Open { vid: VID },
-                VdiOp::Unlock { vid: VID, shared: true, force: false },
-                VdiOp::Close { vid: VID },
-            ]
+            [VdiOp::Open { vid: VID }, VdiOp::Unlock { vid: VID, shared: true }, VdiOp::Close { vid: VID },]
         );
     });
 }
@@ -314,6 +318,29 @@ fn a_locked_vdi_is_refused_until_it_is_released_on_another_connection() {
         assert_eq!(sheep.result(&lock).await, ResultCode::VDI_LOCKED);
         sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
         open_alice(&sheep).await;
+    });
+}
+
+#[test]
+fn a_release_is_carried_out_while_the_cluster_waits_for_members() {
+    run(async {
+        let fake = Fake::formatted(1, cluster_flag::USE_LOCK);
+        let sheep = Sheep::new(fake.clone());
+        create_alice(&sheep).await;
+        open_alice(&sheep).await;
+        let asked = fake.vdi_ops().len();
+        fake.world().info.status = proto::client::ClusterStatus::WaitForJoin;
+        sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
+        assert_eq!(
+            fake.vdi_ops()[asked..],
+            // Not by force: that would drop the shared locks of other sheep as well.
+            [VdiOp::Unlock { vid: VID, shared: false }, VdiOp::Close { vid: VID }]
+        );
+        let delete_cache = Request::plain(Opcode::DeleteCache, 0);
+        assert_eq!(sheep.result(&delete_cache).await, ResultCode::SUCCESS);
+        fake.world().info.status = proto::client::ClusterStatus::WaitForFormat;
+        let release = Request::release_vdi(VID, LOCK_NORMAL);
+        assert_eq!(sheep.result(&release).await, ResultCode::WAIT_FOR_FORMAT);
     });
 }
 
