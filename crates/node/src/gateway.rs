@@ -358,7 +358,7 @@ impl Gateway {
 
     /// The client that asked has gone. What has not reached an owner is not carried out any more, nor asked for again: the
     /// client may have come back elsewhere, and written since what this would undo.
-    pub fn handle_client_gone(&mut self, ctx: &mut Context, id: RequestId) {
+    pub fn handle_client_gone(&mut self, ctx: &mut Context, sessions: &mut Sessions, id: RequestId) {
         for waiting in self.waiting.values_mut() {
             waiting.retain(|request| request.requester != Requester::Local(id));
         }
@@ -366,6 +366,7 @@ impl Gateway {
         if let Some((_, call)) = self.forwarded.remove(&id) {
             ctx.out.calls.remove(&call);
         }
+        sessions.values_mut().for_each(|session| session.handle_client_gone(id));
     }
 
     pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {

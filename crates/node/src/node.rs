@@ -513,7 +513,7 @@ impl Node {
             return;
         }
         self.early.retain(|(early, _)| *early != request);
-        self.with(now, |node, ctx| node.gateway.handle_client_gone(ctx, request));
+        self.with(now, |node, ctx| node.gateway.handle_client_gone(ctx, node.sessions, request));
         self.settle_down(now);
     }
 

@@ -109,6 +109,13 @@ impl Cluster {
         (cluster, vdi.vid)
     }
 
+    /// The first sheep is gone, and the others are told.
+    pub fn lose_first(&mut self) {
+        let (id, node, _) = self.sheep.remove(0);
+        let incarnation = node.view().members()[&id].incarnation.expect("it was up");
+        self.append(ClusterEvent::Leave(vec![(id, incarnation)]));
+    }
+
     fn append(&mut self, event: ClusterEvent) {
         self.version += 1;
         let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
@@ -139,7 +146,10 @@ impl Cluster {
             }
             let now = self.now;
             if let Some((from, to, message)) = sent.pop_front() {
-                self.node(to).handle_peer(from, message, now);
+                // Or else it is lost with its receiver.
+                if self.sheep.iter().any(|(id, ..)| *id == to) {
+                    self.node(to).handle_peer(from, message, now);
+                }
             } else if let Some((id, ticket, reply)) = stored.pop_front() {
                 self.node(id).handle_store(ticket, reply, now);
             } else if let Some((from, proposal)) = proposed.pop_front() {

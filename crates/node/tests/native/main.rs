@@ -284,3 +284,29 @@ fn what_its_client_does_not_wait_for_holds_nothing_up() {
     let session = cluster.sheep[0].1.view().session(vid);
     assert_eq!((session.owner, session.clean), (None, session.generation));
 }
+
+#[test]
+fn what_waits_for_a_seal_ends_with_its_client() {
+    for goes in [false, true] {
+        let (mut cluster, vid) = Cluster::with_disk(3);
+        let oid = Oid::data(vid, 0);
+        // The owner dies, and its successor hears nothing of the others.
+        cluster.ask(0, write_flat(oid, 0, &[1])).unwrap();
+        cluster.lose_first();
+        let request = cluster.begin(0, write_flat(oid, 0, &[7]));
+        cluster.cut = true;
+        cluster.run();
+        cluster.cut = false;
+        assert!(cluster.answers.is_empty());
+        let (me, now) = (cluster.sheep[0].0, cluster.now);
+        assert_eq!(cluster.sheep[0].1.view().session(vid).owner.map(|(id, _)| id), Some(me));
+        if goes {
+            cluster.sheep[0].1.handle_client_gone(request, now);
+        }
+        let other = cluster.sheep[1].0;
+        cluster.sheep[0].1.handle_link_reset(other, now);
+        cluster.run();
+        assert_eq!(cluster.data(1, read_flat(oid, 0, 1))[..], [if goes { 1 } else { 7 }]);
+        assert_eq!(cluster.answers.contains_key(&request), !goes);
+    }
+}
