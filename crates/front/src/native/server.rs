@@ -18,6 +18,8 @@
 //! A client that only ends its own side of the connection (none of the known ones does) is answered what can be answered at
 //! once.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io::{self, Cursor};
 use std::os::fd::AsFd;
@@ -26,6 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proto::Vid;
+use proto::client::{ClientOp, VdiOp};
 use proto::sd::{HEADER_BYTES, RequestHeader};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{
@@ -114,6 +118,7 @@ where
             replies,
             budget: Arc::new(Semaphore::new((IN_FLIGHT_BYTES_MAX / PERMIT_BYTES) as usize)),
             giving_up,
+            at_work: RefCell::default(),
         };
         let read_result = tokio::select! {
             // First: the share of the lost reply may be what the next request has been waiting for.
@@ -201,7 +206,7 @@ struct Outgoing {
     _share: OwnedSemaphorePermit,
 }
 
-struct Connection<S> {
+struct Connection<S: Service> {
     service: S,
     desk: Desk,
     /// Bounded by the budget.
@@ -209,6 +214,20 @@ struct Connection<S> {
     budget: Arc<Semaphore>,
     /// Turns true when the client is known to be gone.
     giving_up: watch::Receiver<bool>,
+    /// VDIs of which it has read or written data.
+    at_work: RefCell<BTreeSet<Vid>>,
+}
+
+/// A client that crashed has released nothing. Its VDIs would be served from here for ever, wherever they are opened next.
+impl<S: Service> Drop for Connection<S> {
+    fn drop(&mut self) {
+        for vid in self.at_work.take() {
+            for _ in 0..self.desk.work_ended(vid) {
+                // Told by the call; there is nothing to wait for.
+                drop(self.service.call(ClientOp::Vdi(VdiOp::Close { vid })));
+            }
+        }
+    }
 }
 
 /// What was read from the connection before, then the connection.
@@ -250,6 +269,11 @@ impl<S: Service> Connection<S> {
     /// the owner in the order of arrival, so of two overlapping writes the later one wins.
     fn begin(&self, arrival: &Arrival, payload: Bytes, share: OwnedSemaphorePermit) {
         self.desk.request_started(arrival.opcode(), payload.len() as u64);
+        if let Some(vid) = arrival.works_on()
+            && self.at_work.borrow_mut().insert(vid)
+        {
+            self.desk.work_began(vid);
+        }
         let pending = Pending {
             header: arrival.header,
             service: self.service.clone(),

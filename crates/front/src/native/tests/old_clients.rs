@@ -371,6 +371,36 @@ fn a_release_closes_only_what_this_sheep_opened() {
 }
 
 #[test]
+fn what_a_crashed_client_had_open_is_closed_when_nobody_else_is_at_work_on_it() {
+    run(async {
+        let fake = Fake::formatted(1, cluster_flag::USE_LOCK);
+        let sheep = Sheep::new(fake.clone());
+        create_alice(&sheep).await;
+        let closes = || fake.vdi_ops().iter().filter(|op| matches!(op, VdiOp::Close { .. })).count();
+        let create = Request::create_obj(Oid::data(VID, 0), 0, None, vec![1; 8].into());
+        let mut guest = sheep.connect();
+        open_alice(&sheep).await;
+        // Connections that only look at the VDI do not count.
+        sheep.once(&Request::read_obj(Oid::inode(VID), 0, 4664)).await;
+        guest.call(&create).await;
+        let mut other = sheep.connect();
+        other.call(&create).await;
+        other.close().await.unwrap();
+        assert_eq!(closes(), 0, "the guest is still at work");
+        guest.close().await.unwrap();
+        assert_eq!(closes(), 1);
+        assert_eq!(
+            fake.world().vdis[&VID].locked_by.len(),
+            1,
+            "a lock is not a hint: it needs its RELEASE_VDI"
+        );
+        sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
+        assert_eq!(closes(), 1);
+        assert!(fake.world().vdis[&VID].locked_by.is_empty());
+    });
+}
+
+#[test]
 fn lookups_follow_name_tag_and_snapshot_id() {
     run(async {
         let fake = Fake::formatted(1, cluster_flag::USE_LOCK);
