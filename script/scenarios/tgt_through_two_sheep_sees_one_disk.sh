@@ -7,9 +7,15 @@
 need_packages tgt qemu-utils qemu-block-extra libnbd-bin
 scenario_with_sheep 3
 
+# Anew, with locks that count.
+run dog cluster format --force --lock --copies=3
+wait_for 20 "a running cluster" cluster_runs
 run dog vdi create disk 256M
 
 target=iqn.2026-01.test:sheep
+open_disk() {
+    run tgtadm --lld iscsi --mode logicalunit --op new --tid 1 --lun 1 --bstype sheepdog --backing-store "tcp:127.0.0.1:$port$1:disk"
+}
 # start_target N PORT: a tgtd that serves the VDI through the sheep N.
 start_target() {
     # It reads the number of its control socket and the path from the environment.
@@ -18,11 +24,22 @@ start_target() {
     export TGT_IPC_SOCKET=$dir/tgt$1
     wait_for 10 "tgtd answers" tgtadm --lld iscsi --mode system --op show
     run tgtadm --lld iscsi --mode target --op new --tid 1 --targetname "$target"
-    run tgtadm --lld iscsi --mode logicalunit --op new --tid 1 --lun 1 --bstype sheepdog --backing-store "tcp:127.0.0.1:$port$1:disk"
+    open_disk "$1"
     run tgtadm --lld iscsi --mode target --op bind --tid 1 --initiator-address ALL
 }
 start_target 0 "${port}8"
 start_target 1 "${port}9"
+lock_is_held_by() {
+    local sheep
+    for sheep in "$@"; do dog vdi lock list | grep -q "port:$port$sheep(shared)" || return; done
+    [[ $(dog vdi lock list | grep -o '(shared)' | wc -l) == "$#" ]]
+}
+lock_is_held_by 0 1 || die "$(dog vdi lock list)"
+say "the second one closes the disk and opens it again"
+run tgtadm --lld iscsi --mode logicalunit --op delete --tid 1 --lun 1
+lock_is_held_by 0 || die "$(dog vdi lock list)"
+open_disk 1
+lock_is_held_by 0 1 || die "$(dog vdi lock list)"
 a=iscsi://127.0.0.1:${port}8/$target/1
 b=iscsi://127.0.0.1:${port}9/$target/1
 nbd=$(nbd_uri disk 2)
@@ -82,11 +99,17 @@ done
 run timeout 120 qemu-img compare -f raw -F raw "$a" "$b"
 run timeout 120 qemu-img compare -f raw -F raw "$a" "$nbd"
 
-say "the sheep of one target dies and comes back; what was written meanwhile is there"
-kill_sheep 1
-io -c 'write -P 0x99 200M 5M' "$a"
-start_sheep 1
-wait_for 20 "three members" members_are 3
-verify -c 'read -P 0x99 200M 5M' -c 'read -P 0 205M 4M' "$b"
+# Of the two sheep one owns the VDI, so each kind is lost once.
+come_and_go() {
+    say "the sheep $1 dies and comes back; what was written meanwhile is there"
+    kill_sheep "$1"
+    io -c "write -P $4 200M 5M" -c "write -P $4 1030k 1k" "$3"
+    start_sheep "$1"
+    wait_for 20 "three members" members_are 3
+    verify -c "read -P $4 200M 5M" -c 'read -P 0 205M 4M' -c "read -P $4 1030k 1k" -c 'read -P 0x44 1029k 1k' -c 'read -P 0x44 1031k 1k' "$2"
+}
+come_and_go 1 "$b" "$a" 0x99
+come_and_go 0 "$a" "$b" 0xaa
+verify -c 'read -P 0xaa 200M 5M' "$nbd"
 run_line "dog vdi list; dog vdi check disk"
 no_panics

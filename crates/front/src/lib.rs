@@ -7,5 +7,6 @@ pub mod buffer;
 pub mod native;
 pub mod nbd;
 mod service;
+mod tcp;
 
 pub use service::Service;

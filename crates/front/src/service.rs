@@ -7,7 +7,8 @@ use proto::client::{ClientOp, ClientResult};
 
 /// Takes requests of clients, answers each once, in any order. Lives in one thread; clones share it.
 ///
-/// Dropping the future of a request does not undo it: it may still be carried out.
+/// Dropping the future of a request does not undo it. It may still be carried out, but only where it already has its place
+/// in the order of the VDI's requests: never after one that is called later.
 pub trait Service: Clone + 'static {
     fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static;
 

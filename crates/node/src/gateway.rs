@@ -178,8 +178,8 @@ impl Gateway {
                 self.propose(ctx, id, &ClientOp::Vdi(op), Action::LockVdi { vid, shared });
                 None
             }
-            VdiOp::Unlock { vid, shared, force } => {
-                self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared, force });
+            VdiOp::Unlock { vid, shared } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::UnlockVdi { vid, shared });
                 None
             }
             VdiOp::Snapshot { ref vids, ref tag } => {
@@ -450,6 +450,19 @@ impl Gateway {
             ctx.answer(id, result);
         }
         true
+    }
+
+    /// The client that asked has gone. What has not reached an owner is not carried out any more, nor asked for again: the
+    /// client may have come back elsewhere, and written since what this would undo.
+    pub fn handle_client_gone(&mut self, ctx: &mut Context, sessions: &mut Sessions, id: RequestId) {
+        for waiting in self.waiting.values_mut() {
+            waiting.retain(|request| request.requester != Requester::Local(id));
+        }
+        self.waiting.retain(|_, waiting| !waiting.is_empty());
+        if let Some((_, call)) = self.forwarded.remove(&id) {
+            ctx.out.calls.remove(&call);
+        }
+        sessions.values_mut().for_each(|session| session.handle_client_gone(id));
     }
 
     pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {

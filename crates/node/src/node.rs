@@ -594,6 +594,17 @@ impl Node {
         self.settle_down(now);
     }
 
+    /// Nobody waits for the answer any more, and there will be none. What has reached the VDI's owner may still be carried
+    /// out: it comes before everything that is asked from now on. Nothing else will be.
+    pub fn handle_client_gone(&mut self, request: RequestId, now: Time) {
+        if self.halted {
+            return;
+        }
+        self.early.retain(|(early, _)| *early != request);
+        self.with(now, |node, ctx| node.gateway.handle_client_gone(ctx, node.sessions, request));
+        self.settle_down(now);
+    }
+
     fn take_request(&mut self, request: RequestId, op: ClientOp, now: Time) {
         let origin = Origin { incarnation: self.incarnation.unwrap_or_default(), request };
         let request = Request { requester: Requester::Local(request), origin, op };

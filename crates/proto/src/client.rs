@@ -204,7 +204,6 @@ pub enum VdiOp {
     Unlock {
         vid: Vid,
         shared: bool,
-        force: bool,
     },
     /// vids in use, those of deleted VDIs included; and those of deleted VDIs alone.
     UsedVids,

@@ -174,6 +174,5 @@ pub enum Action {
     UnlockVdi {
         vid: Vid,
         shared: bool,
-        force: bool,
     },
 }

@@ -288,7 +288,7 @@ async fn accept_unix(listener: UnixListener, shell: Shell, desk: Desk) {
             Ok((stream, _)) => {
                 let (shell, desk) = (shell.clone(), desk.clone());
                 spawn_local(async move {
-                    if let Err(error) = native::serve_connection(stream, shell, desk, Bytes::new()).await {
+                    if let Err(error) = native::serve_unix_stream(stream, shell, desk).await {
                         tracing::debug!("native client: {error}");
                     }
                 });

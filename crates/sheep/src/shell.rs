@@ -441,10 +441,10 @@ impl State {
 impl Service for Shell {
     fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static {
         // Given to the node here and not when the future is first polled: the order of calls is the order of requests.
-        let answer = self.take(op);
+        let asked = self.take(op);
         async move {
-            match answer {
-                Ok(later) => later.await.unwrap_or(Err(ClientError::ShuttingDown)),
+            match asked {
+                Ok(mut asked) => (&mut asked.answer).await.unwrap_or(Err(ClientError::ShuttingDown)),
                 Err(now) => now,
             }
         }
@@ -457,7 +457,7 @@ impl Service for Shell {
 
 impl Shell {
     /// Passes a request on to the node, or answers it here.
-    fn take(&self, op: ClientOp) -> Result<oneshot::Receiver<ClientResult>, ClientResult> {
+    fn take(&self, op: ClientOp) -> Result<Asked, ClientResult> {
         match op {
             ClientOp::Cluster(ClusterOp::NodeStat) => {
                 return Err(Ok(ClientReply::NodeStat(self.0.state.borrow().stat())));
@@ -470,12 +470,30 @@ impl Shell {
             _ => {}
         }
         let (sender, answer) = oneshot::channel();
-        self.tell(|state, now| {
+        let request = self.tell(|state, now| {
             state.last_request += 1;
             let request = RequestId(state.last_request);
             state.clients.insert(request, sender);
             state.node.handle_client(request, op, now);
+            request
         });
-        Ok(answer)
+        Ok(Asked { shell: self.clone(), request, answer })
+    }
+}
+
+/// A request that the node has. Dropped without an answer: its client has gone.
+struct Asked {
+    shell: Shell,
+    request: RequestId,
+    answer: oneshot::Receiver<ClientResult>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let unanswered = self.shell.0.state.borrow_mut().clients.remove(&self.request).is_some();
+        if unanswered {
+            self.shell.tell(|state, now| state.node.handle_client_gone(self.request, now));
+            self.shell.0.stop.progress.notify_one();
+        }
     }
 }

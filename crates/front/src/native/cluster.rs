@@ -54,7 +54,7 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
         Exist => exist(ObjRequest::decode(&header.variant)),
         Locate => locate(ObjectRequest::decode(&header.variant)),
         // Nothing is cached: there is nothing to drop.
-        DeleteCache | FlushDelCache => Step::while_running(|_| Answer::success().into()),
+        DeleteCache | FlushDelCache => Step::once_formatted(|_| Answer::success().into()),
         // Obsolete in the original as well.
         Snapshot | Restore | GetSnapFile | FlushNodes | FlushPeer | GetCacheInfo | CachePurge
         | PreventInodeUpdate | AllowInodeUpdate => Step::refused(ResultCode::INVALID_PARMS),
@@ -202,7 +202,7 @@ fn md_info(room: usize, path: String) -> Step {
 }
 
 fn stat(room: usize, desk: Desk) -> Step {
-    Step::while_running(move |_| match room {
+    Step::once_formatted(move |_| match room {
         0..SD_STAT_BYTES => Step::refused(ResultCode::BUFFER_SMALL),
         _ => Answer::with_payload(desk.stat().encode().to_vec()).into(),
     })

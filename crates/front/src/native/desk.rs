@@ -15,9 +15,11 @@ pub struct Desk {
 
 #[derive(Default)]
 struct State {
-    /// LOCK_VDIs that no RELEASE_VDI has followed. They come on connections of their own, so that the end of a
-    /// connection says nothing.
+    /// LOCK_VDIs that no RELEASE_VDI has followed. They come on connections of their own, of which the end says
+    /// nothing.
     opens: BTreeMap<Vid, u32>,
+    /// Connections that have read or written data of the VDI.
+    at_work: BTreeMap<Vid, u32>,
     stat: SdStat,
     disks_path: String,
 }
@@ -50,6 +52,24 @@ impl Desk {
             state.opens.remove(&vid);
         }
         true
+    }
+
+    pub(super) fn work_began(&self, vid: Vid) {
+        *self.state().at_work.entry(vid).or_default() += 1;
+    }
+
+    /// A connection that was at work has ended. How many opens are over by that: all, if no other is at work. Their
+    /// clients have crashed, or lost their connections. The latter go on without another LOCK_VDI, which does no harm:
+    /// that a VDI is open here is a hint.
+    pub(super) fn work_ended(&self, vid: Vid) -> u32 {
+        let mut state = self.state();
+        let count = state.at_work.get_mut(&vid).expect("it began");
+        *count -= 1;
+        if *count > 0 {
+            return 0;
+        }
+        state.at_work.remove(&vid);
+        state.opens.remove(&vid).unwrap_or(0)
     }
 
     pub(super) fn request_started(&self, opcode: Option<Opcode>, rx_bytes: u64) {

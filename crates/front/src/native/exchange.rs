@@ -99,11 +99,14 @@ impl Step {
         })
     }
 
-    /// For operations that this sheep answers by itself, but not before the cluster runs (spec section 1.7).
-    pub(super) fn while_running(then: impl FnOnce(ClusterInfo) -> Step + 'static) -> Step {
-        Step::with_info(|info| match status_code(info.status) {
-            ResultCode::SUCCESS => then(info),
-            refusal => Step::refused(refusal),
+    /// For operations that this sheep answers by itself, but not before there is a cluster (spec section 1.7).
+    ///
+    /// One that waits for members answers as well: clients do not ask again (section 10, item 19), and a RELEASE_VDI
+    /// that is lost leaves the VDI open.
+    pub(super) fn once_formatted(then: impl FnOnce(ClusterInfo) -> Step + 'static) -> Step {
+        Step::with_info(|info| match info.status {
+            ClusterStatus::Running | ClusterStatus::WaitForJoin => then(info),
+            refusal => Step::refused(status_code(refusal)),
         })
     }
 }

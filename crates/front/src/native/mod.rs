@@ -18,7 +18,7 @@ pub mod session;
 pub mod vdis;
 
 pub use desk::Desk;
-pub use server::{serve_connection, serve_tcp, serve_unix};
+pub use server::{serve_connection, serve_tcp, serve_unix, serve_unix_stream};
 
 #[cfg(test)]
 mod tests;

@@ -4,24 +4,42 @@
 //! writes replies in the order of completion. Reading goes on while requests are pending, until they would take
 //! more than [`IN_FLIGHT_BYTES_MAX`]; then the client waits, in its own socket. Idle clients are never sent away.
 //!
-//! A request is carried out once its last byte has arrived, whether or not the client is still there; one that
-//! breaks off is dropped. When a reply cannot be written, nothing more is read: the client has gone, will
-//! send its unanswered requests again elsewhere, and a late duplicate of a CREATE would undo newer writes
-//! (spec section 10, item 16).
+//! # Clients that go
+//!
+//! A client that loses its connection sends its unanswered requests again on another one, perhaps to another sheep, and
+//! goes on writing. A duplicate that took effect later than that would undo newer writes (spec section 10, item 16). So
+//! the requests of a connection that has ended are not held until they can be carried out:
+//!
+//! - a request that breaks off, or is found in the socket of a client that has hung up, after it had to wait there
+//!   for room, is dropped;
+//! - when a reply cannot be written, or nothing more comes from the client for [`PARTING`], what is in flight is given up:
+//!   the [`Service`] carries out what has its place in the VDI's order, and nothing else.
+//!
+//! A client that only ends its own side of the connection (none of the known ones does) is answered what can be answered at
+//! once.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io::{self, Cursor};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proto::Vid;
+use proto::client::{ClientOp, VdiOp};
 use proto::sd::{HEADER_BYTES, RequestHeader};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter,
+    Chain, ReadHalf,
 };
-use tokio::net::{TcpStream, UnixListener};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::net::tcp::OwnedReadHalf as TcpReadHalf;
+use tokio::net::unix::OwnedReadHalf as UnixReadHalf;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 
 use super::desk::Desk;
@@ -29,11 +47,16 @@ use super::exchange::{Answer, Step, Then};
 use super::session::{Arrival, Body};
 use crate::Service;
 use crate::buffer::AlignedBuf;
+use crate::tcp;
 
 /// Memory for payloads in both directions of one connection: two of the largest requests, or about a thousand
 /// small ones.
 pub const IN_FLIGHT_BYTES_MAX: u32 = 64 << 20;
 const PERMIT_BYTES: u32 = 1 << 10;
+
+/// How long requests may go on after their client has ended its side. Shorter than the second after which QEMU
+/// and tgt connect again.
+pub const PARTING: Duration = Duration::from_millis(500);
 
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const READ_BUFFER_BYTES: usize = 16 << 10;
@@ -49,36 +72,110 @@ where
     S: Service,
 {
     let (read, write) = tokio::io::split(io);
-    let input = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(first_bytes).chain(read));
-    let (replies, outbox) = mpsc::unbounded_channel();
-    let client_gone = Notify::new();
-    let reading = async {
-        let connection = Connection {
-            service,
-            desk,
-            replies,
-            budget: Arc::new(Semaphore::new((IN_FLIGHT_BYTES_MAX / PERMIT_BYTES) as usize)),
-        };
-        tokio::select! {
-            // First: the share of the lost reply may be what the next request has been waiting for.
-            biased;
-            () = client_gone.notified() => Ok(()),
-            result = connection.read_requests(input) => result,
-        }
-    };
-    let (read_result, write_result) = tokio::join!(reading, write_replies(outbox, write, &client_gone));
-    read_result.and(write_result)
+    serve_halves(read, write, service, desk, first_bytes).await
 }
 
-/// A TCP connection: small replies leave at once.
+/// A TCP connection.
 pub async fn serve_tcp<S: Service>(
     stream: TcpStream,
     service: S,
     desk: Desk,
     first_bytes: Bytes,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    serve_connection(stream, service, desk, first_bytes).await
+    tcp::prepare(&stream);
+    let (read, write) = stream.into_split();
+    serve_halves(read, write, service, desk, first_bytes).await
+}
+
+/// A connection on the unix socket.
+pub async fn serve_unix_stream<S: Service>(stream: UnixStream, service: S, desk: Desk) -> io::Result<()> {
+    let (read, write) = stream.into_split();
+    serve_halves(read, write, service, desk, Bytes::new()).await
+}
+
+async fn serve_halves<R, W, S>(
+    read: R,
+    write: W,
+    service: S,
+    desk: Desk,
+    first_bytes: Bytes,
+) -> io::Result<()>
+where
+    R: Reading,
+    W: AsyncWrite + Unpin,
+    S: Service,
+{
+    let input = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(first_bytes).chain(read));
+    let (replies, outbox) = mpsc::unbounded_channel();
+    let client_gone = Notify::new();
+    let (given_up, giving_up) = watch::channel(false);
+    // The writer is at work until the last request has ended.
+    let all_ended = Notify::new();
+    let reading = async {
+        let connection = Connection {
+            service,
+            desk,
+            replies,
+            budget: Arc::new(Semaphore::new((IN_FLIGHT_BYTES_MAX / PERMIT_BYTES) as usize)),
+            giving_up,
+            at_work: RefCell::default(),
+        };
+        let read_result = tokio::select! {
+            // First: the share of the lost reply may be what the next request has been waiting for.
+            biased;
+            () = client_gone.notified() => None,
+            result = connection.read_requests(input) => Some(result),
+        };
+        drop(connection);
+        if read_result.is_some() {
+            tokio::select! {
+                () = client_gone.notified() => {}
+                () = all_ended.notified() => {}
+                () = tokio::time::sleep(PARTING) => {}
+            }
+        }
+        given_up.send_replace(true);
+        read_result.unwrap_or(Ok(()))
+    };
+    let writing = async {
+        let result = write_replies(outbox, write, &client_gone).await;
+        all_ended.notify_one();
+        result
+    };
+    let (read_result, write_result) = tokio::join!(reading, writing);
+    read_result.and(write_result)
+}
+
+/// The client's side of a connection.
+trait Reading: AsyncRead + Unpin {
+    /// Has the client hung up? Known even while there is still something to read.
+    fn has_ended(&self) -> bool;
+}
+
+impl Reading for TcpReadHalf {
+    fn has_ended(&self) -> bool {
+        has_hung_up(self.as_ref())
+    }
+}
+
+impl Reading for UnixReadHalf {
+    fn has_ended(&self) -> bool {
+        has_hung_up(self.as_ref())
+    }
+}
+
+/// Of a stream that is no socket one cannot know.
+impl<IO: AsyncRead + Unpin> Reading for ReadHalf<IO> {
+    fn has_ended(&self) -> bool {
+        false
+    }
+}
+
+fn has_hung_up(socket: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // HUP and ERR are told unasked.
+    matches!(rustix::event::poll(&mut fds, Some(&at_once)), Ok(1..))
 }
 
 /// Accepts connections on the unix socket for ever. To be run inside a `LocalSet`.
@@ -95,7 +192,7 @@ pub async fn serve_unix<S: Service>(listener: UnixListener, service: S, desk: De
         };
         let (service, desk) = (service.clone(), desk.clone());
         spawn_local(async move {
-            if let Err(error) = serve_connection(stream, service, desk, Bytes::new()).await {
+            if let Err(error) = serve_unix_stream(stream, service, desk).await {
                 tracing::debug!(%error, "native connection ended");
             }
         });
@@ -109,21 +206,43 @@ struct Outgoing {
     _share: OwnedSemaphorePermit,
 }
 
-struct Connection<S> {
+struct Connection<S: Service> {
     service: S,
     desk: Desk,
     /// Bounded by the budget.
     replies: mpsc::UnboundedSender<Outgoing>,
     budget: Arc<Semaphore>,
+    /// Turns true when the client is known to be gone.
+    giving_up: watch::Receiver<bool>,
+    /// VDIs of which it has read or written data.
+    at_work: RefCell<BTreeSet<Vid>>,
 }
 
+/// A client that crashed has released nothing. Its VDIs would be served from here for ever, wherever they are opened next.
+impl<S: Service> Drop for Connection<S> {
+    fn drop(&mut self) {
+        for vid in self.at_work.take() {
+            for _ in 0..self.desk.work_ended(vid) {
+                // Told by the call; there is nothing to wait for.
+                drop(self.service.call(ClientOp::Vdi(VdiOp::Close { vid })));
+            }
+        }
+    }
+}
+
+/// What was read from the connection before, then the connection.
+type Input<R> = BufReader<Chain<Cursor<Bytes>, R>>;
+
 impl<S: Service> Connection<S> {
-    async fn read_requests(&self, mut input: impl AsyncBufRead + Unpin) -> io::Result<()> {
+    async fn read_requests(&self, mut input: Input<impl Reading>) -> io::Result<()> {
         while !input.fill_buf().await?.is_empty() {
             let mut header = [0; HEADER_BYTES];
             input.read_exact(&mut header).await?;
             let arrival = Arrival::new(&header);
-            let share = self.reserve(arrival.cost_bytes()).await;
+            let (share, waited) = self.reserve(arrival.cost_bytes()).await;
+            if waited && input.get_ref().get_ref().1.has_ended() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             let payload = match arrival.body {
                 Body::Keep(len) => read_payload(&mut input, len as usize).await?,
                 Body::Skip(len) => {
@@ -136,21 +255,32 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    async fn reserve(&self, bytes: u32) -> OwnedSemaphorePermit {
+    /// Takes a share of the budget; true if it had to be waited for.
+    async fn reserve(&self, bytes: u32) -> (OwnedSemaphorePermit, bool) {
         let permits = bytes.min(IN_FLIGHT_BYTES_MAX).div_ceil(PERMIT_BYTES);
-        self.budget.clone().acquire_many_owned(permits).await.expect("the budget is never closed")
+        if let Ok(share) = self.budget.clone().try_acquire_many_owned(permits) {
+            return (share, false);
+        }
+        let share = self.budget.clone().acquire_many_owned(permits).await;
+        (share.expect("the budget is never closed"), true)
     }
 
     /// The first call to the service is made here, before the next request is looked at: requests reach
     /// the owner in the order of arrival, so of two overlapping writes the later one wins.
     fn begin(&self, arrival: &Arrival, payload: Bytes, share: OwnedSemaphorePermit) {
         self.desk.request_started(arrival.opcode(), payload.len() as u64);
+        if let Some(vid) = arrival.works_on()
+            && self.at_work.borrow_mut().insert(vid)
+        {
+            self.desk.work_began(vid);
+        }
         let pending = Pending {
             header: arrival.header,
             service: self.service.clone(),
             desk: self.desk.clone(),
             replies: self.replies.clone(),
             share,
+            giving_up: self.giving_up.clone(),
         };
         match arrival.start(payload, &self.desk) {
             Step::Reply(answer) => pending.finish(answer),
@@ -169,18 +299,27 @@ struct Pending<S> {
     desk: Desk,
     replies: mpsc::UnboundedSender<Outgoing>,
     share: OwnedSemaphorePermit,
+    giving_up: watch::Receiver<bool>,
 }
 
 impl<S: Service> Pending<S> {
     async fn run(self, first: impl Future<Output = proto::client::ClientResult>, then: Then) {
-        let mut step = then(first.await);
-        let answer = loop {
-            match step {
-                Step::Reply(answer) => break answer,
-                Step::Call(op, then) => step = then(self.service.call(op).await),
-            }
+        let mut giving_up = self.giving_up.clone();
+        let answer = tokio::select! {
+            answer = self.answer(first, then) => answer,
+            _ = giving_up.wait_for(|given_up| *given_up) => return self.desk.request_finished(0),
         };
         self.finish(answer);
+    }
+
+    async fn answer(&self, first: impl Future<Output = proto::client::ClientResult>, then: Then) -> Answer {
+        let mut step = then(first.await);
+        loop {
+            match step {
+                Step::Reply(answer) => return answer,
+                Step::Call(op, then) => step = then(self.service.call(op).await),
+            }
+        }
     }
 
     fn finish(self, answer: Answer) {

@@ -7,7 +7,9 @@
 use bytes::Bytes;
 use proto::client::IO_BYTES_MAX;
 use proto::inode::NAME_BYTES;
+use proto::sd::header::{ObjRequest, RequestVariant};
 use proto::sd::{HEADER_BYTES, Opcode, RequestHeader, ResultCode, flag};
+use proto::{ObjectKind, Vid};
 
 use super::desk::Desk;
 use super::exchange::{self, Step};
@@ -63,6 +65,15 @@ impl Arrival {
 
     pub fn opcode(&self) -> Option<Opcode> {
         Opcode::from_u8(self.header.opcode)
+    }
+
+    /// The VDI of which the client is to read or write data, for its guest and not to look at it.
+    pub fn works_on(&self) -> Option<Vid> {
+        use Opcode::*;
+        let oid = ObjRequest::decode(&self.header.variant).oid;
+        let on_data = matches!(self.verdict, Ok(ReadObj | WriteObj | CreateAndWriteObj))
+            && oid.kind() == Some(ObjectKind::Data);
+        (on_data && oid.vid().is_valid()).then_some(oid.vid())
     }
 
     /// Memory that the request and its reply take at most, as counted against the connection's budget.

@@ -148,11 +148,11 @@ fn open(vdi: VdiInfo, desk: Desk) -> Step {
     })
 }
 
-/// RELEASE_VDI always succeeds, locked or not. A normal lock is dropped whoever asks, a shared one by the
-/// sheep that holds it: so the original does, and its clients release through whichever sheep they reach.
+/// RELEASE_VDI always succeeds, locked or not. A normal lock is dropped whoever asks, a shared one through the
+/// sheep that holds it, and no other's: so the original does, and its clients release through whichever sheep they reach.
 fn release(request: &VdiRequest, desk: Desk) -> Step {
     let (vid, shared) = (Vid(request.base_vdi_id), request.lock_type == LOCK_SHARED);
-    Step::while_running(move |info| {
+    Step::once_formatted(move |info| {
         if !vid.is_valid() {
             return Answer::success().into();
         }
@@ -160,7 +160,7 @@ fn release(request: &VdiRequest, desk: Desk) -> Step {
         if !enforced {
             return close(vid, desk);
         }
-        let unlock = VdiOp::Unlock { vid, shared, force: !shared };
+        let unlock = VdiOp::Unlock { vid, shared };
         Step::call(ClientOp::Vdi(unlock), move |result| {
             if let Err(error) = result {
                 tracing::debug!(%vid, %error, "lock could not be released");

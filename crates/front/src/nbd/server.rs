@@ -23,7 +23,7 @@ use super::export;
 use super::handshake::{Agreement, Handshake, Step};
 use super::receiver::{Asked, Next, Receiver, Space};
 use super::reply::{Outbox, Replier};
-use crate::Service;
+use crate::{Service, tcp};
 
 /// Headers of replies that a client has not fetched, before no more of its requests are looked at.
 const REPLY_HEADER_BYTES_MAX: usize = 256 << 10;
@@ -90,7 +90,7 @@ pub async fn serve_tcp<S: Service>(listener: TcpListener, svc: S, limits: Limits
         let permit = permit(&permits).await;
         match listener.accept().await {
             Ok((stream, from)) => {
-                prepare_tcp(&stream);
+                tcp::prepare(&stream);
                 spawn_connection(stream, from.to_string(), svc.clone(), limits, permit);
             }
             Err(error) => pause_after(error).await,
@@ -137,21 +137,6 @@ where
         }
         drop(permit);
     });
-}
-
-fn prepare_tcp(stream: &tokio::net::TcpStream) {
-    use rustix::net::sockopt;
-    // Replies are sent in batches already. A host that died without a word must not keep its VDI open for ever.
-    // None of this is worth refusing a client for.
-    let set = stream
-        .set_nodelay(true)
-        .and_then(|()| Ok(sockopt::set_socket_keepalive(stream, true)?))
-        .and_then(|()| Ok(sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?))
-        .and_then(|()| Ok(sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?))
-        .and_then(|()| Ok(sockopt::set_tcp_keepcnt(stream, 4)?));
-    if let Err(error) = set {
-        tracing::debug!(%error, "setting socket options");
-    }
 }
 
 /// Runs the handshake. On success the export is open.

@@ -264,6 +264,16 @@ impl Session {
         }
     }
 
+    /// The client of this sheep that asked has gone. What was begun is finished, for its part of the order is taken;
+    /// nothing is taken to the next owner, should this session end before.
+    pub fn handle_client_gone(&mut self, id: RequestId) {
+        let asker = Requester::Local(id);
+        self.queue.retain(|request| request.requester != asker);
+        for job in self.jobs.values_mut().filter(|job| job.request.requester == asker) {
+            job.request.requester = Requester::Nobody;
+        }
+    }
+
     pub fn handle_tick(&mut self, ctx: &mut Context) {
         self.retry_changes(ctx);
         self.retry_reads(ctx);

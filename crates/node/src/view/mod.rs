@@ -155,7 +155,7 @@ impl View {
             Action::StartCatchUp { pgs } => self.start_catch_up(from, pgs, applied),
             Action::FinishCatchUp { pgs } => self.finish_catch_up(from, pgs, applied),
             Action::LockVdi { vid, shared } => self.lock_vdi(*vid, from, *shared),
-            Action::UnlockVdi { vid, shared, force } => self.unlock_vdi(*vid, from, *shared, *force),
+            Action::UnlockVdi { vid, shared } => self.unlock_vdi(*vid, from, *shared),
         }
     }
 

@@ -87,10 +87,10 @@ impl View {
         Ok(Accepted::Done)
     }
 
-    pub(super) fn unlock_vdi(&mut self, vid: Vid, from: NodeId, shared: bool, force: bool) -> Outcome {
+    pub(super) fn unlock_vdi(&mut self, vid: Vid, from: NodeId, shared: bool) -> Outcome {
         if let Some(vdi) = self.vdis.get_mut(&vid) {
             // A normal lock goes whoever asks, a shared one only with its holder, as old clients expect.
-            vdi.locks.retain(|(node, s)| !(force || (!*s && !shared) || (*s && *node == from)));
+            vdi.locks.retain(|(node, s)| if *s { *node != from } else { shared });
         }
         Ok(Accepted::Done)
     }

@@ -184,6 +184,42 @@ fn one_of_several_who_want_a_session_gets_it() {
     assert_eq!(story.propose(2, open(1)), Ok(Accepted::Session { generation: Generation(2) }));
 }
 
+/// Spec section 7.6; and a member that has gone releases all that it held.
+#[test]
+fn a_lock_is_released_by_whom_old_clients_expect() {
+    let mut story = Story::of_three();
+    let policy = CopyPolicy::Replicated { copies: 3 };
+    let flags = super::FLAG_USE_LOCK;
+    let format = FormatOptions { ctime: 2, policy, block_size_shift: 22, flags, pg_count: 4 };
+    assert_eq!(story.propose(0, Action::Format(format)), Ok(Accepted::Done));
+    let vid = story.create(b"disk");
+    let lock = |shared| Action::LockVdi { vid, shared };
+    let unlock = |shared| Action::UnlockVdi { vid, shared };
+    let (done, locked) = (Ok(Accepted::Done), Err(ClientError::Locked));
+    for (n, action, expected) in [
+        (0, lock(false), &done),
+        (0, lock(false), &locked),
+        (1, lock(true), &locked),
+        (1, unlock(true), &done),
+        (1, lock(false), &locked),
+        // A normal one by anybody.
+        (1, unlock(false), &done),
+        (1, lock(true), &done),
+        (2, lock(true), &done),
+        (2, lock(true), &locked),
+        // Shared ones through their holders only, however it is asked.
+        (0, unlock(false), &done),
+        (0, unlock(true), &done),
+        (0, lock(false), &locked),
+        (1, unlock(true), &done),
+        (0, lock(false), &locked),
+    ] {
+        assert_eq!(story.propose(n, action.clone()), *expected, "{n} {action:?}");
+    }
+    story.lose(&[2]);
+    assert_eq!(story.propose(0, lock(false)), done);
+}
+
 #[test]
 fn a_message_of_a_life_that_is_over_does_nothing() {
     let mut story = Story::of_three();

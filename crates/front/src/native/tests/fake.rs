@@ -1,7 +1,7 @@
 //! A cluster in memory, as the specification describes it: VDIs, inodes, objects, locks. Slow, plain, and free of
 //! everything that the real one is made of.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,6 +22,17 @@ pub struct Fake {
     world: Rc<RefCell<World>>,
     /// Answers to operations on these objects need a permit.
     held: Rc<RefCell<BTreeMap<Oid, Rc<Semaphore>>>>,
+    /// Requests whose answer nobody waited for.
+    pub given_up: Rc<Cell<u32>>,
+}
+
+/// Counts itself, unless it is forgotten.
+struct Unanswered(Rc<Cell<u32>>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
 }
 
 pub struct World {
@@ -49,10 +60,12 @@ impl Service for Fake {
             _ => None,
         };
         let result = self.world.borrow_mut().apply(op);
+        let unanswered = Unanswered(self.given_up.clone());
         async move {
             if let Some(gate) = gate {
                 gate.acquire().await.unwrap().forget();
             }
+            std::mem::forget(unanswered);
             result
         }
     }
@@ -94,7 +107,7 @@ impl Fake {
             log: vec![],
             refusal: None,
         };
-        Fake { world: Rc::new(RefCell::new(world)), held: Rc::default() }
+        Fake { world: Rc::new(RefCell::new(world)), held: Rc::default(), given_up: Rc::default() }
     }
 
     pub fn world(&self) -> std::cell::RefMut<'_, World> {

@@ -1,7 +1,7 @@
 //! Message sequences of QEMU 5.0 and tgt, byte for byte (spec sections 9.2, 9.3, 9.5 and 9.7).
 
 use proto::client::{ClientOp, NativeOp, VdiOp};
-use proto::inode::{TABLE_END, table_offset};
+use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
 use proto::sd::header::LOCK_NORMAL;
 use proto::sd::{Opcode, Request, ResultCode, cluster_flag, flag};
 use proto::{Oid, Vid};
@@ -96,6 +96,14 @@ fn qemu_creates_opens_writes_flushes_discards_and_closes() {
         .await;
         assert!(fake.world().objects.is_empty());
         data.close().await.unwrap();
+        // What QEMU does first for a resize or a snapshot.
+        sheep
+            .replay_once(
+                "00030500 00000000 00000000 38120000 00000000 0739a080 00000000 00000000 01000000 00000000 00000000 00000000",
+                &composed[..HEADER_BYTES],
+                "00030000 01000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
+            )
+            .await;
         sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
         let hints: Vec<VdiOp> =
             fake.vdi_ops().into_iter().filter(|op| !matches!(op, VdiOp::Lookup { .. })).collect();
@@ -213,11 +221,7 @@ fn tgt_locks_shared_probes_writes_and_releases() {
         assert!(fake.world().vdis[&VID].locked_by.is_empty());
         assert_eq!(
             fake.vdi_ops()[3..],
-            [
-                VdiOp::Open { vid: VID },
-                VdiOp::Unlock { vid: VID, shared: true, force: false },
-                VdiOp::Close { vid: VID },
-            ]
+            [VdiOp::Open { vid: VID }, VdiOp::Unlock { vid: VID, shared: true }, VdiOp::Close { vid: VID },]
         );
     });
 }
@@ -318,6 +322,29 @@ fn a_locked_vdi_is_refused_until_it_is_released_on_another_connection() {
 }
 
 #[test]
+fn a_release_is_carried_out_while_the_cluster_waits_for_members() {
+    run(async {
+        let fake = Fake::formatted(1, cluster_flag::USE_LOCK);
+        let sheep = Sheep::new(fake.clone());
+        create_alice(&sheep).await;
+        open_alice(&sheep).await;
+        let asked = fake.vdi_ops().len();
+        fake.world().info.status = proto::client::ClusterStatus::WaitForJoin;
+        sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
+        assert_eq!(
+            fake.vdi_ops()[asked..],
+            // Not by force: that would drop the shared locks of other sheep as well.
+            [VdiOp::Unlock { vid: VID, shared: false }, VdiOp::Close { vid: VID }]
+        );
+        let delete_cache = Request::plain(Opcode::DeleteCache, 0);
+        assert_eq!(sheep.result(&delete_cache).await, ResultCode::SUCCESS);
+        fake.world().info.status = proto::client::ClusterStatus::WaitForFormat;
+        let release = Request::release_vdi(VID, LOCK_NORMAL);
+        assert_eq!(sheep.result(&release).await, ResultCode::WAIT_FOR_FORMAT);
+    });
+}
+
+#[test]
 fn without_use_lock_nothing_is_locked_and_two_clients_open_the_same_vdi() {
     run(async {
         let fake = Fake::formatted(1, 0);
@@ -340,6 +367,36 @@ fn a_release_closes_only_what_this_sheep_opened() {
             assert_eq!(sheep.result(&release).await, ResultCode::SUCCESS, "release always succeeds");
         }
         assert!(fake.vdi_ops().iter().all(|op| !matches!(op, VdiOp::Close { .. })));
+    });
+}
+
+#[test]
+fn what_a_crashed_client_had_open_is_closed_when_nobody_else_is_at_work_on_it() {
+    run(async {
+        let fake = Fake::formatted(1, cluster_flag::USE_LOCK);
+        let sheep = Sheep::new(fake.clone());
+        create_alice(&sheep).await;
+        let closes = || fake.vdi_ops().iter().filter(|op| matches!(op, VdiOp::Close { .. })).count();
+        let create = Request::create_obj(Oid::data(VID, 0), 0, None, vec![1; 8].into());
+        let mut guest = sheep.connect();
+        open_alice(&sheep).await;
+        // Connections that only look at the VDI do not count.
+        sheep.once(&Request::read_obj(Oid::inode(VID), 0, 4664)).await;
+        guest.call(&create).await;
+        let mut other = sheep.connect();
+        other.call(&create).await;
+        other.close().await.unwrap();
+        assert_eq!(closes(), 0, "the guest is still at work");
+        guest.close().await.unwrap();
+        assert_eq!(closes(), 1);
+        assert_eq!(
+            fake.world().vdis[&VID].locked_by.len(),
+            1,
+            "a lock is not a hint: it needs its RELEASE_VDI"
+        );
+        sheep.replay_once(RELEASE_VDI, b"alice\0", RELEASE_VDI_REPLY).await;
+        assert_eq!(closes(), 1);
+        assert!(fake.world().vdis[&VID].locked_by.is_empty());
     });
 }
 

@@ -1,195 +1,15 @@
-//! What native clients do with objects, on nodes whose links, stores and driver answer at once.
+//! What native clients do with objects. Requests come through either of two sheep, of which one owns the VDI's session.
 //!
-//! Faults and delays are the simulator's business (crate `sim`). Here requests come through either of two sheep, of which
-//! one owns the VDI's session, and each effect is looked at.
+//! Faults and delays are the simulator's business (crate `sim`); here effects are carried out one by one.
 
-use std::collections::{BTreeMap, VecDeque};
+mod cluster;
 
 use bytes::Bytes;
-use node::{Effect, Node, NodeConfig, Ticket, Time};
-use proto::checksum::block_checksums;
+use cluster::{Cluster, OBJECT_BYTES};
+use node::Time;
 use proto::client::*;
-use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
 use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
-use proto::object::{Change, ObjectOp, ObjectReply, WriteBase};
-use proto::peer::PeerMessage;
-use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
-
-const OBJECT_BYTES: u64 = 1 << 20;
-
-/// Objects as maps of blocks.
-#[derive(Default)]
-struct Store(BTreeMap<Oid, BTreeMap<u32, Bytes>>);
-
-impl Store {
-    fn apply(&mut self, op: ObjectOp) -> ObjectReply {
-        match op {
-            ObjectOp::Change { oid, change, data, .. } => {
-                self.change(oid, change, &data);
-                ObjectReply::Done
-            }
-            ObjectOp::Read { oid, blocks } => {
-                let Some(object) = self.0.get(&oid) else { return ObjectReply::Absent };
-                let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
-                let range = blocks.first..blocks.end() as u32;
-                let data: Vec<u8> =
-                    range.flat_map(|b| object.get(&b).unwrap_or(&zeros).clone().to_vec()).collect();
-                ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
-            }
-            ObjectOp::Checksums { .. } => ObjectReply::Absent,
-            ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
-            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
-        }
-    }
-
-    fn change(&mut self, oid: Oid, change: Change, data: &Bytes) {
-        match change {
-            Change::Write { blocks, base, .. } => {
-                if base == WriteBase::Empty {
-                    self.0.remove(&oid);
-                }
-                let object = self.0.entry(oid).or_default();
-                for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
-                    object.insert(block, Bytes::copy_from_slice(bytes));
-                }
-            }
-            Change::Discard { blocks } => {
-                self.0.entry(oid).or_default().retain(|b, _| !blocks.contains(*b));
-            }
-            Change::Delete => drop(self.0.remove(&oid)),
-        }
-    }
-}
-
-struct Cluster {
-    sheep: Vec<(NodeId, Node, Store)>,
-    version: u64,
-    now: Time,
-    requests: u64,
-    answers: BTreeMap<RequestId, ClientResult>,
-}
-
-impl Cluster {
-    /// Formatted, with the VDI "disk" of eight objects.
-    fn with_disk(sheep: u16) -> (Cluster, Vid) {
-        let members = (0..sheep).map(|i| MemberInfo {
-            id: NodeId { addr: [0; 16], port: 7000 + i },
-            zone: ZoneId(i.into()),
-            space_bytes: 1 << 30,
-            fixed_vnodes: None,
-            store_id: u64::from(i) + 1,
-            life: u64::from(i) * 1000 + 1,
-            io_addr: None,
-        });
-        let members: Vec<MemberInfo> = members.collect();
-        let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
-        let mut cluster = Cluster {
-            sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
-            version: 0,
-            now: Time(1),
-            requests: 0,
-            answers: BTreeMap::new(),
-        };
-        members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
-        let format = FormatOptions {
-            ctime: 1,
-            policy: CopyPolicy::Replicated { copies: 2 },
-            block_size_shift: 20,
-            flags: 0,
-            pg_count: 8,
-        };
-        cluster.ask(0, ClientOp::Cluster(ClusterOp::Format(format))).unwrap();
-        let (name, size) = (b"disk".to_vec(), 8 * OBJECT_BYTES);
-        let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
-        let Ok(ClientReply::Vdi(vdi)) = cluster.ask(0, ClientOp::Vdi(create)) else { panic!("no VDI") };
-        (cluster, vdi.vid)
-    }
-
-    fn append(&mut self, event: ClusterEvent) {
-        self.version += 1;
-        let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
-        self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
-        self.run();
-    }
-
-    /// Carries out effects until there are none.
-    fn run(&mut self) {
-        let mut sent: VecDeque<(NodeId, NodeId, PeerMessage)> = VecDeque::new();
-        let mut stored: VecDeque<(NodeId, Ticket, ObjectReply)> = VecDeque::new();
-        let mut proposed = VecDeque::new();
-        loop {
-            for (id, node, store) in &mut self.sheep {
-                while let Some(effect) = node.poll_effect() {
-                    match effect {
-                        Effect::Send { to, message } => sent.push_back((*id, to, message)),
-                        Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
-                        Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
-                        Effect::Answer { request, result } => {
-                            self.answers.insert(request, result);
-                        }
-                        Effect::RememberFormat { .. } => {}
-                        Effect::Stop => panic!("no sheep is to stop"),
-                    }
-                }
-            }
-            let now = self.now;
-            if let Some((from, to, message)) = sent.pop_front() {
-                self.node(to).handle_peer(from, message, now);
-            } else if let Some((id, ticket, reply)) = stored.pop_front() {
-                self.node(id).handle_store(ticket, reply, now);
-            } else if let Some((from, proposal)) = proposed.pop_front() {
-                let incarnation = self.node(from).view().members()[&from].incarnation.expect("it is up");
-                self.version += 1;
-                let event = ClusterEvent::Message { from, incarnation, proposal };
-                let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
-                self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), now));
-            } else {
-                return;
-            }
-        }
-    }
-
-    fn node(&mut self, id: NodeId) -> &mut Node {
-        let found = self.sheep.iter_mut().find(|(other, ..)| *other == id);
-        &mut found.expect("a sheep of this cluster").1
-    }
-
-    /// Hands a request to a sheep, without waiting.
-    fn begin(&mut self, sheep: usize, op: ClientOp) -> RequestId {
-        self.requests += 1;
-        let id = RequestId(self.requests);
-        self.sheep[sheep].1.handle_client(id, op, self.now);
-        id
-    }
-
-    fn ask(&mut self, sheep: usize, op: ClientOp) -> ClientResult {
-        let id = self.begin(sheep, op);
-        self.run();
-        for _ in 0..20 {
-            if self.answers.contains_key(&id) {
-                break;
-            }
-            self.now = Time(self.now.0 + 200_000_000);
-            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
-            self.run();
-        }
-        self.answers.remove(&id).expect("an answer within four seconds")
-    }
-
-    fn data(&mut self, sheep: usize, op: ClientOp) -> Bytes {
-        match self.ask(sheep, op) {
-            Ok(ClientReply::Data(data)) => data,
-            other => panic!("expected data, got {other:?}"),
-        }
-    }
-
-    fn usage(&mut self, vid: Vid) -> u32 {
-        match self.ask(0, ClientOp::Vdi(VdiOp::Usage { vid })) {
-            Ok(ClientReply::Usage { own_objects, .. }) => own_objects,
-            other => panic!("expected the usage, got {other:?}"),
-        }
-    }
-}
+use proto::{Oid, RequestId, Vid};
 
 fn read_flat(oid: Oid, offset: u32, len: u32) -> ClientOp {
     ClientOp::Object { oid, op: NativeOp::ReadFlat { offset, len } }
@@ -400,7 +220,93 @@ fn nothing_is_left_of_a_deleted_vdi() {
     }
     assert_eq!(cluster.sheep.iter().map(|(_, _, store)| store.0.len()).sum::<usize>(), 2 * 5);
     cluster.ask(0, ClientOp::Vdi(VdiOp::Delete { vid })).unwrap();
+    assert!(cluster.sheep.iter().all(|(_, _, store)| store.0.is_empty()));
     assert_eq!(cluster.ask(1, read_object(Oid::data(vid, 0), 0, 1)), Err(ClientError::NoObject));
     let lookup = VdiOp::Lookup { name: b"disk".to_vec(), selector: Selector::Working };
     assert_eq!(cluster.ask(1, ClientOp::Vdi(lookup)), Err(ClientError::NoVdi));
+}
+
+/// Two ways of a write to be on its way; the function cuts the way short or not.
+fn write_of_a_client_that_goes(goes: bool, through_owner: bool) -> u8 {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 0);
+    if !through_owner {
+        // The other sheep is the owner, and cannot be reached.
+        cluster.ask(0, read_flat(oid, 0, 1)).unwrap();
+        cluster.cut = true;
+    }
+    let request = cluster.begin(1, write_flat(oid, 0, &[7]));
+    if cluster.cut {
+        cluster.run();
+        cluster.cut = false;
+    }
+    assert!(cluster.answers.is_empty());
+    let now = cluster.now;
+    if goes {
+        cluster.sheep[1].1.handle_client_gone(request, now);
+    }
+    let owner = cluster.sheep[0].0;
+    cluster.sheep[1].1.handle_link_reset(owner, now);
+    cluster.run();
+    let read = cluster.data(0, read_flat(oid, 0, 1))[0];
+    assert_eq!(cluster.answers.contains_key(&request), !goes);
+    read
+}
+
+#[test]
+fn what_has_not_reached_an_owner_ends_with_its_client() {
+    for through_owner in [true, false] {
+        assert_eq!(write_of_a_client_that_goes(false, through_owner), 7);
+        assert_eq!(write_of_a_client_that_goes(true, through_owner), 0);
+    }
+}
+
+#[test]
+fn what_its_client_does_not_wait_for_holds_nothing_up() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let oid = Oid::data(vid, 0);
+    cluster.ask(0, read_flat(oid, 0, 1)).unwrap();
+    // It is on its way to the owner already, and so comes before what is asked later.
+    let request = cluster.begin(1, write_flat(oid, 0, &[7]));
+    let now = cluster.now;
+    cluster.sheep[1].1.handle_client_gone(request, now);
+    cluster.run();
+    cluster.ask(1, write_flat(oid, 0, &[8])).unwrap();
+    assert_eq!(cluster.data(0, read_flat(oid, 0, 1))[..], [8]);
+    assert!(cluster.answers.is_empty());
+    // The owner does not wait for a confirmation of the answer: its session can be closed.
+    for _ in 0..50 {
+        cluster.now = Time(cluster.now.0 + 200_000_000);
+        let now = cluster.now;
+        cluster.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(now));
+        cluster.run();
+    }
+    let session = cluster.sheep[0].1.view().session(vid);
+    assert_eq!((session.owner, session.clean), (None, session.generation));
+}
+
+#[test]
+fn what_waits_for_a_seal_ends_with_its_client() {
+    for goes in [false, true] {
+        let (mut cluster, vid) = Cluster::with_disk(3);
+        let oid = Oid::data(vid, 0);
+        // The owner dies, and its successor hears nothing of the others.
+        cluster.ask(0, write_flat(oid, 0, &[1])).unwrap();
+        cluster.lose_first();
+        let request = cluster.begin(0, write_flat(oid, 0, &[7]));
+        cluster.cut = true;
+        cluster.run();
+        cluster.cut = false;
+        assert!(cluster.answers.is_empty());
+        let (me, now) = (cluster.sheep[0].0, cluster.now);
+        assert_eq!(cluster.sheep[0].1.view().session(vid).owner.map(|(id, _)| id), Some(me));
+        if goes {
+            cluster.sheep[0].1.handle_client_gone(request, now);
+        }
+        let other = cluster.sheep[1].0;
+        cluster.sheep[0].1.handle_link_reset(other, now);
+        cluster.run();
+        assert_eq!(cluster.data(1, read_flat(oid, 0, 1))[..], [if goes { 1 } else { 7 }]);
+        assert_eq!(cluster.answers.contains_key(&request), !goes);
+    }
 }

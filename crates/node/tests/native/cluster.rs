@@ -1,0 +1,207 @@
+//! Nodes whose links, stores and driver answer at once.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use node::{Effect, Node, NodeConfig, Ticket, Time};
+use proto::checksum::block_checksums;
+use proto::client::*;
+use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
+use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, WriteBase};
+use proto::peer::PeerMessage;
+use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
+
+pub const OBJECT_BYTES: u64 = 1 << 20;
+
+/// Objects as maps of blocks.
+#[derive(Default)]
+pub struct Store(pub BTreeMap<Oid, BTreeMap<u32, Bytes>>);
+
+impl Store {
+    fn apply(&mut self, op: ObjectOp) -> ObjectReply {
+        match op {
+            ObjectOp::Change { oid, change, data, .. } => {
+                self.change(oid, change, &data);
+                ObjectReply::Done
+            }
+            ObjectOp::Read { oid, blocks } => {
+                let Some(object) = self.0.get(&oid) else { return ObjectReply::Absent };
+                let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                let range = blocks.first..blocks.end() as u32;
+                let data: Vec<u8> =
+                    range.flat_map(|b| object.get(&b).unwrap_or(&zeros).clone().to_vec()).collect();
+                ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
+            }
+            ObjectOp::Checksums { .. } => ObjectReply::Absent,
+            ObjectOp::List { first, last, limit } => {
+                let objects = self.0.range(first..=last).take(limit as usize);
+                ObjectReply::Objects(
+                    objects.map(|(oid, _)| ObjectInfo { oid: *oid, allocated_bytes: 0 }).collect(),
+                )
+            }
+            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+        }
+    }
+
+    fn change(&mut self, oid: Oid, change: Change, data: &Bytes) {
+        match change {
+            Change::Write { blocks, base, .. } => {
+                if base == WriteBase::Empty {
+                    self.0.remove(&oid);
+                }
+                let object = self.0.entry(oid).or_default();
+                for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
+                    object.insert(block, Bytes::copy_from_slice(bytes));
+                }
+            }
+            Change::Discard { blocks } => {
+                self.0.entry(oid).or_default().retain(|b, _| !blocks.contains(*b));
+            }
+            Change::Delete => drop(self.0.remove(&oid)),
+        }
+    }
+}
+
+pub struct Cluster {
+    pub sheep: Vec<(NodeId, Node, Store)>,
+    version: u64,
+    pub now: Time,
+    requests: u64,
+    pub answers: BTreeMap<RequestId, ClientResult>,
+    /// All links are cut: what is sent is lost.
+    pub cut: bool,
+}
+
+impl Cluster {
+    /// Formatted, with the VDI "disk" of eight objects.
+    pub fn with_disk(sheep: u16) -> (Cluster, Vid) {
+        let members = (0..sheep).map(|i| MemberInfo {
+            id: NodeId { addr: [0; 16], port: 7000 + i },
+            zone: ZoneId(i.into()),
+            space_bytes: 1 << 30,
+            fixed_vnodes: None,
+            store_id: u64::from(i) + 1,
+            life: u64::from(i) * 1000 + 1,
+            io_addr: None,
+        });
+        let members: Vec<MemberInfo> = members.collect();
+        let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
+        let mut cluster = Cluster {
+            sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
+            version: 0,
+            now: Time(1),
+            requests: 0,
+            answers: BTreeMap::new(),
+            cut: false,
+        };
+        members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
+        let format = FormatOptions {
+            ctime: 1,
+            policy: CopyPolicy::Replicated { copies: 2 },
+            block_size_shift: 20,
+            flags: 0,
+            pg_count: 8,
+        };
+        cluster.ask(0, ClientOp::Cluster(ClusterOp::Format(format))).unwrap();
+        let (name, size) = (b"disk".to_vec(), 8 * OBJECT_BYTES);
+        let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
+        let Ok(ClientReply::Vdi(vdi)) = cluster.ask(0, ClientOp::Vdi(create)) else { panic!("no VDI") };
+        (cluster, vdi.vid)
+    }
+
+    /// The first sheep is gone, and the others are told.
+    pub fn lose_first(&mut self) {
+        let (id, node, _) = self.sheep.remove(0);
+        let incarnation = node.view().members()[&id].incarnation.expect("it was up");
+        self.append(ClusterEvent::Leave(vec![(id, incarnation)]));
+    }
+
+    fn append(&mut self, event: ClusterEvent) {
+        self.version += 1;
+        let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+        self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+        self.run();
+    }
+
+    /// Carries out effects until there are none.
+    pub fn run(&mut self) {
+        let mut sent: VecDeque<(NodeId, NodeId, PeerMessage)> = VecDeque::new();
+        let mut stored: VecDeque<(NodeId, Ticket, ObjectReply)> = VecDeque::new();
+        let mut proposed = VecDeque::new();
+        loop {
+            for (id, node, store) in &mut self.sheep {
+                while let Some(effect) = node.poll_effect() {
+                    match effect {
+                        Effect::Send { .. } if self.cut => {}
+                        Effect::Send { to, message } => sent.push_back((*id, to, message)),
+                        Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
+                        Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
+                        Effect::Answer { request, result } => {
+                            self.answers.insert(request, result);
+                        }
+                        Effect::RememberFormat { .. } => {}
+                        Effect::Stop => panic!("no sheep is to stop"),
+                    }
+                }
+            }
+            let now = self.now;
+            if let Some((from, to, message)) = sent.pop_front() {
+                // Or else it is lost with its receiver.
+                if self.sheep.iter().any(|(id, ..)| *id == to) {
+                    self.node(to).handle_peer(from, message, now);
+                }
+            } else if let Some((id, ticket, reply)) = stored.pop_front() {
+                self.node(id).handle_store(ticket, reply, now);
+            } else if let Some((from, proposal)) = proposed.pop_front() {
+                let incarnation = self.node(from).view().members()[&from].incarnation.expect("it is up");
+                self.version += 1;
+                let event = ClusterEvent::Message { from, incarnation, proposal };
+                let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+                self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), now));
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        let found = self.sheep.iter_mut().find(|(other, ..)| *other == id);
+        &mut found.expect("a sheep of this cluster").1
+    }
+
+    /// Hands a request to a sheep, without waiting.
+    pub fn begin(&mut self, sheep: usize, op: ClientOp) -> RequestId {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.sheep[sheep].1.handle_client(id, op, self.now);
+        id
+    }
+
+    pub fn ask(&mut self, sheep: usize, op: ClientOp) -> ClientResult {
+        let id = self.begin(sheep, op);
+        self.run();
+        for _ in 0..20 {
+            if self.answers.contains_key(&id) {
+                break;
+            }
+            self.now = Time(self.now.0 + 200_000_000);
+            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
+            self.run();
+        }
+        self.answers.remove(&id).expect("an answer within four seconds")
+    }
+
+    pub fn data(&mut self, sheep: usize, op: ClientOp) -> Bytes {
+        match self.ask(sheep, op) {
+            Ok(ClientReply::Data(data)) => data,
+            other => panic!("expected data, got {other:?}"),
+        }
+    }
+
+    pub fn usage(&mut self, vid: Vid) -> u32 {
+        match self.ask(0, ClientOp::Vdi(VdiOp::Usage { vid })) {
+            Ok(ClientReply::Usage { own_objects, .. }) => own_objects,
+            other => panic!("expected the usage, got {other:?}"),
+        }
+    }
+}
