@@ -72,6 +72,11 @@ pub enum OpenError {
         "record {seq} of the journal is damaged: format the disk anew, its data is repaired from other copies"
     )]
     DamagedJournal { seq: u64 },
+    #[error(
+        "the newest superblock is lost: it knows of {known} opens, the journal of {found}; format the disk anew, its \
+         data is repaired from other copies"
+    )]
+    LostSuperblock { known: u64, found: u64 },
     #[error("the object tables are damaged: format the disk anew, its data is repaired from other copies")]
     DamagedTables,
     #[error("cannot read or write the disk")]
@@ -289,7 +294,8 @@ fn read_record(
 }
 
 /// The scan ended before record `seq`. A torn end is what a crash leaves; but if a later record says that `seq` was
-/// durable, then it has rotted, and going on would undo what was answered.
+/// durable, then it has rotted, and going on would undo what was answered. The same for a record of a later open than the
+/// superblock knows: the scan has passed it over, as the superblock that was durable before it is not the one we read.
 fn refuse_if_damaged(disk: &mut dyn Disk, superblock: &Superblock, seq: u64) -> Result<(), OpenError> {
     let geometry = superblock.geometry;
     let mut buf = vec![0; CHUNK_BYTES as usize];
@@ -301,7 +307,14 @@ fn refuse_if_damaged(disk: &mut dyn Disk, superblock: &Superblock, seq: u64) -> 
         let heads = bytes.chunks_exact(BLOCK_BYTES).enumerate();
         for (i, head) in heads.filter_map(|(i, block)| Some((i, RecordHead::decode(block)?))) {
             let lies_right = head.position % geometry.journal_blocks == at + i as u64;
-            if head.store_id == geometry.store_id && lies_right && head.durable >= seq {
+            if head.store_id != geometry.store_id || !lies_right {
+                continue;
+            }
+            if head.incarnation > superblock.incarnation {
+                let (known, found) = (superblock.incarnation, head.incarnation);
+                return Err(OpenError::LostSuperblock { known, found });
+            }
+            if head.durable >= seq {
                 return Err(OpenError::DamagedJournal { seq });
             }
         }

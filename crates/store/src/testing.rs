@@ -54,14 +54,15 @@ struct Unsynced {
     block: Block,
 }
 
+#[derive(Clone)]
 struct InFlight {
     op: IoOp,
     /// For a sync: what was completed when it was asked for.
     completed: u64,
 }
 
-/// One simulated disk.
-#[derive(Default)]
+/// One simulated disk. Clones share nothing but memory.
+#[derive(Clone, Default)]
 pub struct SimDisk {
     size: u64,
     stable: BTreeMap<u64, Block>,
@@ -204,6 +205,17 @@ impl SimDisk {
         block[byte] ^= 1 << (bit % 8);
         self.cached.remove(&at);
         self.stable.insert(at, Arc::new(block));
+    }
+
+    /// Puts these bytes on the disk behind everybody's back.
+    pub fn garble(&mut self, offset: u64, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            let (at, index) = (at / BLOCK_BYTES as u64, (at % BLOCK_BYTES as u64) as usize);
+            let mut block = self.newest_block(at);
+            Arc::make_mut(&mut block)[index] = *byte;
+            self.cached.remove(&at);
+            self.stable.insert(at, block);
+        }
     }
 
     /// Blocks that were ever written, ascending: where rot can matter.

@@ -8,7 +8,7 @@ use proto::checksum::block_checksums;
 use proto::object::*;
 use proto::{BLOCK_BYTES, Generation, Incarnation, Oid, RequestId, Seq, Vid};
 use store::testing::{SimDisk, SimRng};
-use store::{FormatOptions, Store};
+use store::{FormatOptions, OpenError, Store};
 
 pub const JOURNAL_BYTES: u64 = 1 << 20;
 
@@ -101,6 +101,12 @@ impl Machine {
         let (store, recovered) = Store::open(&mut disk).unwrap();
         assert!(recovered.unsettled.is_empty());
         Machine { disk, store, rng: SimRng::new(seed), replies: BTreeMap::new(), next_ticket: 0 }
+    }
+
+    /// A disk that was formatted before.
+    pub fn open(mut disk: SimDisk) -> Result<Machine, OpenError> {
+        let (store, _) = Store::open(&mut disk)?;
+        Ok(Machine { disk, store, rng: SimRng::new(1), replies: BTreeMap::new(), next_ticket: 0 })
     }
 
     pub fn submit(&mut self, op: ObjectOp) -> u64 {
