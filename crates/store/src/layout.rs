@@ -17,6 +17,8 @@ pub const FULL_MASK: u16 = u16::MAX;
 pub const OBJECT_BLOCKS_MAX: u64 = (2 << 30) / BLOCK;
 /// Chunks that one map describes: a 4 MiB object.
 pub const GROUP_CHUNKS: u32 = 64;
+/// Maps of the largest object.
+pub const GROUPS_MAX: u32 = (OBJECT_BLOCKS_MAX / (SLOT_BLOCKS * GROUP_CHUNKS) as u64) as u32;
 
 pub const DESCRIPTOR_BYTES: usize = 128;
 pub const DESCRIPTORS_PER_PAGE: u32 = 32;
@@ -25,7 +27,8 @@ pub const MAP_BYTES: usize = 512;
 pub const MAPS_PER_PAGE: u32 = 8;
 
 const MAGIC: [u8; 8] = *b"SHEEPDSK";
-pub const FORMAT_VERSION: u32 = 1;
+/// 2: free maps have bytes too.
+pub const FORMAT_VERSION: u32 = 2;
 /// Blocks before the journal: two superblocks, the rest spare.
 pub const JOURNAL_FIRST_BLOCK: u64 = 16;
 pub const JOURNAL_BLOCKS_MIN: u64 = 256;

@@ -18,7 +18,7 @@ use crate::layout::*;
 use crate::record::{Entry, HEAD_BYTES, RecordHead, decode_entries, header_blocks};
 use crate::slots::Slots;
 use crate::store::Store;
-use crate::tables::{Contradiction, Tables};
+use crate::tables::{Contradiction, Tables, encode_free_page};
 use crate::tags::Tags;
 use crate::written::{Removed, Written};
 
@@ -106,15 +106,22 @@ impl Store {
         }
         // The superblocks go first: between here and the end the disk is no store, neither the old nor the new.
         let zeros = vec![0; CHUNK_BYTES as usize];
-        let tables_end = geometry.page_offset(PageId::Maps(geometry.map_pages()));
+        let maps_offset = geometry.page_offset(PageId::Maps(0));
         let mut offset = 0;
-        while offset < tables_end {
-            let len = CHUNK_BYTES.min(tables_end - offset);
+        while offset < maps_offset {
+            let len = CHUNK_BYTES.min(maps_offset - offset);
             disk.write_at(offset, &zeros[..len as usize])?;
             if offset == 0 {
                 disk.sync()?;
             }
             offset += len;
+        }
+        let mut pages = 0..geometry.map_pages();
+        while !pages.is_empty() {
+            let first = pages.start;
+            let some = pages.by_ref().take((CHUNK_BYTES / BLOCK) as usize);
+            let bytes: Vec<u8> = some.flat_map(|page| encode_free_page(&geometry, page)).collect();
+            disk.write_at(geometry.page_offset(PageId::Maps(first)), &bytes)?;
         }
         disk.sync()?;
         let superblock = Superblock {

@@ -174,6 +174,17 @@ fn a_lost_superblock_does_not_hide_the_first_records_after_it() {
 }
 
 #[test]
+fn a_zeroed_map_does_not_hide_its_object() {
+    let Image { disk, model } = image(202);
+    let tables = JOURNAL.end..SIZE_BYTES / BLOCK;
+    for at in disk.written_offsets().into_iter().filter(|at| tables.contains(&(at / BLOCK))) {
+        let mut disk = disk.clone();
+        disk.garble(at, &[0; BLOCK_BYTES]);
+        look(disk, &model, &mut SimRng::new(at));
+    }
+}
+
+#[test]
 fn a_disk_of_noise_is_an_error() {
     let mut rng = SimRng::new(5);
     for len in [0, 1, 2, 100] {
