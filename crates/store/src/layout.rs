@@ -115,7 +115,12 @@ pub struct Superblock {
     pub tail_position: u64,
     /// Incarnation of the last record before the tail: a record of an older one cannot follow it.
     pub tail_incarnation: u64,
+    /// All records up to this one were durable when the superblock was written: none of them can be a torn end.
+    pub durable: u64,
 }
+
+/// Counters stay below: no arithmetic with them overflows, whatever bytes a disk has.
+const COUNTER_MAX: u64 = 1 << 62;
 
 /// What one copy of the superblock turned out to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,6 +151,7 @@ impl Superblock {
             self.tail_seq,
             self.tail_position,
             self.tail_incarnation,
+            self.durable,
         ];
         for (i, word) in words.iter().enumerate() {
             out[16 + i * 8..24 + i * 8].copy_from_slice(&word.to_le_bytes());
@@ -176,7 +182,9 @@ impl Superblock {
         let geometry = Geometry { store_id: word(0), journal_blocks: word(1), slots, maps };
         let sane = (JOURNAL_BLOCKS_MIN..=JOURNAL_BLOCKS_MAX).contains(&geometry.journal_blocks)
             && slots < u32::MAX
-            && maps < u32::MAX;
+            && maps < u32::MAX
+            && (4..10).all(|i| word(i) < COUNTER_MAX)
+            && word(6) > 0;
         if !sane {
             return SuperblockCopy::Damaged;
         }
@@ -187,6 +195,7 @@ impl Superblock {
             tail_seq: word(6),
             tail_position: word(7),
             tail_incarnation: word(8),
+            durable: word(9),
         })
     }
 }
@@ -206,6 +215,7 @@ mod tests {
             tail_seq: 9,
             tail_position: 400,
             tail_incarnation: 1,
+            durable: 12,
         };
         let bytes = sb.encode();
         assert_eq!(Superblock::decode(&bytes), SuperblockCopy::Good(sb));
@@ -214,6 +224,31 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             let expected = if bit < 64 { SuperblockCopy::Foreign } else { SuperblockCopy::Damaged };
             assert_eq!(Superblock::decode(&bad), expected, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_store_reaches_are_damage_whatever_the_checksum_says() {
+        let geometry = Geometry::fit(77, 64 << 20, 1 << 20).unwrap();
+        let good = Superblock {
+            geometry,
+            revision: 3,
+            incarnation: 2,
+            tail_seq: 9,
+            tail_position: 400,
+            tail_incarnation: 1,
+            durable: 8,
+        };
+        let absurd = [
+            Superblock { revision: u64::MAX, ..good },
+            Superblock { incarnation: u64::MAX, ..good },
+            Superblock { tail_seq: 0, ..good },
+            Superblock { tail_seq: u64::MAX, ..good },
+            Superblock { tail_position: u64::MAX - 1, ..good },
+            Superblock { geometry: Geometry { journal_blocks: 0, ..geometry }, ..good },
+        ];
+        for sb in absurd {
+            assert_eq!(Superblock::decode(&sb.encode()), SuperblockCopy::Damaged, "{sb:?}");
         }
     }
 

@@ -131,6 +131,7 @@ impl Store {
             tail_seq: 1,
             tail_position: 0,
             tail_incarnation: 0,
+            durable: 0,
         };
         disk.write_at(superblock.offset(), &superblock.encode())?;
         disk.sync()?;
@@ -156,6 +157,7 @@ impl Store {
         let superblock = Superblock {
             revision: superblock.revision + 1,
             incarnation: superblock.incarnation + 1,
+            durable: scan.last_seq(),
             ..superblock
         };
         disk.sync()?;
@@ -216,6 +218,12 @@ struct Scan {
     head: u64,
 }
 
+impl Scan {
+    fn last_seq(&self) -> u64 {
+        self.first_seq + self.infos.len() as u64 - 1
+    }
+}
+
 fn scan_journal(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Scan, OpenError> {
     let geometry = superblock.geometry;
     let ring = geometry.journal_blocks;
@@ -227,7 +235,7 @@ fn scan_journal(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Scan, Op
     };
     let mut incarnation = superblock.tail_incarnation;
     loop {
-        let seq = scan.first_seq + scan.infos.len() as u64;
+        let seq = scan.last_seq() + 1;
         // A record that would cross the end of the ring begins at its start instead.
         let places = [scan.head, scan.head.next_multiple_of(ring)];
         let mut found = None;
@@ -300,10 +308,13 @@ fn read_record(
     Ok(Some((head, entries.to_vec(), data)))
 }
 
-/// The scan ended before record `seq`. A torn end is what a crash leaves; but if a later record says that `seq` was
-/// durable, then it has rotted, and going on would undo what was answered. The same for a record of a later open than the
+/// The scan ended before record `seq`. A torn end is what a crash leaves; but if the superblock or a later record says that
+/// `seq` was durable, then it has rotted, and going on would undo what was answered. The same for a record of a later open than the
 /// superblock knows: the scan has passed it over, as the superblock that was durable before it is not the one we read.
 fn refuse_if_damaged(disk: &mut dyn Disk, superblock: &Superblock, seq: u64) -> Result<(), OpenError> {
+    if superblock.durable >= seq {
+        return Err(OpenError::DamagedJournal { seq });
+    }
     let geometry = superblock.geometry;
     let mut buf = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;

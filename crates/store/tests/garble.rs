@@ -185,6 +185,24 @@ fn a_zeroed_map_does_not_hide_its_object() {
 }
 
 #[test]
+fn records_that_an_open_has_found_are_missed_when_they_are_gone() {
+    let mut refused = 0;
+    for seed in 0..5 {
+        let Image { disk, model } = image(seed);
+        let disk = Machine::open(disk).unwrap().disk;
+        for at in disk.written_offsets().into_iter().filter(|at| JOURNAL.contains(&(at / BLOCK))).step_by(7) {
+            let mut disk = disk.clone();
+            disk.garble(at, &[0; BLOCK_BYTES]);
+            refused += u32::from(!look(disk, &model, &mut SimRng::new(at)));
+        }
+        let mut disk = disk.clone();
+        disk.garble(JOURNAL.start * BLOCK, &vec![0; JOURNAL_BYTES as usize]);
+        look(disk, &model, &mut SimRng::new(seed));
+    }
+    assert!(refused > 0, "some of these records are needed");
+}
+
+#[test]
 fn a_disk_of_noise_is_an_error() {
     let mut rng = SimRng::new(5);
     for len in [0, 1, 2, 100] {
