@@ -8,7 +8,7 @@ use proto::checksum::block_checksums;
 use proto::object::*;
 use proto::{BLOCK_BYTES, Generation, Incarnation, Oid, RequestId, Seq, Vid};
 use store::testing::{SimDisk, SimRng};
-use store::{FormatOptions, OpenError, Store};
+use store::{FormatOptions, IoId, OpenError, Store};
 
 pub const JOURNAL_BYTES: u64 = 1 << 20;
 
@@ -133,10 +133,14 @@ impl Machine {
             return false;
         }
         let id = pending[self.rng.below(pending.len() as u64) as usize];
+        self.complete(id);
+        true
+    }
+
+    pub fn complete(&mut self, id: IoId) {
         let result = self.disk.complete(id);
         self.store.handle_io(id, result);
         self.pump();
-        true
     }
 
     pub fn run(&mut self) {
