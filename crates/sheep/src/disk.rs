@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use proto::object::Unsettled;
@@ -12,7 +13,7 @@ use store::{Disk as _, FileDisk, FormatOptions, OBJECTS_FILE, OpenError, Store, 
 use tokio::sync::mpsc;
 
 use crate::home::Home;
-use crate::io::{Completion, Disk, EngineChoice, open_direct};
+use crate::io::{Completion, Disk, EngineChoice};
 use crate::marks;
 use crate::objects::{DiskStore, NoStore, ObjectStore};
 
@@ -22,6 +23,9 @@ const BLANK_BYTES: usize = 128 << 10;
 /// Share of the file system that a store takes where several of one machine may live on it.
 const SHARED_PART: u64 = 16;
 const SIZE_UNIT_BYTES: u64 = 1 << 20;
+/// A disk that takes longer for what it was given is in use by somebody.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How to make a new store.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +70,7 @@ fn open_path(
     engine: EngineChoice,
 ) -> anyhow::Result<Opened> {
     let expected = marks::read(directory, marks::STORE_ID)?;
-    let mut disk = match FileDisk::open(path) {
+    let mut disk = match open_unlocked(path) {
         Ok(disk) => disk,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             refuse_lost(directory, expected)?;
@@ -105,13 +109,26 @@ fn open_path(
         None => marks::write(directory, marks::STORE_ID, recovered.store_id)?,
     }
     tracing::info!("disk {} is open, {} journal records replayed", path.display(), recovered.records);
-    let started = Disk::start(open_direct(path, false)?, engine)?;
+    let started = Disk::start(disk.direct()?, engine)?;
     Ok(Opened {
         store: Box::new(DiskStore::new(store, disk)),
         disk: Some(started),
         store_id: recovered.store_id,
         unsettled: recovered.unsettled,
     })
+}
+
+/// Waits for what an earlier sheep that was killed has left on its way to the disk.
+fn open_unlocked(path: &Path) -> io::Result<FileDisk> {
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match FileDisk::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < patience => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
@@ -183,6 +200,31 @@ mod tests {
         fs::copy(other.path().join("meta").join(OBJECTS_FILE), &objects).unwrap();
         let text = try_open(dir.path(), None, 8).unwrap_err();
         assert!(text.contains("it is disk 0000000000000007"), "{text}");
+    }
+
+    #[test]
+    fn the_lock_lasts_as_long_as_anything_is_on_its_way_to_the_disk() {
+        for engine in [EngineChoice::Best, EngineChoice::Threads] {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, disk) = crate::home::prepare(dir.path(), None).unwrap();
+            let home = Home::lock(path.clone(), disk).unwrap();
+            let new = NewStore { size_bytes: Some(64 << 20), shared: true, store_id: 5 };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, async {
+                let Opened { store, disk, .. } = open(&home, new, engine).unwrap();
+                drop(store);
+                let error = FileDisk::open(&path).err().expect("the engine still uses the disk");
+                assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+                drop(disk);
+            });
+            drop(runtime);
+            let free = || FileDisk::open(&path).is_ok();
+            let patience = Instant::now() + Duration::from_secs(5);
+            while !free() && Instant::now() < patience {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            assert!(free());
+        }
     }
 
     #[test]

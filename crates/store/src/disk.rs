@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Blocking access to one disk. Used only to format it and to open it; afterwards the store asks for I/O
@@ -41,7 +41,8 @@ impl FileDisk {
     pub fn create(path: &Path, size_bytes: u64) -> io::Result<FileDisk> {
         let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
         let is_new = !path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path)?;
         lock(&file)?;
         if !file.metadata()?.file_type().is_block_device() {
             let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
@@ -62,9 +63,24 @@ impl FileDisk {
         &self.path
     }
 
-    /// For the shell that does the I/O of an open store. Its lock lasts as long as this.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// For the shell that does the I/O of an open store: the same open file, so that the lock lasts until the kernel is
+    /// done with all that was asked of it, whatever became of us. A write that is still on its way when a killed process is gone must
+    /// not hit the disk under its successor.
+    ///
+    /// Past the page cache from now on, where the file system can. [`Disk`] is not to be used any more: its memory is not aligned.
+    pub fn direct(&self) -> io::Result<File> {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        let flags = fcntl_getfl(&self.file)?;
+        match fcntl_setfl(&self.file, flags | OFlags::DIRECT) {
+            Err(rustix::io::Errno::INVAL) => {
+                tracing::warn!(
+                    "{}: no direct I/O on this file system, using the page cache",
+                    self.path.display()
+                );
+            }
+            other => other?,
+        }
+        self.file.try_clone()
     }
 }
 

@@ -8,10 +8,8 @@
 mod ring;
 mod threads;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -74,28 +72,6 @@ impl EngineChoice {
             Ok(other) => Err(format!("SHEEP_IO is '{other}': must be 'uring' or 'threads'")),
         }
     }
-}
-
-/// Opens a regular file or block device past the page cache; with it on file systems that know no other way.
-pub fn open_direct(path: &Path, create: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(create).truncate(false).mode(0o640);
-    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            tracing::warn!("{}: no direct I/O on this file system, using the page cache", path.display());
-            options.open(path)
-        }
-        other => other,
-    }
-}
-
-/// The size of a file or a block device.
-pub fn size_bytes(file: &File) -> io::Result<u64> {
-    let metadata = file.metadata()?;
-    if metadata.file_type().is_block_device() {
-        return rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map_err(Into::into);
-    }
-    Ok(metadata.len())
 }
 
 impl Disk {

@@ -12,8 +12,7 @@ fn with_disk<F: Future<Output = ()>>(
     task: impl FnOnce(Disk, mpsc::UnboundedReceiver<Completion>) -> F,
 ) {
     let dir = tempfile::tempdir().unwrap();
-    let file = open_direct(&dir.path().join("disk"), true).unwrap();
-    file.set_len(8 << 20).unwrap();
+    let file = store::FileDisk::create(&dir.path().join("disk"), 8 << 20).unwrap().direct().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
