@@ -74,8 +74,7 @@ fn open_path(
         Ok(disk) => disk,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             refuse_lost(directory, expected)?;
-            let size = size_of_new(path.parent().unwrap_or(directory), new)?;
-            FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?
+            create(path, size_of_new(path.parent().unwrap_or(directory), new)?, new.store_id)?
         }
         Err(error) => return Err(error.into()),
     };
@@ -85,14 +84,13 @@ fn open_path(
             if !is_ours && !is_blank(&mut disk)? {
                 bail!("it is no Sheepdog disk and not empty: clear its first 128 KiB if nobody needs it");
             }
-            // A file may have been made without its room, or with less than is wanted now.
+            let mut size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
+            // A file may have been made without its room, and takes the rest of it later.
             if is_ours {
-                let size = size_of_new(path.parent().unwrap_or(directory), new)?.max(disk.size());
+                size = size_of_new(path.parent().unwrap_or(directory), new)?;
                 drop(disk);
-                disk =
-                    FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?;
+                disk = create(path, size, new.store_id)?;
             }
-            let size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
             tracing::info!("formatting {} with {size} bytes", path.display());
             Store::format(&mut disk, &FormatOptions::new(size, new.store_id))?;
             Store::open(&mut disk)?
@@ -131,6 +129,12 @@ fn open_unlocked(path: &Path) -> io::Result<FileDisk> {
     }
 }
 
+/// Makes the file of a store with what it needs at first.
+fn create(path: &Path, size_bytes: u64, store_id: u64) -> anyhow::Result<FileDisk> {
+    let first = FormatOptions::new(size_bytes, store_id).first_bytes()?;
+    FileDisk::create(path, first).with_context(|| format!("cannot reserve {first} bytes"))
+}
+
 fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
     let Some(expected) = expected else { return Ok(()) };
     let mark: PathBuf = directory.join(marks::STORE_ID);
@@ -149,7 +153,13 @@ fn is_blank(disk: &mut FileDisk) -> io::Result<bool> {
 
 /// The size of a new store in this directory.
 fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
     if let Some(size) = new.size_bytes {
+        // It is taken little by little; but nobody is told of room that is not there.
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if size > free {
+            bail!("a store of {size} bytes is wanted, but its file system has {free} bytes free");
+        }
         return Ok(size);
     }
     let most = default_size_bytes(directory)?;
@@ -157,7 +167,6 @@ fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
         return Ok(most / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES);
     }
     // A part of the whole and not of what is free: so all sheep that begin here are equal.
-    let stat = rustix::fs::statvfs(directory)?;
     let part = stat.f_blocks.saturating_mul(stat.f_frsize) / SHARED_PART;
     Ok(part.min(most) / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES)
 }
@@ -165,12 +174,23 @@ fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, WriteBase};
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     fn try_open(dir: &Path, disk: Option<&Path>, store_id: u64) -> Result<u64, String> {
+        try_open_sized(dir, disk, store_id, 64 << 20)
+    }
+
+    fn try_open_sized(
+        dir: &Path,
+        disk: Option<&Path>,
+        store_id: u64,
+        size_bytes: u64,
+    ) -> Result<u64, String> {
         let (path, disk) = crate::home::prepare(&dir.join("meta"), disk).unwrap();
         let home = Home::lock(path, disk).unwrap();
-        let new = NewStore { size_bytes: Some(64 << 20), shared: true, store_id };
+        let new = NewStore { size_bytes: Some(size_bytes), shared: true, store_id };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             open(&home, new, EngineChoice::Threads)
@@ -184,6 +204,51 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(try_open(dir.path(), None, 5), Ok(5));
         assert_eq!(try_open(dir.path(), None, 6), Ok(5));
+    }
+
+    #[test]
+    fn a_store_takes_its_room_little_by_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, disk) = crate::home::prepare(dir.path(), None).unwrap();
+        let home = Home::lock(path.clone(), disk).unwrap();
+        let new = NewStore { size_bytes: Some(2 << 30), shared: true, store_id: 5 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let taken = || fs::metadata(path.join(OBJECTS_FILE)).unwrap().blocks() * 512;
+            let Opened { mut store, disk, .. } = open(&home, new, EngineChoice::Best).unwrap();
+            let (disk, mut completions) = disk.unwrap();
+            assert!(store.space().size_bytes > 1900 << 20 && taken() < 300 << 20, "{} are taken", taken());
+            // Enough to need several steps.
+            let data = bytes::Bytes::from(vec![7; 16 << 20]);
+            let checksums = proto::checksum::block_checksums(&data);
+            for n in 0..20 {
+                let blocks = BlockRange::new(4096 * n, 4096);
+                let change = Change::Write { blocks, checksums: checksums.clone(), base: WriteBase::Keep };
+                let op = ObjectOp::Change { oid: proto::Oid(8), change, data: data.clone(), tag: None };
+                store.submit(node::Ticket(n.into()), op);
+            }
+            let mut done = 0;
+            while done < 20 {
+                while let Some(order) = store.poll_io() {
+                    disk.order(order);
+                }
+                disk.submit();
+                while let Some((_, reply)) = store.poll_reply() {
+                    assert_eq!(reply, ObjectReply::Done);
+                    done += 1;
+                }
+                if done < 20 {
+                    store.handle_io(completions.recv().await.unwrap());
+                }
+            }
+            assert!(taken() > 320 << 20);
+            assert!(taken() < 800 << 20, "{} are taken", taken());
+        });
+        let text = try_open_sized(&dir.path().join("other"), None, 6, 1 << 60).unwrap_err();
+        assert!(
+            text.contains("a store of 1152921504606846976 bytes is wanted, but its file system has"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub trait Disk {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
     fn sync(&mut self) -> io::Result<()>;
+    /// Whether `IoOp::Grow` can make it larger than it is.
+    fn can_grow(&self) -> bool {
+        false
+    }
 }
 
 /// The file that holds everything, within a directory.
@@ -23,6 +27,7 @@ pub struct FileDisk {
     file: File,
     path: PathBuf,
     size: u64,
+    is_device: bool,
 }
 
 impl FileDisk {
@@ -30,13 +35,18 @@ impl FileDisk {
     pub fn open(path: &Path) -> io::Result<FileDisk> {
         let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let size = size_of(&file)?;
         lock(&file)?;
-        Ok(FileDisk { file, path, size })
+        FileDisk::of(file, path)
+    }
+
+    fn of(file: File, path: PathBuf) -> io::Result<FileDisk> {
+        let is_device = file.metadata()?.file_type().is_block_device();
+        let size = size_of(&file)?;
+        Ok(FileDisk { file, path, size, is_device })
     }
 
     /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it: a write to a disk that was
-    /// formatted never meets a full file system. Fails with the file system's error if it has no such room; a
+    /// formatted never meets a full file system. [`FormatOptions::first_bytes`](crate::FormatOptions::first_bytes) are enough. Fails with the file system's error if it has no such room; a
     /// new file is removed again.
     pub fn create(path: &Path, size_bytes: u64) -> io::Result<FileDisk> {
         let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
@@ -55,8 +65,7 @@ impl FileDisk {
             file.sync_all()?;
             sync_parent(&path)?;
         }
-        let size = size_of(&file)?;
-        Ok(FileDisk { file, path, size })
+        FileDisk::of(file, path)
     }
 
     pub fn path(&self) -> &Path {
@@ -82,6 +91,30 @@ impl FileDisk {
         }
         self.file.try_clone()
     }
+}
+
+/// What growing leaves to others on the file system: logs, the cluster's own records. A fiftieth, at most this.
+const LEFT_TO_OTHERS_BYTES_MAX: u64 = 1 << 30;
+
+/// Carries out [`IoOp::Grow`](crate::IoOp::Grow) on an open file. Blocks for as long as the file system likes.
+pub fn grow(file: &File, size_bytes: u64) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let Some(more) = size_bytes.checked_sub(before).filter(|more| *more > 0) else { return Ok(()) };
+    let stat = rustix::fs::fstatvfs(file)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let left = (stat.f_blocks.saturating_mul(stat.f_frsize) / 50).min(LEFT_TO_OTHERS_BYTES_MAX);
+    if free < more.saturating_add(left) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let flags = rustix::fs::FallocateFlags::empty();
+    let reserved = rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, flags, before, more));
+    if let Err(error) = reserved {
+        // It may have taken a part, which others need more than we do.
+        let _ = file.set_len(before);
+        return Err(error.into());
+    }
+    // Before the first write to it: a crash must not take back what a write relies on.
+    file.sync_all()
 }
 
 /// Room for a store in this directory: what the file system has free, less a tenth for others and for its own needs.
@@ -130,5 +163,9 @@ impl Disk for FileDisk {
 
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    fn can_grow(&self) -> bool {
+        !self.is_device
     }
 }

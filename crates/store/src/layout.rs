@@ -90,10 +90,29 @@ impl Geometry {
     pub fn size_bytes(&self) -> u64 {
         self.slot_offset(self.slots)
     }
+
+    /// The slots that lie wholly on a disk of this size, which has room for everything before them.
+    pub fn slots_within(&self, disk_bytes: u64) -> u32 {
+        let slots = disk_bytes.saturating_sub(self.slots_offset()) / SLOT_BYTES;
+        u32::try_from(slots).unwrap_or(u32::MAX).min(self.slots)
+    }
+
+    /// The most by which a disk grows at a time: a sixteenth, at most 256 MiB, which a file system reserves within moments.
+    pub fn growth_slots(&self) -> u32 {
+        (self.slots / 16).clamp(GROWTH_SLOTS_MIN, 4096)
+    }
+
+    /// What a disk that grows has at format: journal, tables and a first step.
+    pub fn first_bytes(&self) -> u64 {
+        self.slot_offset(self.slots.min(self.growth_slots() + SLOTS_KEPT_BACK))
+    }
 }
 
 /// Slots that no write may take: whoever must write to repair something finds room.
 pub const SLOTS_KEPT_BACK: u32 = 8;
+
+/// The least by which a disk grows: 1 MiB.
+pub const GROWTH_SLOTS_MIN: u32 = 16;
 
 /// A 4 KiB page of one of the two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -36,6 +36,17 @@ impl FormatOptions {
     pub fn new(size_bytes: u64, store_id: u64) -> Self {
         FormatOptions { size_bytes, journal_bytes: default_journal_bytes(size_bytes), store_id }
     }
+
+    /// What a disk that can grow must have when it is formatted.
+    pub fn first_bytes(&self) -> Result<u64, FormatError> {
+        self.geometry().map(|geometry| geometry.first_bytes())
+    }
+
+    fn geometry(&self) -> Result<Geometry, FormatError> {
+        let FormatOptions { size_bytes, journal_bytes, store_id } = *self;
+        Geometry::fit(store_id, size_bytes, journal_bytes)
+            .ok_or(FormatError::TooSmall { size_bytes, journal_bytes })
+    }
 }
 
 /// A thirty-second of the disk, 16 to 512 MiB: enough to coalesce overwrites, read back in a second when opened.
@@ -98,11 +109,10 @@ const CHUNK_BYTES: u64 = 1 << 20;
 impl Store {
     /// Makes an empty store. Whatever was on the disk is gone once this returns; a crash before leaves no store.
     pub fn format(disk: &mut dyn Disk, options: &FormatOptions) -> Result<(), FormatError> {
-        let FormatOptions { size_bytes, journal_bytes, store_id } = *options;
-        let geometry = Geometry::fit(store_id, size_bytes, journal_bytes)
-            .ok_or(FormatError::TooSmall { size_bytes, journal_bytes })?;
-        if disk.size() < geometry.size_bytes() {
-            return Err(FormatError::DiskSmaller { expected: geometry.size_bytes(), found: disk.size() });
+        let geometry = options.geometry()?;
+        let expected = if disk.can_grow() { geometry.first_bytes() } else { geometry.size_bytes() };
+        if disk.size() < expected {
+            return Err(FormatError::DiskSmaller { expected, found: disk.size() });
         }
         // The superblocks go first: between here and the end the disk is no store, neither the old nor the new.
         let zeros = vec![0; CHUNK_BYTES as usize];
@@ -149,8 +159,8 @@ impl Store {
         replay.run()?;
         let Replay { mut tables, mut written, tags, scan } = replay;
         tables.index().map_err(|Contradiction| OpenError::DamagedTables)?;
-        let mut slots = Slots::new(tables.refs());
-        promise_slots(&tables, &mut slots, &mut written)?;
+        let mut slots = Slots::new(tables.refs(), slots_on(disk, &tables)?);
+        promise_slots(&tables, &mut slots, &mut written, disk.size())?;
 
         // A new incarnation, durably, before the first record of it. The sync also makes durable what the scan saw
         // but only a volatile cache may have held.
@@ -203,7 +213,8 @@ fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenError> {
             None => OpenError::NotAStore,
         });
     };
-    let expected = superblock.geometry.size_bytes();
+    let geometry = &superblock.geometry;
+    let expected = if disk.can_grow() { geometry.slots_offset() } else { geometry.size_bytes() };
     if disk.size() < expected {
         return Err(OpenError::DiskSmaller { expected, found: disk.size() });
     }
@@ -463,8 +474,25 @@ impl Replay {
     }
 }
 
+/// The slots that the disk has. A file may be shorter than its store will be one day, but what is in use must be on it.
+fn slots_on(disk: &dyn Disk, tables: &Tables) -> Result<u32, OpenError> {
+    let present = tables.geometry.slots_within(disk.size());
+    match tables.refs().iter().rposition(|refs| *refs > 0) {
+        Some(last) if last as u32 >= present => Err(OpenError::DiskSmaller {
+            expected: tables.geometry.slot_offset(last as u32 + 1),
+            found: disk.size(),
+        }),
+        _ => Ok(present),
+    }
+}
+
 /// The promises of before the crash, found again: a written block without a slot of its own needs one on its way home.
-fn promise_slots(tables: &Tables, slots: &mut Slots, written: &mut Written) -> Result<(), OpenError> {
+fn promise_slots(
+    tables: &Tables,
+    slots: &mut Slots,
+    written: &mut Written,
+    disk_bytes: u64,
+) -> Result<(), OpenError> {
     let chunks: Vec<_> = written.chunks().collect();
     let mut promised = 0;
     for (oid, chunk) in chunks {
@@ -478,8 +506,14 @@ fn promise_slots(tables: &Tables, slots: &mut Slots, written: &mut Written) -> R
             promised += 1;
         }
     }
-    if promised > slots.free_count() {
-        return Err(OpenError::DamagedTables);
+    let missing = u32::saturating_sub(promised, slots.free_count() - slots.absent());
+    match missing {
+        0 => Ok(()),
+        // They were there when they were promised.
+        _ if missing <= slots.absent() => Err(OpenError::DiskSmaller {
+            expected: tables.geometry.slot_offset(slots.present() + missing),
+            found: disk_bytes,
+        }),
+        _ => Err(OpenError::DamagedTables),
     }
-    Ok(())
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use common::*;
 use proto::Oid;
 use proto::object::*;
-use store::IoOp;
+use store::testing::SimDisk;
+use store::{Disk as _, FormatOptions, IoOp, OpenError, Store};
 
 const OBJECTS: u64 = 5;
 
@@ -107,6 +108,132 @@ fn check(machine: &mut Machine, model: &Model) {
         let all = BlockRange::new(0, 128);
         assert_eq!(machine.read(*oid, 0, 128), model.values(*oid, all));
     }
+}
+
+/// A file of a 32 MiB store, and of what its file system has room for.
+fn file(room: u64) -> Machine {
+    let options = FormatOptions { size_bytes: 32 << 20, journal_bytes: JOURNAL_BYTES, store_id: 9 };
+    let mut disk = SimDisk::growing(options.first_bytes().unwrap(), room);
+    assert!(disk.size() < 6 << 20, "it begins small");
+    Store::format(&mut disk, &options).unwrap();
+    Machine::open(disk).unwrap()
+}
+
+#[test]
+fn a_file_grows_with_what_is_on_it_up_to_its_size() {
+    let mut device = {
+        let options = FormatOptions { size_bytes: 32 << 20, journal_bytes: JOURNAL_BYTES, store_id: 9 };
+        let mut disk = SimDisk::new(32 << 20);
+        Store::format(&mut disk, &options).unwrap();
+        Machine::open(disk).unwrap()
+    };
+    for count in [16, 1] {
+        let mut machine = file(32 << 20);
+        assert_eq!(machine.store.usage().size_bytes, device.store.usage().size_bytes);
+        let mut before = machine.disk.size();
+        for n in 0..100 {
+            machine.call(write(Oid(1000 + n), 0, &vec![n + 1; count], WriteBase::Keep));
+            assert!(machine.disk.size() < (6 << 20) + n * store::SLOT_BYTES, "{n} slots are needed");
+            assert!(machine.disk.size() >= before);
+            before = machine.disk.size();
+            assert!(n % 10 > 0 || machine.crash().is_empty());
+        }
+        for n in 0..100 {
+            assert_eq!(machine.read(Oid(1000 + n), 0, 1), Some(vec![n + 1]));
+            machine.call(change(Oid(1000 + n), Change::Delete));
+        }
+        machine.checkpoint();
+        let model = fill(&mut machine, count as u32);
+        assert_eq!(fill(&mut device, count as u32), model, "a file takes as much as a device");
+        check(&mut machine, &model);
+        machine.crash();
+        check(&mut machine, &model);
+        machine.store.assert_invariants();
+        for oid in model.0.keys() {
+            device.call(change(*oid, Change::Delete));
+        }
+        device.checkpoint();
+    }
+}
+
+#[test]
+fn orders_wait_for_a_file_that_grows() {
+    for count in [1, 16, 200] {
+        let mut machine = file(32 << 20);
+        let total = 380 / u64::from(count as u32).div_ceil(16);
+        let tickets: Vec<u64> = (0..total)
+            .map(|n| (Oid(100 + n / 4), n as u32 % 4 * 208, vec![n + 1; count]))
+            .map(|(oid, first, values)| machine.submit(write(oid, first, &values, WriteBase::Keep)))
+            .collect();
+        let flush = machine.submit(ObjectOp::Flush);
+        machine.run();
+        assert_eq!(machine.replies.remove(&flush), Some(ObjectReply::Done));
+        for ticket in tickets {
+            assert_eq!(machine.replies.remove(&ticket), Some(ObjectReply::Done));
+        }
+        machine.store.assert_invariants();
+    }
+}
+
+#[test]
+fn a_full_file_system_is_no_space_and_no_failure() {
+    for count in [1, 16] {
+        let mut machine = file(12 << 20);
+        let model = fill(&mut machine, count);
+        assert!(machine.disk.size() > 11 << 20, "all room is taken, to the last step");
+        assert!(!machine.store.is_failed());
+        check(&mut machine, &model);
+        machine.crash();
+        check(&mut machine, &model);
+        machine.checkpoint();
+        machine.store.assert_invariants();
+        let op = |n: u32| write(Oid(5000), 16 * n, &vec![7; count as usize], WriteBase::Keep);
+        assert_eq!(machine.call(op(0)), ObjectReply::Failed(StoreFailure::NoSpace));
+        let first = *model.0.keys().next().unwrap();
+        assert_eq!(machine.call(change(first, Change::Delete)), ObjectReply::Done);
+        assert_eq!(machine.call(op(1)), ObjectReply::Done, "what was deleted can be used");
+        machine.disk.set_room(32 << 20);
+        for n in 2..20 {
+            assert_eq!(machine.call(op(n)), ObjectReply::Done, "and what the file system has got since");
+        }
+        machine.store.assert_invariants();
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_opens_only_if_nothing_was_there() {
+    let mut machine = file(32 << 20);
+    let grown = machine.disk.size();
+    for n in 0..100 {
+        machine.call(write(Oid(100 + n), 0, &[n + 1; 16], WriteBase::Keep));
+    }
+    machine.checkpoint();
+    assert!(machine.disk.size() > grown);
+    let mut disk = machine.disk.clone();
+    disk.truncate(grown);
+    match Store::open(&mut disk) {
+        Err(OpenError::DiskSmaller { expected, found }) => assert!(expected > found && found == grown),
+        other => panic!("{:?}", other.err()),
+    }
+    disk.truncate(1 << 20);
+    assert!(
+        matches!(Store::open(&mut disk), Err(OpenError::DiskSmaller { .. })),
+        "a part of the tables is gone"
+    );
+    for n in 20..100 {
+        machine.call(change(Oid(100 + n), Change::Delete));
+    }
+    machine.checkpoint();
+    let mut disk = machine.disk.clone();
+    disk.truncate(grown + 4096 * 20);
+    let mut machine = Machine::open(disk).unwrap();
+    for n in 0..20 {
+        assert_eq!(machine.read(Oid(100 + n), 15, 1), Some(vec![n + 1]));
+    }
+    for n in 20..100 {
+        assert_eq!(machine.call(write(Oid(100 + n), 0, &[n + 1; 16], WriteBase::Keep)), ObjectReply::Done);
+    }
+    machine.store.assert_invariants();
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Ring, EngineChoice::Threads];
@@ -94,6 +96,26 @@ fn more_orders_than_the_queue_holds_are_all_carried_out() {
             }
             assert_eq!(read.len() as u64, blocks);
             assert!(read.iter().all(|(id, data)| *data == pattern(*id as u8, 4096)), "{choice:?}");
+        });
+    }
+}
+
+#[test]
+fn a_file_is_made_larger_or_left_as_it_was() {
+    for choice in ENGINES {
+        with_disk(choice, async |disk, mut completions| {
+            for size_bytes in [16 << 20, 16 << 20] {
+                one(&disk, &mut completions, Deed::Grow { size_bytes }).await.unwrap();
+            }
+            let zeros =
+                one(&disk, &mut completions, Deed::Read { offset: 12 << 20, len: 4096 }).await.unwrap();
+            assert!(zeros.iter().all(|byte| *byte == 0));
+            let file = disk.grower.file.clone();
+            let metadata = || file.metadata().unwrap();
+            assert!(metadata().len() == 16 << 20 && metadata().blocks() * 512 >= 16 << 20, "it is reserved");
+            let error = one(&disk, &mut completions, Deed::Grow { size_bytes: 1 << 60 }).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(metadata().len(), 16 << 20);
         });
     }
 }

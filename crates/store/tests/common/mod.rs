@@ -95,8 +95,12 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(seed: u64, size_bytes: u64) -> Machine {
-        let mut disk = SimDisk::new(size_bytes);
         let options = FormatOptions { size_bytes, journal_bytes: JOURNAL_BYTES, store_id: seed ^ 0x5eed };
+        // Devices and files in turn.
+        let mut disk = match seed % 2 {
+            0 => SimDisk::new(size_bytes),
+            _ => SimDisk::growing(options.first_bytes().unwrap(), size_bytes),
+        };
         Store::format(&mut disk, &options).unwrap();
         let (store, recovered) = Store::open(&mut disk).unwrap();
         assert!(recovered.unsettled.is_empty());
