@@ -464,9 +464,9 @@ impl Replay {
     }
 
     fn settle(&mut self, vid: proto::Vid, stamp: Stamp) {
-        for logged_in in self.tags.settle(vid, stamp) {
-            self.info(logged_in).tags -= 1;
-        }
+        let Scan { first_seq, infos, .. } = &mut self.scan;
+        let first = *first_seq;
+        self.tags.settle(vid, stamp, |logged_in| infos[(logged_in - first) as usize].tags -= 1);
     }
 
     fn needed_less(&mut self, records: impl IntoIterator<Item = u64>) {

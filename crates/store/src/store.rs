@@ -344,9 +344,7 @@ impl Store {
     }
 
     fn settle(&mut self, vid: proto::Vid, stamp: proto::object::Stamp) {
-        for logged_in in self.tags.settle(vid, stamp) {
-            self.journal.info_mut(logged_in).tags -= 1;
-        }
+        self.tags.settle(vid, stamp, |logged_in| self.journal.info_mut(logged_in).tags -= 1);
     }
 
     pub(crate) fn settle_before(&mut self, tag: &proto::object::Tag) {
