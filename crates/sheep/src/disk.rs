@@ -85,11 +85,15 @@ fn open_path(
                 bail!("it is no Sheepdog disk and not empty: clear its first 128 KiB if nobody needs it");
             }
             let mut size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
-            // A file may have been made without its room, and takes the rest of it later.
+            // A file may have been made without its room. One of our own takes the rest of it later.
+            let found = disk.size();
+            drop(disk);
             if is_ours {
                 size = size_of_new(path.parent().unwrap_or(directory), new)?;
-                drop(disk);
                 disk = create(path, size, new.store_id)?;
+            } else {
+                disk =
+                    FileDisk::create(path, found).with_context(|| format!("cannot reserve {found} bytes"))?;
             }
             tracing::info!("formatting {} with {size} bytes", path.display());
             Store::format(&mut disk, &FormatOptions::new(size, new.store_id))?;
@@ -304,5 +308,19 @@ mod tests {
         assert!(fs::read(&disk).unwrap() == content);
         fs::write(&disk, vec![0; 64 << 20]).unwrap();
         assert_eq!(try_open(dir.path(), Some(&disk), 5), Ok(5));
+    }
+
+    #[test]
+    fn a_file_that_was_there_before_is_reserved_as_long_as_it_is() {
+        for name in ["meta/objects", "disk"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::File::create(&path).unwrap().set_len(200 << 20).unwrap();
+            let disk = (name == "disk").then_some(&*path);
+            assert_eq!(try_open(dir.path(), disk, 5), Ok(5));
+            let metadata = fs::metadata(&path).unwrap();
+            assert!(metadata.len() == 200 << 20 && metadata.blocks() * 512 >= 200 << 20, "{name}");
+        }
     }
 }

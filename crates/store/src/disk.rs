@@ -45,7 +45,7 @@ impl FileDisk {
         Ok(FileDisk { file, path, size, is_device })
     }
 
-    /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it: a write to a disk that was
+    /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it, or its length if that is more: a write to a disk that was
     /// formatted never meets a full file system. [`FormatOptions::first_bytes`](crate::FormatOptions::first_bytes) are enough. Fails with the file system's error if it has no such room; a
     /// new file is removed again.
     pub fn create(path: &Path, size_bytes: u64) -> io::Result<FileDisk> {
@@ -55,7 +55,10 @@ impl FileDisk {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path)?;
         lock(&file)?;
         if !file.metadata()?.file_type().is_block_device() {
-            let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
+            // Whatever its length promises is to be there.
+            let size = size_bytes.max(file.metadata()?.len());
+            let flags = rustix::fs::FallocateFlags::empty();
+            let reserved = rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, flags, 0, size));
             if let Err(error) = reserved {
                 if is_new {
                     let _ = std::fs::remove_file(&path);

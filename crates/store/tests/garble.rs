@@ -254,7 +254,7 @@ fn forged_records_are_an_error_or_harmless_but_never_a_panic() {
             let disk = image(seed).disk;
             let mut rng = SimRng::new(seed ^ 0xf0);
             let mut opened = 0;
-            for _ in 0..32 {
+            for _ in 0..12 {
                 let mut disk = disk.clone();
                 forge(&mut disk, &mut rng);
                 let Ok(mut machine) = Machine::open(disk) else { continue };
