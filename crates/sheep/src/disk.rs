@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use proto::object::Unsettled;
@@ -12,7 +13,7 @@ use store::{Disk as _, FileDisk, FormatOptions, OBJECTS_FILE, OpenError, Store, 
 use tokio::sync::mpsc;
 
 use crate::home::Home;
-use crate::io::{Completion, Disk, EngineChoice, open_direct};
+use crate::io::{Completion, Disk, EngineChoice};
 use crate::marks;
 use crate::objects::{DiskStore, NoStore, ObjectStore};
 
@@ -22,6 +23,9 @@ const BLANK_BYTES: usize = 128 << 10;
 /// Share of the file system that a store takes where several of one machine may live on it.
 const SHARED_PART: u64 = 16;
 const SIZE_UNIT_BYTES: u64 = 1 << 20;
+/// A disk that takes longer for what it was given is in use by somebody.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How to make a new store.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +70,11 @@ fn open_path(
     engine: EngineChoice,
 ) -> anyhow::Result<Opened> {
     let expected = marks::read(directory, marks::STORE_ID)?;
-    let mut disk = match FileDisk::open(path) {
+    let mut disk = match open_unlocked(path) {
         Ok(disk) => disk,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             refuse_lost(directory, expected)?;
-            let size = size_of_new(path.parent().unwrap_or(directory), new)?;
-            FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?
+            create(path, size_of_new(path.parent().unwrap_or(directory), new)?, new.store_id)?
         }
         Err(error) => return Err(error.into()),
     };
@@ -81,14 +84,17 @@ fn open_path(
             if !is_ours && !is_blank(&mut disk)? {
                 bail!("it is no Sheepdog disk and not empty: clear its first 128 KiB if nobody needs it");
             }
-            // A file may have been made without its room, or with less than is wanted now.
+            let mut size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
+            // A file may have been made without its room. One of our own takes the rest of it later.
+            let found = disk.size();
+            drop(disk);
             if is_ours {
-                let size = size_of_new(path.parent().unwrap_or(directory), new)?.max(disk.size());
-                drop(disk);
+                size = size_of_new(path.parent().unwrap_or(directory), new)?;
+                disk = create(path, size, new.store_id)?;
+            } else {
                 disk =
-                    FileDisk::create(path, size).with_context(|| format!("cannot reserve {size} bytes"))?;
+                    FileDisk::create(path, found).with_context(|| format!("cannot reserve {found} bytes"))?;
             }
-            let size = new.size_bytes.unwrap_or(u64::MAX).min(disk.size());
             tracing::info!("formatting {} with {size} bytes", path.display());
             Store::format(&mut disk, &FormatOptions::new(size, new.store_id))?;
             Store::open(&mut disk)?
@@ -105,13 +111,32 @@ fn open_path(
         None => marks::write(directory, marks::STORE_ID, recovered.store_id)?,
     }
     tracing::info!("disk {} is open, {} journal records replayed", path.display(), recovered.records);
-    let started = Disk::start(open_direct(path, false)?, engine)?;
+    let started = Disk::start(disk.direct()?, engine)?;
     Ok(Opened {
         store: Box::new(DiskStore::new(store, disk)),
         disk: Some(started),
         store_id: recovered.store_id,
         unsettled: recovered.unsettled,
     })
+}
+
+/// Waits for what an earlier sheep that was killed has left on its way to the disk.
+fn open_unlocked(path: &Path) -> io::Result<FileDisk> {
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match FileDisk::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < patience => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Makes the file of a store with what it needs at first.
+fn create(path: &Path, size_bytes: u64, store_id: u64) -> anyhow::Result<FileDisk> {
+    let first = FormatOptions::new(size_bytes, store_id).first_bytes()?;
+    FileDisk::create(path, first).with_context(|| format!("cannot reserve {first} bytes"))
 }
 
 fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
@@ -132,7 +157,13 @@ fn is_blank(disk: &mut FileDisk) -> io::Result<bool> {
 
 /// The size of a new store in this directory.
 fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
     if let Some(size) = new.size_bytes {
+        // It is taken little by little; but nobody is told of room that is not there.
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if size > free {
+            bail!("a store of {size} bytes is wanted, but its file system has {free} bytes free");
+        }
         return Ok(size);
     }
     let most = default_size_bytes(directory)?;
@@ -140,7 +171,6 @@ fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
         return Ok(most / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES);
     }
     // A part of the whole and not of what is free: so all sheep that begin here are equal.
-    let stat = rustix::fs::statvfs(directory)?;
     let part = stat.f_blocks.saturating_mul(stat.f_frsize) / SHARED_PART;
     Ok(part.min(most) / SIZE_UNIT_BYTES * SIZE_UNIT_BYTES)
 }
@@ -148,12 +178,23 @@ fn size_of_new(directory: &Path, new: NewStore) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, WriteBase};
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     fn try_open(dir: &Path, disk: Option<&Path>, store_id: u64) -> Result<u64, String> {
+        try_open_sized(dir, disk, store_id, 64 << 20)
+    }
+
+    fn try_open_sized(
+        dir: &Path,
+        disk: Option<&Path>,
+        store_id: u64,
+        size_bytes: u64,
+    ) -> Result<u64, String> {
         let (path, disk) = crate::home::prepare(&dir.join("meta"), disk).unwrap();
         let home = Home::lock(path, disk).unwrap();
-        let new = NewStore { size_bytes: Some(64 << 20), shared: true, store_id };
+        let new = NewStore { size_bytes: Some(size_bytes), shared: true, store_id };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             open(&home, new, EngineChoice::Threads)
@@ -167,6 +208,51 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(try_open(dir.path(), None, 5), Ok(5));
         assert_eq!(try_open(dir.path(), None, 6), Ok(5));
+    }
+
+    #[test]
+    fn a_store_takes_its_room_little_by_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, disk) = crate::home::prepare(dir.path(), None).unwrap();
+        let home = Home::lock(path.clone(), disk).unwrap();
+        let new = NewStore { size_bytes: Some(2 << 30), shared: true, store_id: 5 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let taken = || fs::metadata(path.join(OBJECTS_FILE)).unwrap().blocks() * 512;
+            let Opened { mut store, disk, .. } = open(&home, new, EngineChoice::Best).unwrap();
+            let (disk, mut completions) = disk.unwrap();
+            assert!(store.space().size_bytes > 1900 << 20 && taken() < 300 << 20, "{} are taken", taken());
+            // Enough to need several steps.
+            let data = bytes::Bytes::from(vec![7; 16 << 20]);
+            let checksums = proto::checksum::block_checksums(&data);
+            for n in 0..20 {
+                let blocks = BlockRange::new(4096 * n, 4096);
+                let change = Change::Write { blocks, checksums: checksums.clone(), base: WriteBase::Keep };
+                let op = ObjectOp::Change { oid: proto::Oid(8), change, data: data.clone(), tag: None };
+                store.submit(node::Ticket(n.into()), op);
+            }
+            let mut done = 0;
+            while done < 20 {
+                while let Some(order) = store.poll_io() {
+                    disk.order(order);
+                }
+                disk.submit();
+                while let Some((_, reply)) = store.poll_reply() {
+                    assert_eq!(reply, ObjectReply::Done);
+                    done += 1;
+                }
+                if done < 20 {
+                    store.handle_io(completions.recv().await.unwrap());
+                }
+            }
+            assert!(taken() > 320 << 20);
+            assert!(taken() < 800 << 20, "{} are taken", taken());
+        });
+        let text = try_open_sized(&dir.path().join("other"), None, 6, 1 << 60).unwrap_err();
+        assert!(
+            text.contains("a store of 1152921504606846976 bytes is wanted, but its file system has"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -186,6 +272,31 @@ mod tests {
     }
 
     #[test]
+    fn the_lock_lasts_as_long_as_anything_is_on_its_way_to_the_disk() {
+        for engine in [EngineChoice::Best, EngineChoice::Threads] {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, disk) = crate::home::prepare(dir.path(), None).unwrap();
+            let home = Home::lock(path.clone(), disk).unwrap();
+            let new = NewStore { size_bytes: Some(64 << 20), shared: true, store_id: 5 };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, async {
+                let Opened { store, disk, .. } = open(&home, new, engine).unwrap();
+                drop(store);
+                let error = FileDisk::open(&path).err().expect("the engine still uses the disk");
+                assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+                drop(disk);
+            });
+            drop(runtime);
+            let free = || FileDisk::open(&path).is_ok();
+            let patience = Instant::now() + Duration::from_secs(5);
+            while !free() && Instant::now() < patience {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            assert!(free());
+        }
+    }
+
+    #[test]
     fn a_file_with_something_on_it_is_not_formatted() {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
@@ -197,5 +308,19 @@ mod tests {
         assert!(fs::read(&disk).unwrap() == content);
         fs::write(&disk, vec![0; 64 << 20]).unwrap();
         assert_eq!(try_open(dir.path(), Some(&disk), 5), Ok(5));
+    }
+
+    #[test]
+    fn a_file_that_was_there_before_is_reserved_as_long_as_it_is() {
+        for name in ["meta/objects", "disk"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::File::create(&path).unwrap().set_len(200 << 20).unwrap();
+            let disk = (name == "disk").then_some(&*path);
+            assert_eq!(try_open(dir.path(), disk, 5), Ok(5));
+            let metadata = fs::metadata(&path).unwrap();
+            assert!(metadata.len() == 200 << 20 && metadata.blocks() * 512 >= 200 << 20, "{name}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The store as the shell sees it, and the absence of one.
 
 use std::collections::VecDeque;
+use std::io;
 
 use node::Ticket;
 use proto::object::{ObjectOp, ObjectReply, StoreFailure};
@@ -53,14 +54,22 @@ impl ObjectStore for DiskStore {
             IoOp::Read { offset, len } => Deed::Read { offset, len },
             IoOp::Write { offset, data, durable } => Deed::Write { offset, data, durable },
             IoOp::Sync => Deed::Sync,
+            IoOp::Grow { size_bytes } => Deed::Grow { size_bytes },
         };
         Some(DiskOrder { id: request.id.0, deed })
     }
 
     fn handle_io(&mut self, completion: Completion) {
         let result = completion.result.map_err(|error| {
+            if matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+            ) {
+                tracing::info!("no room for {}: {error}", self.disk.path().display());
+                return IoFailed::NoRoom;
+            }
             tracing::error!("I/O error on {}: {error}", self.disk.path().display());
-            IoFailed
+            IoFailed::Disk
         });
         self.store.handle_io(IoId(completion.id), result);
     }

@@ -27,7 +27,7 @@ static TABLE: [Opt; 24] = [
         short: None,
         long: "disk-size",
         has_value: true,
-        help: "specify how much space a new store takes (default: 1/16 of the file system)",
+        help: "specify how much space a new store may take (default: 1/16 of the file system)",
     },
     opt('f', "foreground", false, "make the program run in foreground"),
     opt('g', "gateway", false, "make the program run as a gateway node"),

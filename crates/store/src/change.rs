@@ -45,6 +45,10 @@ impl Store {
         let op = ObjectOp::Change { oid, change, data, tag };
         match chunks {
             _ if too_many_tags => self.refuse(order, ticket, &op, &[]),
+            None if self.waits_for_room(order) => {
+                self.growth.roomless.push_back(order);
+                self.park(order, Pending { ticket, op, stage: Stage::Roomless });
+            }
             None => self.refuse(order, ticket, &op, &[]),
             Some(chunks) if chunks.is_empty() => self.enter_journal(order, ticket, op, chunks),
             Some(chunks) => {
@@ -153,16 +157,18 @@ impl Store {
         false
     }
 
-    /// False: no room in the journal yet. Otherwise the order is applied or refused.
+    /// False: no room in the journal, or on the disk, yet. Otherwise the order is applied or refused.
     fn apply_if_admitted(&mut self, order: u64, ticket: u64, op: &ObjectOp, chunks: &[DirectChunk]) -> bool {
         let ObjectOp::Change { oid, change, data, tag } = op else { unreachable!("only changes come here") };
         let base = self.real_base(*oid, change);
         let need = self.need(*oid, change, base, chunks);
         let blocks = crate::record::header_blocks(need.entries_bytes) + need.data_blocks;
-        if blocks > self.journal.record_blocks_max()
-            || need.maps > self.tables.free_map_count()
-            || need.slots > 0 && need.slots > self.slots.available()
-        {
+        let never = blocks > self.journal.record_blocks_max() || need.maps > self.tables.free_map_count();
+        let lacks_slots = need.slots > 0 && need.slots > self.slots.available();
+        if !never && lacks_slots && self.waits_for_room(order) {
+            return false;
+        }
+        if never || lacks_slots {
             self.refuse(order, ticket, op, chunks);
             return true;
         }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Blocking access to one disk. Used only to format it and to open it; afterwards the store asks for I/O
@@ -13,6 +13,10 @@ pub trait Disk {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
     fn sync(&mut self) -> io::Result<()>;
+    /// Whether `IoOp::Grow` can make it larger than it is.
+    fn can_grow(&self) -> bool {
+        false
+    }
 }
 
 /// The file that holds everything, within a directory.
@@ -23,6 +27,7 @@ pub struct FileDisk {
     file: File,
     path: PathBuf,
     size: u64,
+    is_device: bool,
 }
 
 impl FileDisk {
@@ -30,21 +35,30 @@ impl FileDisk {
     pub fn open(path: &Path) -> io::Result<FileDisk> {
         let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let size = size_of(&file)?;
         lock(&file)?;
-        Ok(FileDisk { file, path, size })
+        FileDisk::of(file, path)
     }
 
-    /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it: a write to a disk that was
-    /// formatted never meets a full file system. Fails with the file system's error if it has no such room; a
+    fn of(file: File, path: PathBuf) -> io::Result<FileDisk> {
+        let is_device = file.metadata()?.file_type().is_block_device();
+        let size = size_of(&file)?;
+        Ok(FileDisk { file, path, size, is_device })
+    }
+
+    /// As `open`, but makes the file where there is none, and reserves `size_bytes` for it, or its length if that is more: a write to a disk that was
+    /// formatted never meets a full file system. [`FormatOptions::first_bytes`](crate::FormatOptions::first_bytes) are enough. Fails with the file system's error if it has no such room; a
     /// new file is removed again.
     pub fn create(path: &Path, size_bytes: u64) -> io::Result<FileDisk> {
         let path = if path.is_dir() { path.join(OBJECTS_FILE) } else { path.to_owned() };
         let is_new = !path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path)?;
         lock(&file)?;
         if !file.metadata()?.file_type().is_block_device() {
-            let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes);
+            // Whatever its length promises is to be there.
+            let size = size_bytes.max(file.metadata()?.len());
+            let flags = rustix::fs::FallocateFlags::empty();
+            let reserved = rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, flags, 0, size));
             if let Err(error) = reserved {
                 if is_new {
                     let _ = std::fs::remove_file(&path);
@@ -54,18 +68,56 @@ impl FileDisk {
             file.sync_all()?;
             sync_parent(&path)?;
         }
-        let size = size_of(&file)?;
-        Ok(FileDisk { file, path, size })
+        FileDisk::of(file, path)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// For the shell that does the I/O of an open store. Its lock lasts as long as this.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// For the shell that does the I/O of an open store: the same open file, so that the lock lasts until the kernel is
+    /// done with all that was asked of it, whatever became of us. A write that is still on its way when a killed process is gone must
+    /// not hit the disk under its successor.
+    ///
+    /// Past the page cache from now on, where the file system can. [`Disk`] is not to be used any more: its memory is not aligned.
+    pub fn direct(&self) -> io::Result<File> {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        let flags = fcntl_getfl(&self.file)?;
+        match fcntl_setfl(&self.file, flags | OFlags::DIRECT) {
+            Err(rustix::io::Errno::INVAL) => {
+                tracing::warn!(
+                    "{}: no direct I/O on this file system, using the page cache",
+                    self.path.display()
+                );
+            }
+            other => other?,
+        }
+        self.file.try_clone()
     }
+}
+
+/// What growing leaves to others on the file system: logs, the cluster's own records. A fiftieth, at most this.
+const LEFT_TO_OTHERS_BYTES_MAX: u64 = 1 << 30;
+
+/// Carries out [`IoOp::Grow`](crate::IoOp::Grow) on an open file. Blocks for as long as the file system likes.
+pub fn grow(file: &File, size_bytes: u64) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let Some(more) = size_bytes.checked_sub(before).filter(|more| *more > 0) else { return Ok(()) };
+    let stat = rustix::fs::fstatvfs(file)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let left = (stat.f_blocks.saturating_mul(stat.f_frsize) / 50).min(LEFT_TO_OTHERS_BYTES_MAX);
+    if free < more.saturating_add(left) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let flags = rustix::fs::FallocateFlags::empty();
+    let reserved = rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, flags, before, more));
+    if let Err(error) = reserved {
+        // It may have taken a part, which others need more than we do.
+        let _ = file.set_len(before);
+        return Err(error.into());
+    }
+    // Before the first write to it: a crash must not take back what a write relies on.
+    file.sync_all()
 }
 
 /// Room for a store in this directory: what the file system has free, less a tenth for others and for its own needs.
@@ -114,5 +166,9 @@ impl Disk for FileDisk {
 
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    fn can_grow(&self) -> bool {
+        !self.is_device
     }
 }

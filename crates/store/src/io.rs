@@ -30,20 +30,30 @@ pub enum IoOp {
     },
     /// Everything completed before this was asked for is on stable storage when it completes.
     Sync,
+    /// Makes the disk so large, with all its room reserved in the file system, durably. One at a time; only where
+    /// [`Disk::can_grow`](crate::Disk::can_grow). It may take its time, and may end with [`IoFailed::NoRoom`]: then the disk is what it was.
+    Grow {
+        size_bytes: u64,
+    },
 }
 
 /// The bytes read (exactly `len`), or nothing for the others.
 pub type IoResult = Result<Bytes, IoFailed>;
 
-/// The disk could not do it. The shell logs the cause; to the store they are all the same.
+/// The disk could not do it. The shell logs the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the disk failed")]
-pub struct IoFailed;
+pub enum IoFailed {
+    #[error("the disk failed")]
+    Disk,
+    /// An expected end of `Grow`. A write never meets it, since its room was reserved: if it does, the disk failed.
+    #[error("the file system has no room")]
+    NoRoom,
+}
 
 /// How full a store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Room for data.
+    /// Room for data, as decided at format. A file may have taken less so far.
     pub size_bytes: u64,
     /// Of that, in slots that are in use.
     pub used_bytes: u64,

@@ -20,6 +20,9 @@ pub const IN_FLIGHT_MAX: usize = 3;
 /// Data blocks after which a batch is closed: 1 MiB, or a sixteenth of a small journal.
 const BATCH_BLOCKS_MAX: u64 = 256;
 
+/// Memory of larger entries is not kept.
+const SPARE_BYTES_MAX: usize = 64 << 10;
+
 /// One record: what it holds that somebody may still need, and what happens when it becomes durable.
 #[derive(Default)]
 pub struct RecordInfo {
@@ -67,6 +70,8 @@ pub struct Journal {
     infos: VecDeque<RecordInfo>,
     open: Option<Batch>,
     sealed: VecDeque<Sealed>,
+    /// Memory for the entries of the next batch.
+    spare: Vec<u8>,
     pub in_flight: usize,
 }
 
@@ -92,6 +97,7 @@ impl Journal {
             infos: found.infos,
             open: None,
             sealed: VecDeque::new(),
+            spare: Vec::new(),
             in_flight: 0,
         }
     }
@@ -183,9 +189,11 @@ impl Journal {
             self.seal();
         }
         if self.open.is_none() {
-            self.open = Some(Batch::default());
+            let entries = std::mem::take(&mut self.spare);
+            self.open = Some(Batch { entries, ..Batch::default() });
             self.infos.push_back(RecordInfo { incarnation: self.incarnation, ..RecordInfo::default() });
         }
+        self.entries().reserve(entries_bytes);
         self.last_seq()
     }
 
@@ -244,6 +252,11 @@ impl Journal {
         let mut pieces = Vec::with_capacity(1 + batch.data.len());
         pieces.push(header.freeze());
         pieces.extend(batch.data);
+        let mut entries = batch.entries;
+        if entries.capacity() <= SPARE_BYTES_MAX {
+            entries.clear();
+            self.spare = entries;
+        }
         Some((seq, self.geometry.journal_offset(position), pieces))
     }
 

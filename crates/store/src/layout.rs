@@ -17,6 +17,8 @@ pub const FULL_MASK: u16 = u16::MAX;
 pub const OBJECT_BLOCKS_MAX: u64 = (2 << 30) / BLOCK;
 /// Chunks that one map describes: a 4 MiB object.
 pub const GROUP_CHUNKS: u32 = 64;
+/// Maps of the largest object.
+pub const GROUPS_MAX: u32 = (OBJECT_BLOCKS_MAX / (SLOT_BLOCKS * GROUP_CHUNKS) as u64) as u32;
 
 pub const DESCRIPTOR_BYTES: usize = 128;
 pub const DESCRIPTORS_PER_PAGE: u32 = 32;
@@ -25,7 +27,8 @@ pub const MAP_BYTES: usize = 512;
 pub const MAPS_PER_PAGE: u32 = 8;
 
 const MAGIC: [u8; 8] = *b"SHEEPDSK";
-pub const FORMAT_VERSION: u32 = 1;
+/// 2: free maps have bytes too.
+pub const FORMAT_VERSION: u32 = 2;
 /// Blocks before the journal: two superblocks, the rest spare.
 pub const JOURNAL_FIRST_BLOCK: u64 = 16;
 pub const JOURNAL_BLOCKS_MIN: u64 = 256;
@@ -87,10 +90,29 @@ impl Geometry {
     pub fn size_bytes(&self) -> u64 {
         self.slot_offset(self.slots)
     }
+
+    /// The slots that lie wholly on a disk of this size, which has room for everything before them.
+    pub fn slots_within(&self, disk_bytes: u64) -> u32 {
+        let slots = disk_bytes.saturating_sub(self.slots_offset()) / SLOT_BYTES;
+        u32::try_from(slots).unwrap_or(u32::MAX).min(self.slots)
+    }
+
+    /// The most by which a disk grows at a time: a sixteenth, at most 256 MiB, which a file system reserves within moments.
+    pub fn growth_slots(&self) -> u32 {
+        (self.slots / 16).clamp(GROWTH_SLOTS_MIN, 4096)
+    }
+
+    /// What a disk that grows has at format: journal, tables and a first step.
+    pub fn first_bytes(&self) -> u64 {
+        self.slot_offset(self.slots.min(self.growth_slots() + SLOTS_KEPT_BACK))
+    }
 }
 
 /// Slots that no write may take: whoever must write to repair something finds room.
 pub const SLOTS_KEPT_BACK: u32 = 8;
+
+/// The least by which a disk grows: 1 MiB.
+pub const GROWTH_SLOTS_MIN: u32 = 16;
 
 /// A 4 KiB page of one of the two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,7 +134,12 @@ pub struct Superblock {
     pub tail_position: u64,
     /// Incarnation of the last record before the tail: a record of an older one cannot follow it.
     pub tail_incarnation: u64,
+    /// All records up to this one were durable when the superblock was written: none of them can be a torn end.
+    pub durable: u64,
 }
+
+/// Counters stay below: no arithmetic with them overflows, whatever bytes a disk has.
+const COUNTER_MAX: u64 = 1 << 62;
 
 /// What one copy of the superblock turned out to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,6 +170,7 @@ impl Superblock {
             self.tail_seq,
             self.tail_position,
             self.tail_incarnation,
+            self.durable,
         ];
         for (i, word) in words.iter().enumerate() {
             out[16 + i * 8..24 + i * 8].copy_from_slice(&word.to_le_bytes());
@@ -173,7 +201,9 @@ impl Superblock {
         let geometry = Geometry { store_id: word(0), journal_blocks: word(1), slots, maps };
         let sane = (JOURNAL_BLOCKS_MIN..=JOURNAL_BLOCKS_MAX).contains(&geometry.journal_blocks)
             && slots < u32::MAX
-            && maps < u32::MAX;
+            && maps < u32::MAX
+            && (4..10).all(|i| word(i) < COUNTER_MAX)
+            && word(6) > 0;
         if !sane {
             return SuperblockCopy::Damaged;
         }
@@ -184,6 +214,7 @@ impl Superblock {
             tail_seq: word(6),
             tail_position: word(7),
             tail_incarnation: word(8),
+            durable: word(9),
         })
     }
 }
@@ -203,6 +234,7 @@ mod tests {
             tail_seq: 9,
             tail_position: 400,
             tail_incarnation: 1,
+            durable: 12,
         };
         let bytes = sb.encode();
         assert_eq!(Superblock::decode(&bytes), SuperblockCopy::Good(sb));
@@ -211,6 +243,31 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             let expected = if bit < 64 { SuperblockCopy::Foreign } else { SuperblockCopy::Damaged };
             assert_eq!(Superblock::decode(&bad), expected, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_store_reaches_are_damage_whatever_the_checksum_says() {
+        let geometry = Geometry::fit(77, 64 << 20, 1 << 20).unwrap();
+        let good = Superblock {
+            geometry,
+            revision: 3,
+            incarnation: 2,
+            tail_seq: 9,
+            tail_position: 400,
+            tail_incarnation: 1,
+            durable: 8,
+        };
+        let absurd = [
+            Superblock { revision: u64::MAX, ..good },
+            Superblock { incarnation: u64::MAX, ..good },
+            Superblock { tail_seq: 0, ..good },
+            Superblock { tail_seq: u64::MAX, ..good },
+            Superblock { tail_position: u64::MAX - 1, ..good },
+            Superblock { geometry: Geometry { journal_blocks: 0, ..geometry }, ..good },
+        ];
+        for sb in absurd {
+            assert_eq!(Superblock::decode(&sb.encode()), SuperblockCopy::Damaged, "{sb:?}");
         }
     }
 

@@ -5,7 +5,8 @@
 //! time and in any order. [`Disk`] is only for [`Store::format`] and [`Store::open`], which block.
 //!
 //! Reading order: `layout` (where things lie), `record` (the journal's entries), `store` (the life of an order),
-//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `recover` (how a crash ends). The
+//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `growth` (how a file takes its room), `recover`
+//! (how a crash ends). The
 //! bytes, and why each sync is enough, stand in docs/formats.md, "Store on disk".
 //! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
 
@@ -13,6 +14,7 @@ mod buffer;
 mod change;
 mod disk;
 mod free_set;
+mod growth;
 mod invariants;
 mod io;
 mod journal;
@@ -29,7 +31,7 @@ mod write_back;
 mod written;
 
 pub use buffer::AlignedBuf;
-pub use disk::{Disk, FileDisk, OBJECTS_FILE, default_size_bytes};
+pub use disk::{Disk, FileDisk, OBJECTS_FILE, default_size_bytes, grow};
 pub use io::{IoFailed, IoId, IoOp, IoRequest, IoResult, Usage};
 pub use layout::{FORMAT_VERSION, JOURNAL_BLOCKS_MIN, SLOT_BYTES};
 pub use read::READ_BLOCKS_MAX;

@@ -271,6 +271,10 @@ impl Reader<'_> {
         }
         (0..count).map(|_| self.u32()).collect()
     }
+    fn chunk_ref(&mut self) -> Option<ChunkRef> {
+        let chunk = ChunkRef { slot: self.u32()?, mask: self.u16()? };
+        (!chunk.is_hole() || chunk.mask == 0).then_some(chunk)
+    }
     fn index(&mut self) -> Option<u8> {
         self.u8().filter(|i| u32::from(*i) < GROUP_CHUNKS)
     }
@@ -286,16 +290,15 @@ impl Reader<'_> {
             4 => {
                 let (map, oid, group, count) = (self.u32()?, self.oid()?, self.u32()?, self.u8()?);
                 let chunks = (0..count)
-                    .map(|_| Some((self.index()?, ChunkRef { slot: self.u32()?, mask: self.u16()? })))
-                    .collect::<Option<_>>()?;
+                    .map(|_| Some((self.index()?, self.chunk_ref()?)))
+                    .collect::<Option<Vec<(u8, ChunkRef)>>>()?;
+                if !chunks.is_sorted_by(|a, b| a.0 < b.0) {
+                    return None;
+                }
                 Entry::Map { map, oid, group, chunks }
             }
             5 => Entry::MapFree { map: self.u32()? },
-            6 => Entry::MapChunk {
-                map: self.u32()?,
-                index: self.index()?,
-                chunk: ChunkRef { slot: self.u32()?, mask: self.u16()? },
-            },
+            6 => Entry::MapChunk { map: self.u32()?, index: self.index()?, chunk: self.chunk_ref()? },
             7 => {
                 let (slot, reset, mask, lost) = (self.u32()?, self.flag()?, self.u16()?, self.u16()?);
                 Entry::Descriptor { slot, reset, mask, lost, crcs: self.crcs(mask.count_ones() as usize)? }

@@ -18,7 +18,7 @@ use crate::layout::*;
 use crate::record::{Entry, HEAD_BYTES, RecordHead, decode_entries, header_blocks};
 use crate::slots::Slots;
 use crate::store::Store;
-use crate::tables::{Contradiction, Tables};
+use crate::tables::{Contradiction, Tables, encode_free_page};
 use crate::tags::Tags;
 use crate::written::{Removed, Written};
 
@@ -35,6 +35,17 @@ pub struct FormatOptions {
 impl FormatOptions {
     pub fn new(size_bytes: u64, store_id: u64) -> Self {
         FormatOptions { size_bytes, journal_bytes: default_journal_bytes(size_bytes), store_id }
+    }
+
+    /// What a disk that can grow must have when it is formatted.
+    pub fn first_bytes(&self) -> Result<u64, FormatError> {
+        self.geometry().map(|geometry| geometry.first_bytes())
+    }
+
+    fn geometry(&self) -> Result<Geometry, FormatError> {
+        let FormatOptions { size_bytes, journal_bytes, store_id } = *self;
+        Geometry::fit(store_id, size_bytes, journal_bytes)
+            .ok_or(FormatError::TooSmall { size_bytes, journal_bytes })
     }
 }
 
@@ -72,6 +83,11 @@ pub enum OpenError {
         "record {seq} of the journal is damaged: format the disk anew, its data is repaired from other copies"
     )]
     DamagedJournal { seq: u64 },
+    #[error(
+        "the newest superblock is lost: it knows of {known} opens, the journal of {found}; format the disk anew, its \
+         data is repaired from other copies"
+    )]
+    LostSuperblock { known: u64, found: u64 },
     #[error("the object tables are damaged: format the disk anew, its data is repaired from other copies")]
     DamagedTables,
     #[error("cannot read or write the disk")]
@@ -93,23 +109,29 @@ const CHUNK_BYTES: u64 = 1 << 20;
 impl Store {
     /// Makes an empty store. Whatever was on the disk is gone once this returns; a crash before leaves no store.
     pub fn format(disk: &mut dyn Disk, options: &FormatOptions) -> Result<(), FormatError> {
-        let FormatOptions { size_bytes, journal_bytes, store_id } = *options;
-        let geometry = Geometry::fit(store_id, size_bytes, journal_bytes)
-            .ok_or(FormatError::TooSmall { size_bytes, journal_bytes })?;
-        if disk.size() < geometry.size_bytes() {
-            return Err(FormatError::DiskSmaller { expected: geometry.size_bytes(), found: disk.size() });
+        let geometry = options.geometry()?;
+        let expected = if disk.can_grow() { geometry.first_bytes() } else { geometry.size_bytes() };
+        if disk.size() < expected {
+            return Err(FormatError::DiskSmaller { expected, found: disk.size() });
         }
         // The superblocks go first: between here and the end the disk is no store, neither the old nor the new.
         let zeros = vec![0; CHUNK_BYTES as usize];
-        let tables_end = geometry.page_offset(PageId::Maps(geometry.map_pages()));
+        let maps_offset = geometry.page_offset(PageId::Maps(0));
         let mut offset = 0;
-        while offset < tables_end {
-            let len = CHUNK_BYTES.min(tables_end - offset);
+        while offset < maps_offset {
+            let len = CHUNK_BYTES.min(maps_offset - offset);
             disk.write_at(offset, &zeros[..len as usize])?;
             if offset == 0 {
                 disk.sync()?;
             }
             offset += len;
+        }
+        let mut pages = 0..geometry.map_pages();
+        while !pages.is_empty() {
+            let first = pages.start;
+            let some = pages.by_ref().take((CHUNK_BYTES / BLOCK) as usize);
+            let bytes: Vec<u8> = some.flat_map(|page| encode_free_page(&geometry, page)).collect();
+            disk.write_at(geometry.page_offset(PageId::Maps(first)), &bytes)?;
         }
         disk.sync()?;
         let superblock = Superblock {
@@ -119,6 +141,7 @@ impl Store {
             tail_seq: 1,
             tail_position: 0,
             tail_incarnation: 0,
+            durable: 0,
         };
         disk.write_at(superblock.offset(), &superblock.encode())?;
         disk.sync()?;
@@ -136,14 +159,15 @@ impl Store {
         replay.run()?;
         let Replay { mut tables, mut written, tags, scan } = replay;
         tables.index().map_err(|Contradiction| OpenError::DamagedTables)?;
-        let mut slots = Slots::new(tables.refs());
-        promise_slots(&tables, &mut slots, &mut written)?;
+        let mut slots = Slots::new(tables.refs(), slots_on(disk, &tables)?);
+        promise_slots(&tables, &mut slots, &mut written, disk.size())?;
 
         // A new incarnation, durably, before the first record of it. The sync also makes durable what the scan saw
         // but only a volatile cache may have held.
         let superblock = Superblock {
             revision: superblock.revision + 1,
             incarnation: superblock.incarnation + 1,
+            durable: scan.last_seq(),
             ..superblock
         };
         disk.sync()?;
@@ -189,7 +213,8 @@ fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenError> {
             None => OpenError::NotAStore,
         });
     };
-    let expected = superblock.geometry.size_bytes();
+    let geometry = &superblock.geometry;
+    let expected = if disk.can_grow() { geometry.slots_offset() } else { geometry.size_bytes() };
     if disk.size() < expected {
         return Err(OpenError::DiskSmaller { expected, found: disk.size() });
     }
@@ -204,6 +229,12 @@ struct Scan {
     head: u64,
 }
 
+impl Scan {
+    fn last_seq(&self) -> u64 {
+        self.first_seq + self.infos.len() as u64 - 1
+    }
+}
+
 fn scan_journal(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Scan, OpenError> {
     let geometry = superblock.geometry;
     let ring = geometry.journal_blocks;
@@ -215,7 +246,7 @@ fn scan_journal(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Scan, Op
     };
     let mut incarnation = superblock.tail_incarnation;
     loop {
-        let seq = scan.first_seq + scan.infos.len() as u64;
+        let seq = scan.last_seq() + 1;
         // A record that would cross the end of the ring begins at its start instead.
         let places = [scan.head, scan.head.next_multiple_of(ring)];
         let mut found = None;
@@ -288,9 +319,13 @@ fn read_record(
     Ok(Some((head, entries.to_vec(), data)))
 }
 
-/// The scan ended before record `seq`. A torn end is what a crash leaves; but if a later record says that `seq` was
-/// durable, then it has rotted, and going on would undo what was answered.
+/// The scan ended before record `seq`. A torn end is what a crash leaves; but if the superblock or a later record says that
+/// `seq` was durable, then it has rotted, and going on would undo what was answered. The same for a record of a later open than the
+/// superblock knows: the scan has passed it over, as the superblock that was durable before it is not the one we read.
 fn refuse_if_damaged(disk: &mut dyn Disk, superblock: &Superblock, seq: u64) -> Result<(), OpenError> {
+    if superblock.durable >= seq {
+        return Err(OpenError::DamagedJournal { seq });
+    }
     let geometry = superblock.geometry;
     let mut buf = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;
@@ -301,7 +336,14 @@ fn refuse_if_damaged(disk: &mut dyn Disk, superblock: &Superblock, seq: u64) -> 
         let heads = bytes.chunks_exact(BLOCK_BYTES).enumerate();
         for (i, head) in heads.filter_map(|(i, block)| Some((i, RecordHead::decode(block)?))) {
             let lies_right = head.position % geometry.journal_blocks == at + i as u64;
-            if head.store_id == geometry.store_id && lies_right && head.durable >= seq {
+            if head.store_id != geometry.store_id || !lies_right {
+                continue;
+            }
+            if head.incarnation > superblock.incarnation {
+                let (known, found) = (superblock.incarnation, head.incarnation);
+                return Err(OpenError::LostSuperblock { known, found });
+            }
+            if head.durable >= seq {
                 return Err(OpenError::DamagedJournal { seq });
             }
         }
@@ -422,9 +464,9 @@ impl Replay {
     }
 
     fn settle(&mut self, vid: proto::Vid, stamp: Stamp) {
-        for logged_in in self.tags.settle(vid, stamp) {
-            self.info(logged_in).tags -= 1;
-        }
+        let Scan { first_seq, infos, .. } = &mut self.scan;
+        let first = *first_seq;
+        self.tags.settle(vid, stamp, |logged_in| infos[(logged_in - first) as usize].tags -= 1);
     }
 
     fn needed_less(&mut self, records: impl IntoIterator<Item = u64>) {
@@ -432,8 +474,25 @@ impl Replay {
     }
 }
 
+/// The slots that the disk has. A file may be shorter than its store will be one day, but what is in use must be on it.
+fn slots_on(disk: &dyn Disk, tables: &Tables) -> Result<u32, OpenError> {
+    let present = tables.geometry.slots_within(disk.size());
+    match tables.refs().iter().rposition(|refs| *refs > 0) {
+        Some(last) if last as u32 >= present => Err(OpenError::DiskSmaller {
+            expected: tables.geometry.slot_offset(last as u32 + 1),
+            found: disk.size(),
+        }),
+        _ => Ok(present),
+    }
+}
+
 /// The promises of before the crash, found again: a written block without a slot of its own needs one on its way home.
-fn promise_slots(tables: &Tables, slots: &mut Slots, written: &mut Written) -> Result<(), OpenError> {
+fn promise_slots(
+    tables: &Tables,
+    slots: &mut Slots,
+    written: &mut Written,
+    disk_bytes: u64,
+) -> Result<(), OpenError> {
     let chunks: Vec<_> = written.chunks().collect();
     let mut promised = 0;
     for (oid, chunk) in chunks {
@@ -447,8 +506,14 @@ fn promise_slots(tables: &Tables, slots: &mut Slots, written: &mut Written) -> R
             promised += 1;
         }
     }
-    if promised > slots.free_count() {
-        return Err(OpenError::DamagedTables);
+    let missing = u32::saturating_sub(promised, slots.free_count() - slots.absent());
+    match missing {
+        0 => Ok(()),
+        // They were there when they were promised.
+        _ if missing <= slots.absent() => Err(OpenError::DiskSmaller {
+            expected: tables.geometry.slot_offset(slots.present() + missing),
+            found: disk_bytes,
+        }),
+        _ => Err(OpenError::DamagedTables),
     }
-    Ok(())
 }

@@ -11,6 +11,9 @@ use crate::layout::SLOTS_KEPT_BACK;
 
 pub struct Slots {
     free: FreeSet,
+    /// All slots below are on the disk; those from here on come with its growth.
+    present: u32,
+    count: u32,
     /// Free once the record with this number is durable. Ascending, as records are.
     freed: VecDeque<(u64, u32)>,
     /// Free once nobody reads it any more.
@@ -22,11 +25,37 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// All slots with `refs[slot] == 0` are free.
-    pub fn new(refs: &[u32]) -> Self {
-        let mut free = FreeSet::empty(refs.len() as u32);
-        refs.iter().enumerate().filter(|(_, r)| **r == 0).for_each(|(slot, _)| free.insert(slot as u32));
-        Slots { free, freed: VecDeque::new(), lingering: BTreeSet::new(), pins: BTreeMap::new(), promised: 0 }
+    /// All slots below `present` with `refs[slot] == 0` are free.
+    pub fn new(refs: &[u32], present: u32) -> Self {
+        let count = refs.len() as u32;
+        let mut slots = Slots {
+            free: FreeSet::empty(count),
+            present: 0,
+            count,
+            freed: VecDeque::new(),
+            lingering: BTreeSet::new(),
+            pins: BTreeMap::new(),
+            promised: 0,
+        };
+        slots.extend(refs, present);
+        slots
+    }
+
+    /// The disk has grown.
+    pub fn extend(&mut self, refs: &[u32], present: u32) {
+        let unused = (self.present..present).filter(|slot| refs[*slot as usize] == 0);
+        unused.for_each(|slot| self.free.insert(slot));
+        self.present = present;
+    }
+
+    /// Slots that the disk has.
+    pub fn present(&self) -> u32 {
+        self.present
+    }
+
+    /// Slots that come when it grows.
+    pub fn absent(&self) -> u32 {
+        self.count - self.present
     }
 
     /// Slots that a new write may still ask for.
@@ -34,8 +63,9 @@ impl Slots {
         self.free.count().saturating_sub(self.promised).saturating_sub(SLOTS_KEPT_BACK)
     }
 
+    /// Slots that nobody uses, whether the disk has them yet or not.
     pub fn free_count(&self) -> u32 {
-        self.free.count() + self.freed.len() as u32 + self.lingering.len() as u32
+        self.free.count() + self.freed.len() as u32 + self.lingering.len() as u32 + self.absent()
     }
 
     pub fn promised(&self) -> u32 {
@@ -106,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_freed_slot_waits_for_its_record_and_for_its_readers() {
-        let mut slots = Slots::new(&[1, 0]);
+        let mut slots = Slots::new(&[1, 0], 2);
         assert_eq!(slots.take(), Some(1));
         slots.pin(0, 3);
         slots.freed_by(5, 0);

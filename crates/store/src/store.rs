@@ -1,8 +1,9 @@
 //! One disk: takes orders, asks for I/O, answers.
 //!
 //! An order is *applied* when it is in the tables and in a journal batch; from then on every later order sees it. It is
-//! answered when that record counts. Only three things come between submission and application: an earlier order on the same
-//! chunks that is not applied yet (`gates`), data that goes straight to fresh slots, and a full journal (`stalled`). Whatever
+//! answered when that record counts. Only four things come between submission and application: an earlier order on the same
+//! chunks that is not applied yet (`gates`), data that goes straight to fresh slots, a full journal (`stalled`), and a disk that
+//! is about to grow (`growth`). Whatever
 //! an answer reveals, reads included, waits until the record that made it so is durable: nothing once seen can be undone by a crash.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use proto::Oid;
 use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
 
+use crate::growth::Growth;
 use crate::io::{IoId, IoOp, IoRequest, IoResult, Usage};
 use crate::journal::Journal;
 use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS, SLOT_BYTES, Superblock};
@@ -33,6 +35,7 @@ pub struct Store {
     pub(crate) tags: Tags,
     pub(crate) reads: Reads,
     pub(crate) write_back: WriteBack,
+    pub(crate) growth: Growth,
     /// Orders not applied yet, by order of submission.
     pub(crate) pending: BTreeMap<u64, Pending>,
     gates: BTreeMap<Oid, Vec<Gate>>,
@@ -64,6 +67,8 @@ pub(crate) enum Stage {
     Direct { chunks: Vec<DirectChunk>, writes_left: usize },
     /// Its data (if any) is in place; no room in the journal yet.
     Stalled { chunks: Vec<DirectChunk> },
+    /// No slots for its data yet; the disk is to grow.
+    Roomless,
     /// Waits until everything before it is applied.
     Barrier,
 }
@@ -95,6 +100,7 @@ pub(crate) enum IoOwner {
     WriteBackWrite,
     WriteBackSync,
     Superblock,
+    Growth,
 }
 
 impl Store {
@@ -115,6 +121,7 @@ impl Store {
             tags,
             reads: Reads::default(),
             write_back: WriteBack::default(),
+            growth: Growth::default(),
             pending: BTreeMap::new(),
             gates: BTreeMap::new(),
             stalled: VecDeque::new(),
@@ -172,6 +179,7 @@ impl Store {
             (IoOwner::WriteBackRead { job, piece }, result) => {
                 self.handle_write_back_read(job, piece, result)
             }
+            (IoOwner::Growth, result) => self.handle_grown(result),
             // Whether the bytes are on disk is unknown, and a second fsync may claim success: nothing holds any more.
             (_, Err(_)) => return self.fail(),
             (IoOwner::Journal { seq }, Ok(_)) => self.handle_record_written(seq),
@@ -249,6 +257,10 @@ impl Store {
         self.write_back.is_moving(oid, chunk)
     }
 
+    pub(crate) fn next_order(&self) -> u64 {
+        self.next_order
+    }
+
     pub(crate) fn request_io(&mut self, op: IoOp, owner: IoOwner) {
         let id = IoId(self.next_io);
         self.next_io += 1;
@@ -292,7 +304,10 @@ impl Store {
                 break;
             }
         }
-        self.drive_write_back();
+        if !self.failed {
+            self.drive_write_back();
+            self.drive_growth();
+        }
     }
 
     fn run_first_barrier(&mut self) -> bool {
@@ -329,9 +344,7 @@ impl Store {
     }
 
     fn settle(&mut self, vid: proto::Vid, stamp: proto::object::Stamp) {
-        for logged_in in self.tags.settle(vid, stamp) {
-            self.journal.info_mut(logged_in).tags -= 1;
-        }
+        self.tags.settle(vid, stamp, |logged_in| self.journal.info_mut(logged_in).tags -= 1);
     }
 
     pub(crate) fn settle_before(&mut self, tag: &proto::object::Tag) {
@@ -420,6 +433,7 @@ impl Store {
         self.replies.extend(reads.into_iter().map(|ticket| (ticket, failed())));
         self.gates.clear();
         self.stalled.clear();
+        self.growth.roomless.clear();
         self.recheck.clear();
         self.io_queue.clear();
     }

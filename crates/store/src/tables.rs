@@ -12,6 +12,9 @@ use crate::free_set::FreeSet;
 use crate::layout::*;
 use crate::record::{ChunkRef, NO_SLOT};
 
+/// In the place of a map's group: the map is free.
+const FREE_GROUP: u32 = u32::MAX;
+
 /// Up to 64 chunks of one object.
 pub struct Map {
     pub oid: Oid,
@@ -167,7 +170,7 @@ impl Tables {
         chunks: &[(u8, ChunkRef)],
         seq: u64,
     ) -> Result<(), Contradiction> {
-        if id >= self.geometry.maps {
+        if id >= self.geometry.maps || group >= GROUPS_MAX {
             return Err(Contradiction);
         }
         self.clear_map(id);
@@ -263,8 +266,8 @@ impl Tables {
             PageId::Maps(n) => {
                 for (i, entry) in out.chunks_exact_mut(MAP_BYTES).enumerate() {
                     let id = n * MAPS_PER_PAGE + i as u32;
-                    if let Some(Some(map)) = self.maps.get(id as usize) {
-                        encode_map(self.geometry.store_id, id, map, entry);
+                    if let Some(map) = self.maps.get(id as usize) {
+                        encode_map(self.geometry.store_id, id, map.as_deref(), entry);
                     }
                 }
             }
@@ -298,8 +301,10 @@ impl Tables {
             PageId::Maps(n) => {
                 for (i, entry) in bytes.chunks_exact(MAP_BYTES).enumerate() {
                     let id = n * MAPS_PER_PAGE + i as u32;
-                    if id < self.geometry.maps && entry.iter().any(|b| *b != 0) {
-                        let map = decode_map(self.geometry.store_id, id, entry).ok_or(Contradiction)?;
+                    if id >= self.geometry.maps {
+                        continue;
+                    }
+                    if let Some(map) = decode_map(self.geometry.store_id, id, entry)? {
                         for chunk in map.chunks {
                             self.refer(chunk)?;
                         }
@@ -330,24 +335,43 @@ impl Tables {
     }
 }
 
-fn encode_map(store_id: u64, id: u32, map: &Map, out: &mut [u8]) {
+/// A page of maps that are all free, as `format` leaves it.
+pub fn encode_free_page(geometry: &Geometry, page: u32) -> [u8; BLOCK_BYTES] {
+    let mut out = [0; BLOCK_BYTES];
+    for (id, entry) in (page * MAPS_PER_PAGE..geometry.maps).zip(out.chunks_exact_mut(MAP_BYTES)) {
+        encode_map(geometry.store_id, id, None, entry);
+    }
+    out
+}
+
+/// A free map has bytes too: zeros, which is what lost sectors read as, must not make an object vanish.
+fn encode_map(store_id: u64, id: u32, map: Option<&Map>, out: &mut [u8]) {
     out[4..8].copy_from_slice(&id.to_le_bytes());
     out[8..16].copy_from_slice(&store_id.to_le_bytes());
-    out[16..24].copy_from_slice(&map.oid.0.to_le_bytes());
-    out[24..28].copy_from_slice(&map.group.to_le_bytes());
-    for (i, chunk) in map.chunks.iter().enumerate() {
-        out[64 + i * 4..68 + i * 4].copy_from_slice(&chunk.slot.to_le_bytes());
-        out[320 + i * 2..322 + i * 2].copy_from_slice(&chunk.mask.to_le_bytes());
+    match map {
+        None => out[24..28].copy_from_slice(&FREE_GROUP.to_le_bytes()),
+        Some(map) => {
+            out[16..24].copy_from_slice(&map.oid.0.to_le_bytes());
+            out[24..28].copy_from_slice(&map.group.to_le_bytes());
+            for (i, chunk) in map.chunks.iter().enumerate() {
+                out[64 + i * 4..68 + i * 4].copy_from_slice(&chunk.slot.to_le_bytes());
+                out[320 + i * 2..322 + i * 2].copy_from_slice(&chunk.mask.to_le_bytes());
+            }
+        }
     }
     let crc = crc32c(&out[4..]);
     out[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn decode_map(store_id: u64, id: u32, bytes: &[u8]) -> Option<Map> {
+/// `None`: the map is free.
+fn decode_map(store_id: u64, id: u32, bytes: &[u8]) -> Result<Option<Map>, Contradiction> {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
     if crc32c(&bytes[4..]) != u32_at(0) || u32_at(4) != id || u64_at(8) != store_id {
-        return None;
+        return Err(Contradiction);
+    }
+    if u32_at(24) == FREE_GROUP {
+        return Ok(None);
     }
     let mut map =
         Map { oid: Oid(u64_at(16)), group: u32_at(24), chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] };
@@ -355,10 +379,13 @@ fn decode_map(store_id: u64, id: u32, bytes: &[u8]) -> Option<Map> {
         let mask = u16::from_le_bytes([bytes[320 + i * 2], bytes[321 + i * 2]]);
         *chunk = ChunkRef { slot: u32_at(64 + i * 4), mask };
         if chunk.slot == NO_SLOT && mask != 0 {
-            return None;
+            return Err(Contradiction);
         }
     }
-    Some(map)
+    if map.group >= GROUPS_MAX {
+        return Err(Contradiction);
+    }
+    Ok(Some(map))
 }
 
 /// The numbers of the bits that are set, ascending.
@@ -412,9 +439,13 @@ mod tests {
         bad[5 * DESCRIPTOR_BYTES + 70] ^= 1;
         rotten.load_page(PageId::Descriptors(0), &bad).unwrap();
         assert_eq!((rotten.lost(5), rotten.lost(4)), (FULL_MASK, 0));
-        let mut bad = m;
-        bad[100] ^= 1;
-        assert_eq!(rotten.load_page(PageId::Maps(0), &bad), Err(Contradiction));
+        for (at, mask) in [(100, 1), (MAP_BYTES + 8, 1), (MAP_BYTES + 24, 0x80)] {
+            let mut bad = m;
+            bad[at] ^= mask;
+            assert_eq!(rotten.load_page(PageId::Maps(0), &bad), Err(Contradiction), "byte {at}");
+        }
+        assert_eq!(rotten.load_page(PageId::Maps(0), &[0; BLOCK_BYTES]), Err(Contradiction));
+        assert_eq!(rotten.load_page(PageId::Maps(1), &encode_free_page(&geometry, 1)), Ok(()));
     }
 
     #[test]

@@ -30,21 +30,21 @@ impl Tags {
         self.by_key.insert(key, Tagged { origin, logged_in }).map(|old| old.logged_in)
     }
 
-    /// Forgets everything of `vid` up to `stamp`; returns the records that had logged it.
+    /// Forgets everything of `vid` up to `stamp`; `forgotten` hears of the records that had logged it.
     ///
     /// Nothing at sequence number 0: the session has not sealed yet, and what older generations left is still needed.
-    pub fn settle(&mut self, vid: Vid, stamp: Stamp) -> Vec<u64> {
+    pub fn settle(&mut self, vid: Vid, stamp: Stamp, mut forgotten: impl FnMut(u64)) {
         if stamp.seq == Seq(0) {
-            return Vec::new();
+            return;
         }
         let lowest = TagKey { vid, stamp: Stamp::default(), oid: proto::Oid(0), blocks: None };
-        let keys: Vec<_> = self
-            .by_key
-            .range(lowest..)
-            .take_while(|(key, _)| key.vid == vid && key.stamp <= stamp)
-            .map(|(key, _)| *key)
-            .collect();
-        keys.iter().map(|key| self.by_key.remove(key).expect("just found").logged_in).collect()
+        while let Some((&key, tagged)) = self.by_key.range(lowest..).next()
+            && key.vid == vid
+            && key.stamp <= stamp
+        {
+            forgotten(tagged.logged_in);
+            self.by_key.remove(&key);
+        }
     }
 
     /// The change, if it is still unsettled and `logged_in` is where it was logged last.

@@ -57,16 +57,19 @@ struct Unsynced {
     block: Block,
 }
 
+#[derive(Clone)]
 struct InFlight {
     op: IoOp,
     /// For a sync: what was completed when it was asked for.
     completed: u64,
 }
 
-/// One simulated disk.
-#[derive(Default)]
+/// One simulated disk. Clones share nothing but memory.
+#[derive(Clone, Default)]
 pub struct SimDisk {
     size: u64,
+    /// For a disk that grows: how large the file system lets it become.
+    room: Option<u64>,
     stable: BTreeMap<u64, Block>,
     /// Versions of blocks in the volatile cache, oldest first.
     cached: BTreeMap<u64, Vec<Unsynced>>,
@@ -78,6 +81,21 @@ pub struct SimDisk {
 impl SimDisk {
     pub fn new(size: u64) -> Self {
         SimDisk { size, rng: Some(SimRng::new(size)), ..SimDisk::default() }
+    }
+
+    /// A file of so many bytes, in a file system that has room for `room` bytes of it.
+    pub fn growing(size: u64, room: u64) -> Self {
+        SimDisk { room: Some(room), ..SimDisk::new(size) }
+    }
+
+    /// The file system has more room, or less.
+    pub fn set_room(&mut self, room: u64) {
+        self.room = Some(room);
+    }
+
+    /// Cuts what lies beyond.
+    pub fn truncate(&mut self, size: u64) {
+        self.size = size;
     }
 
     /// Starts a request. Nothing of it is guaranteed to be visible, or to be absent, until it completes.
@@ -95,6 +113,10 @@ impl SimDisk {
                 (*offset, data.iter().map(Bytes::len).sum())
             }
             IoOp::Sync => (0, 0),
+            IoOp::Grow { .. } => {
+                assert!(self.room.is_some(), "this disk never grows");
+                (0, 0)
+            }
         };
         assert_eq!(offset % BLOCK_BYTES as u64, 0);
         assert_eq!(len % BLOCK_BYTES, 0);
@@ -135,6 +157,11 @@ impl SimDisk {
                 self.flush(completed);
                 Ok(Bytes::new())
             }
+            IoOp::Grow { size_bytes } if self.room.is_some_and(|room| size_bytes <= room) => {
+                self.size = self.size.max(size_bytes);
+                Ok(Bytes::new())
+            }
+            IoOp::Grow { .. } => Err(IoFailed::NoRoom),
         }
     }
 
@@ -148,7 +175,7 @@ impl SimDisk {
                 self.cached.entry(at).or_default().push(unsynced);
             }
         }
-        Err(IoFailed)
+        Err(IoFailed::Disk)
     }
 
     /// Reports success of a request that is in flight, and does nothing of it: a disk that lies.
@@ -165,6 +192,13 @@ impl SimDisk {
             versions.entry(at).or_default().extend(cached.into_iter().map(|u| u.block));
         }
         for (_, InFlight { op, .. }) in std::mem::take(&mut self.in_flight) {
+            if let IoOp::Grow { size_bytes } = op {
+                let more = size_bytes
+                    .saturating_sub(self.size)
+                    .min(self.room.unwrap_or(0).saturating_sub(self.size));
+                self.size += rng.below(more / BLOCK_BYTES as u64 + 1) * BLOCK_BYTES as u64;
+                continue;
+            }
             if let IoOp::Write { offset, data, .. } = op {
                 // Often all of a write arrives, or nothing.
                 let luck = rng.below(4);
@@ -213,6 +247,17 @@ impl SimDisk {
         block[byte] ^= 1 << (bit % 8);
         self.cached.remove(&at);
         self.stable.insert(at, Arc::new(block));
+    }
+
+    /// Puts these bytes on the disk behind everybody's back.
+    pub fn garble(&mut self, offset: u64, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            let (at, index) = (at / BLOCK_BYTES as u64, (at % BLOCK_BYTES as u64) as usize);
+            let mut block = self.newest_block(at);
+            Arc::make_mut(&mut block)[index] = *byte;
+            self.cached.remove(&at);
+            self.stable.insert(at, block);
+        }
     }
 
     /// Blocks that were ever written, ascending: where rot can matter.
@@ -339,5 +384,9 @@ impl Disk for SimDisk {
     fn sync(&mut self) -> io::Result<()> {
         self.flush(self.completed);
         Ok(())
+    }
+
+    fn can_grow(&self) -> bool {
+        self.room.is_some()
     }
 }

@@ -351,6 +351,7 @@ impl Store {
             tail_seq,
             tail_position,
             tail_incarnation,
+            durable: self.journal.durable(),
             ..self.superblock
         };
         self.round().tail_seq = Some(tail_seq);

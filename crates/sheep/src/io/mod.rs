@@ -8,11 +8,10 @@
 mod ring;
 mod threads;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use front::buffer::{ALIGNMENT, AlignedBuf};
@@ -33,9 +32,20 @@ pub struct DiskOrder {
 
 #[derive(Debug)]
 pub enum Deed {
-    Read { offset: u64, len: usize },
-    Write { offset: u64, data: Vec<Bytes>, durable: bool },
+    Read {
+        offset: u64,
+        len: usize,
+    },
+    Write {
+        offset: u64,
+        data: Vec<Bytes>,
+        durable: bool,
+    },
     Sync,
+    /// See [`store::IoOp::Grow`]. In a thread of its own: the file system may take its time.
+    Grow {
+        size_bytes: u64,
+    },
 }
 
 /// An order that has been carried out. Reads bring exactly the bytes asked for.
@@ -49,6 +59,12 @@ pub struct Completion {
 #[derive(Clone)]
 pub struct Disk {
     engine: Engine,
+    grower: Rc<Grower>,
+}
+
+struct Grower {
+    file: Arc<File>,
+    completions: mpsc::UnboundedSender<Completion>,
 }
 
 #[derive(Clone)]
@@ -76,28 +92,6 @@ impl EngineChoice {
     }
 }
 
-/// Opens a regular file or block device past the page cache; with it on file systems that know no other way.
-pub fn open_direct(path: &Path, create: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(create).truncate(false).mode(0o640);
-    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            tracing::warn!("{}: no direct I/O on this file system, using the page cache", path.display());
-            options.open(path)
-        }
-        other => other,
-    }
-}
-
-/// The size of a file or a block device.
-pub fn size_bytes(file: &File) -> io::Result<u64> {
-    let metadata = file.metadata()?;
-    if metadata.file_type().is_block_device() {
-        return rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map_err(Into::into);
-    }
-    Ok(metadata.len())
-}
-
 impl Disk {
     /// Starts an engine within a `LocalSet`. Completions come on the channel; each order yields one.
     pub fn start(
@@ -106,6 +100,7 @@ impl Disk {
     ) -> io::Result<(Disk, mpsc::UnboundedReceiver<Completion>)> {
         // Bounded by the orders under way, which whoever gives them bounds.
         let (sender, completions) = mpsc::unbounded_channel();
+        let grower = Grower { file: Arc::new(file.try_clone()?), completions: sender.clone() };
         let engine = match choice {
             EngineChoice::Threads => Engine::Threads(Rc::new(threads::Pool::start(file, sender)?)),
             EngineChoice::Ring => Engine::Ring(ring::Ring::start(file, sender)?),
@@ -120,11 +115,14 @@ impl Disk {
                 }
             }
         };
-        Ok((Disk { engine }, completions))
+        Ok((Disk { engine, grower: Rc::new(grower) }, completions))
     }
 
     /// Takes an order. It starts with the next [`Disk::submit`].
     pub fn order(&self, order: DiskOrder) {
+        if let Deed::Grow { size_bytes } = order.deed {
+            return self.grower.grow(order.id, size_bytes);
+        }
         let work = Work::new(order);
         match &self.engine {
             Engine::Ring(ring) => ring.order(work),
@@ -136,6 +134,22 @@ impl Disk {
     pub fn submit(&self) {
         if let Engine::Ring(ring) = &self.engine {
             ring.submit();
+        }
+    }
+}
+
+impl Grower {
+    fn grow(&self, id: u64, size_bytes: u64) {
+        let (file, completions) = (self.file.clone(), self.completions.clone());
+        let started = std::thread::Builder::new().name("disk-grow".into()).spawn(move || {
+            let result = store::grow(&file, size_bytes).map(|()| Bytes::new());
+            // Nobody listens any more when the data plane ends.
+            let _ = completions.send(Completion { id, result });
+        });
+        if let Err(error) = started {
+            tracing::warn!("no thread to make the disk larger: {error}");
+            // Not now, as if the file system had no room: nothing has been touched.
+            let _ = self.completions.send(Completion { id, result: Err(io::ErrorKind::StorageFull.into()) });
         }
     }
 }
@@ -176,6 +190,7 @@ impl Work {
                 (Kind::Write { pieces: aligned(data, total), durable }, offset, total)
             }
             Deed::Sync => (Kind::Sync, 0, 0),
+            Deed::Grow { .. } => unreachable!("no work for an engine"),
         };
         assert!(total <= IO_BYTES_MAX, "an order of {total} bytes is too long");
         assert!(

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 const ENGINES: [EngineChoice; 2] = [EngineChoice::Ring, EngineChoice::Threads];
@@ -12,8 +14,7 @@ fn with_disk<F: Future<Output = ()>>(
     task: impl FnOnce(Disk, mpsc::UnboundedReceiver<Completion>) -> F,
 ) {
     let dir = tempfile::tempdir().unwrap();
-    let file = open_direct(&dir.path().join("disk"), true).unwrap();
-    file.set_len(8 << 20).unwrap();
+    let file = store::FileDisk::create(&dir.path().join("disk"), 8 << 20).unwrap().direct().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
@@ -95,6 +96,26 @@ fn more_orders_than_the_queue_holds_are_all_carried_out() {
             }
             assert_eq!(read.len() as u64, blocks);
             assert!(read.iter().all(|(id, data)| *data == pattern(*id as u8, 4096)), "{choice:?}");
+        });
+    }
+}
+
+#[test]
+fn a_file_is_made_larger_or_left_as_it_was() {
+    for choice in ENGINES {
+        with_disk(choice, async |disk, mut completions| {
+            for size_bytes in [16 << 20, 16 << 20] {
+                one(&disk, &mut completions, Deed::Grow { size_bytes }).await.unwrap();
+            }
+            let zeros =
+                one(&disk, &mut completions, Deed::Read { offset: 12 << 20, len: 4096 }).await.unwrap();
+            assert!(zeros.iter().all(|byte| *byte == 0));
+            let file = disk.grower.file.clone();
+            let metadata = || file.metadata().unwrap();
+            assert!(metadata().len() == 16 << 20 && metadata().blocks() * 512 >= 16 << 20, "it is reserved");
+            let error = one(&disk, &mut completions, Deed::Grow { size_bytes: 1 << 60 }).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(metadata().len(), 16 << 20);
         });
     }
 }

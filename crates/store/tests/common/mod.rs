@@ -8,7 +8,7 @@ use proto::checksum::block_checksums;
 use proto::object::*;
 use proto::{BLOCK_BYTES, Generation, Incarnation, Oid, RequestId, Seq, Vid};
 use store::testing::{SimDisk, SimRng};
-use store::{FormatOptions, Store};
+use store::{FormatOptions, IoId, OpenError, Store};
 
 pub const JOURNAL_BYTES: u64 = 1 << 20;
 
@@ -95,12 +95,22 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(seed: u64, size_bytes: u64) -> Machine {
-        let mut disk = SimDisk::new(size_bytes);
         let options = FormatOptions { size_bytes, journal_bytes: JOURNAL_BYTES, store_id: seed ^ 0x5eed };
+        // Devices and files in turn.
+        let mut disk = match seed % 2 {
+            0 => SimDisk::new(size_bytes),
+            _ => SimDisk::growing(options.first_bytes().unwrap(), size_bytes),
+        };
         Store::format(&mut disk, &options).unwrap();
         let (store, recovered) = Store::open(&mut disk).unwrap();
         assert!(recovered.unsettled.is_empty());
         Machine { disk, store, rng: SimRng::new(seed), replies: BTreeMap::new(), next_ticket: 0 }
+    }
+
+    /// A disk that was formatted before.
+    pub fn open(mut disk: SimDisk) -> Result<Machine, OpenError> {
+        let (store, _) = Store::open(&mut disk)?;
+        Ok(Machine { disk, store, rng: SimRng::new(1), replies: BTreeMap::new(), next_ticket: 0 })
     }
 
     pub fn submit(&mut self, op: ObjectOp) -> u64 {
@@ -127,10 +137,14 @@ impl Machine {
             return false;
         }
         let id = pending[self.rng.below(pending.len() as u64) as usize];
+        self.complete(id);
+        true
+    }
+
+    pub fn complete(&mut self, id: IoId) {
         let result = self.disk.complete(id);
         self.store.handle_io(id, result);
         self.pump();
-        true
     }
 
     pub fn run(&mut self) {
