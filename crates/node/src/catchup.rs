@@ -51,6 +51,8 @@ struct Behind {
     decided: BTreeMap<Oid, Decided>,
     /// Objects that changes cloned from others when those were not here yet.
     cloned: BTreeMap<Oid, Oid>,
+    /// How often a copy could not give what it has of an object. The next one is asked then.
+    failures: BTreeMap<Oid, usize>,
     backfills: usize,
 }
 
@@ -163,6 +165,7 @@ impl CatchUp {
                         todo: BTreeSet::new(),
                         decided: BTreeMap::new(),
                         cloned: BTreeMap::new(),
+                        failures: BTreeMap::new(),
                         backfills: 0,
                     };
                     self.pgs.insert(*id, behind);
@@ -225,7 +228,7 @@ impl CatchUp {
     fn start_rounds(&mut self, ctx: &mut Context) {
         let mut by_source: BTreeMap<NodeId, Vec<(PgId, Since)>> = BTreeMap::new();
         for (id, _) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Unlisted) {
-            if let Some((source, since)) = source_of(ctx, *id) {
+            if let Some((source, since)) = source_of(ctx, *id, 0) {
                 let pgs = by_source.entry(source).or_default();
                 if pgs.len() < PGS_MAX {
                     pgs.push((*id, since));
@@ -312,7 +315,8 @@ impl CatchUp {
             }
         }
         for (pg, oid) in start {
-            let Some((source, since)) = source_of(ctx, pg) else { continue };
+            let failures = self.pgs.get(&pg).and_then(|b| b.failures.get(&oid)).copied().unwrap_or(0);
+            let Some((source, since)) = source_of(ctx, pg, failures) else { continue };
             let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source, from: oid };
             self.objects.insert((pg, oid), fetching);
             ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength { pg, oid });
@@ -353,10 +357,7 @@ impl CatchUp {
                 }
             }
             // Tried again at the next tick.
-            _ => {
-                self.objects.remove(&(pg, oid));
-                return;
-            }
+            other => return self.fetch_again(pg, oid, &other),
         }
         self.fetch_next(ctx, pg, oid);
     }
@@ -417,19 +418,23 @@ impl CatchUp {
             }
             // Deleted since: the change has come here too.
             PeerReply::Absent => None,
-            PeerReply::OldView { .. } => {
-                self.objects.remove(&(pg, oid));
-                return;
-            }
-            other => {
-                tracing::warn!(%oid, ?other, "could not fetch a part of an object; trying again");
-                self.objects.remove(&(pg, oid));
-                return;
-            }
+            other => return self.fetch_again(pg, oid, &other),
         };
         fetching.next = first + blocks.count;
         self.backfill(ctx, pg, oid, blocks, data);
         self.fetch_next(ctx, pg, oid);
+    }
+
+    /// Gives an object up until the next tick; from another copy if this one cannot give it.
+    fn fetch_again(&mut self, pg: PgId, oid: Oid, reply: &PeerReply) {
+        self.objects.remove(&(pg, oid));
+        if matches!(reply, PeerReply::OldView { .. }) {
+            return;
+        }
+        tracing::warn!(%oid, ?reply, "could not fetch a part of an object; trying another copy");
+        if let Some(behind) = self.pgs.get_mut(&pg) {
+            *behind.failures.entry(oid).or_default() += 1;
+        }
     }
 
     /// Puts fetched blocks into the store, except those that changes have decided. `None`: they are holes.
@@ -530,12 +535,12 @@ fn own_list_pending(ctx: &Context) -> bool {
     ctx.out.tickets.values().any(|u| matches!(u, StoreUse::OwnList { .. }))
 }
 
-/// An in-sync copy to fetch from.
-fn source_of(ctx: &Context, pg: PgId) -> Option<(NodeId, Since)> {
+/// An in-sync copy to fetch from; another one after each failure.
+fn source_of(ctx: &Context, pg: PgId, failures: usize) -> Option<(NodeId, Since)> {
     let state = ctx.view.pg(pg)?;
     // Spread over the copies by the PG's number, so that one source does not do all the work.
     let usable: Vec<NodeId> =
         state.in_sync.iter().copied().filter(|n| ctx.view.is_up(*n) && *n != ctx.me).collect();
-    let source = usable.get(pg.index as usize % usable.len().max(1))?;
+    let source = usable.get((pg.index as usize + failures) % usable.len().max(1))?;
     Some((*source, state.since))
 }

@@ -20,7 +20,7 @@ use crate::world::World;
 const MS: Duration = Duration::from_millis(1);
 /// May other faults meet rot that nobody has found yet, where three copies outlive both? Not while catching up asks only
 /// one copy for a block: if it rotted there, the member stays behind until somebody reads it.
-const ROT_MEETS_FAULTS: bool = false;
+const ROT_MEETS_FAULTS: bool = true;
 /// Added to the id of a disk for the one that replaces it: no other disk has it.
 const REPLACEMENT_ID: u64 = 1000;
 

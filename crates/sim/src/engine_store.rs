@@ -149,7 +149,7 @@ impl EngineStore {
                 self.syncs += 1;
                 if self.flaws.drops_syncs { self.disk.pretend(id) } else { self.disk.complete(id) }
             }
-            IoOp::Read { .. } | IoOp::Write { .. } => self.disk.complete(id),
+            IoOp::Read { .. } | IoOp::Write { .. } | IoOp::Grow { .. } => self.disk.complete(id),
         };
         let succeeded = result.is_ok();
         self.store.handle_io(id, result);

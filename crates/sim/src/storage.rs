@@ -77,7 +77,7 @@ impl World {
                 IoOp::Read { .. } => typical / 2,
                 // Into the disk's cache.
                 IoOp::Write { durable: false, .. } => typical / 4,
-                IoOp::Write { durable: true, .. } | IoOp::Sync => typical,
+                IoOp::Write { durable: true, .. } | IoOp::Sync | IoOp::Grow { .. } => typical,
             };
             let delay = self.rng.latency(typical);
             self.queue.put_after(delay, Event::IoDone { sheep: index, start, io });
@@ -118,6 +118,7 @@ fn brief_io(op: &IoOp) -> String {
             format!("{how} of {blocks} blocks at {}", offset / BLOCK_BYTES as u64)
         }
         IoOp::Sync => "sync".into(),
+        IoOp::Grow { size_bytes } => format!("growth to {size_bytes} bytes"),
     }
 }
 

@@ -39,6 +39,10 @@ impl Session {
         let Requester::Gateway { node, call } = request.requester else {
             return self.begin_job(ctx, request);
         };
+        // It hears no answer, and an earlier owner may have carried this out: the seal remembers only what may be asked again.
+        if !ctx.view.is_incarnation_alive(request.origin.incarnation) {
+            return;
+        }
         // A gateway asks again when a link broke; what was carried out is not carried out twice.
         match self.forwarded.get_mut(&request.origin) {
             Some(Forwarded::Running { repeats, .. }) => repeats.push((node, call)),
@@ -319,6 +323,8 @@ impl Session {
                         let (result, first_seq) = (result.clone(), job.first_seq);
                         let done = Forwarded::Done { result, first_seq, to: node, call, told: ctx.now };
                         self.forwarded.insert(job.request.origin, done);
+                    } else {
+                        self.survived.remove(&job.request.origin);
                     }
                 }
                 for (node, call) in calls {

@@ -248,7 +248,10 @@ impl Session {
         self.forwarded.retain(|origin, f| {
             alive.contains(&origin.incarnation) || matches!(f, Forwarded::Running { .. })
         });
-        self.survived.retain(|origin, _| ctx.view.is_incarnation_alive(origin.incarnation));
+        let forwarded = &self.forwarded;
+        self.survived.retain(|origin, _| {
+            ctx.view.is_incarnation_alive(origin.incarnation) || forwarded.contains_key(origin)
+        });
         self.look_for_rest(ctx);
         self.run(ctx);
     }
