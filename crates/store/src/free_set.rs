@@ -1,18 +1,35 @@
 //! Which numbers below a bound are free: a bitmap with a summary, allocated next-fit.
 
 /// Next-fit keeps the slots of one large write side by side, so that they need one I/O.
+///
+/// What has been in use before is preferred as long as there is enough of it: the first write to a part of a file costs a
+/// file system more than the next one (its metadata has to say that there is data now), and a thin device takes room for it.
 pub struct FreeSet {
     words: Vec<u64>,
     /// Bit n: `words[n]` is not zero.
     summary: Vec<u64>,
     cursor: u32,
     count: u32,
+    /// Everything below has been in use.
+    begun: u32,
+    /// Free ones below `begun`.
+    begun_free: u32,
 }
+
+/// Free numbers among those begun that are kept for the sake of long runs: a sixteenth, at least so many.
+const BEGUN_SPARE_MIN: u32 = 256;
 
 impl FreeSet {
     pub fn empty(bound: u32) -> Self {
         let words = (bound as usize).div_ceil(64);
-        FreeSet { words: vec![0; words], summary: vec![0; words.div_ceil(64)], cursor: 0, count: 0 }
+        FreeSet {
+            words: vec![0; words],
+            summary: vec![0; words.div_ceil(64)],
+            cursor: 0,
+            count: 0,
+            begun: 0,
+            begun_free: 0,
+        }
     }
 
     pub fn count(&self) -> u32 {
@@ -28,10 +45,26 @@ impl FreeSet {
         self.words[n as usize / 64] |= 1 << (n % 64);
         self.summary[n as usize / 4096] |= 1 << (n / 64 % 64);
         self.count += 1;
+        self.begun_free += u32::from(n < self.begun);
+    }
+
+    /// Everything below `n` has been in use before.
+    pub fn begin_at(&mut self, n: u32) {
+        assert!(self.count == 0, "before anything is free");
+        self.begun = n;
     }
 
     pub fn take(&mut self) -> Option<u32> {
-        let n = self.find(self.cursor).or_else(|| self.find(0))?;
+        let reuse = self.begun_free > (self.begun / 16).max(BEGUN_SPARE_MIN);
+        let again = self.find(self.cursor).filter(|n| *n < self.begun || !reuse).or_else(|| self.find(0));
+        let n = if reuse { again } else { self.find(self.begun).or(again) }?;
+        if n >= self.begun {
+            // What is skipped is taken later all the same.
+            self.begun_free += self.free_between(self.begun, n);
+            self.begun = n + 1;
+        } else {
+            self.begun_free -= 1;
+        }
         let word = &mut self.words[n as usize / 64];
         *word &= !(1 << (n % 64));
         if *word == 0 {
@@ -40,6 +73,10 @@ impl FreeSet {
         self.count -= 1;
         self.cursor = n;
         Some(n)
+    }
+
+    fn free_between(&self, from: u32, to: u32) -> u32 {
+        (from..to).filter(|n| self.contains(*n)).count() as u32
     }
 
     /// The first free number from `from` on.
@@ -66,6 +103,23 @@ impl FreeSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_use_before_is_taken_again_first() {
+        let mut set = FreeSet::empty(9000);
+        set.begin_at(1000);
+        (0..9000).for_each(|n| set.insert(n));
+        let taken: Vec<_> = (0..744).map(|_| set.take().unwrap()).collect();
+        assert_eq!(taken, (0..744).collect::<Vec<_>>());
+        assert_eq!(set.take(), Some(1000), "256 of them are kept");
+        (100..200).for_each(|n| set.insert(n));
+        let taken: Vec<_> = (0..101).map(|_| set.take().unwrap()).collect();
+        assert!(taken[..100].iter().all(|n| *n < 1000), "{taken:?}");
+        assert_eq!(taken[100], 1001);
+        let mut rest: Vec<_> = std::iter::from_fn(|| set.take()).collect();
+        rest.sort_unstable();
+        assert!(rest.windows(2).all(|pair| pair[0] < pair[1]) && set.count() == 0);
+    }
 
     #[test]
     fn everything_is_taken_once_and_comes_back() {

@@ -37,6 +37,7 @@ impl Slots {
             pins: BTreeMap::new(),
             promised: 0,
         };
+        slots.free.begin_at(refs.iter().rposition(|refs| *refs > 0).map_or(0, |slot| slot as u32 + 1));
         slots.extend(refs, present);
         slots
     }

@@ -36,6 +36,8 @@ pub struct Tables {
     lost: Vec<u16>,
     maps: Vec<Option<Box<Map>>>,
     refs: Vec<u32>,
+    /// Slots that lost a reference and kept another: by which record. A crash before it is durable brings the reference back.
+    unshared: BTreeMap<u32, u64>,
     /// Empty during recovery, when two maps may claim the same key for a while.
     by_key: BTreeMap<(Oid, u32), u32>,
     free_maps: FreeSet,
@@ -56,6 +58,7 @@ impl Tables {
             lost: vec![0; slots],
             maps: std::iter::repeat_with(|| None).take(maps).collect(),
             refs: vec![0; slots],
+            unshared: BTreeMap::new(),
             by_key: BTreeMap::new(),
             free_maps: FreeSet::empty(geometry.maps),
             indexed: false,
@@ -153,13 +156,26 @@ impl Tables {
     }
 
     /// Returns the slot if that was its last reference.
-    fn unrefer(&mut self, chunk: ChunkRef) -> Option<u32> {
+    fn unrefer(&mut self, chunk: ChunkRef, seq: u64) -> Option<u32> {
         if chunk.is_hole() {
             return None;
         }
         let refs = &mut self.refs[chunk.slot as usize];
         *refs = refs.checked_sub(1).expect("a reference is dropped once");
+        if *refs > 0 && self.indexed {
+            self.unshared.insert(chunk.slot, seq);
+        }
         (*refs == 0).then_some(chunk.slot)
+    }
+
+    /// Might the slot be another object's too after a crash now? Then it must not be written in place.
+    pub fn was_shared(&self, slot: u32, durable: u64) -> bool {
+        self.unshared.get(&slot).is_some_and(|seq| *seq > durable)
+    }
+
+    /// Everything up to this record is durable.
+    pub fn forget_unshared(&mut self, durable: u64) {
+        self.unshared.retain(|_, seq| *seq > durable);
     }
 
     pub fn set_map(
@@ -173,7 +189,7 @@ impl Tables {
         if id >= self.geometry.maps || group >= GROUPS_MAX {
             return Err(Contradiction);
         }
-        self.clear_map(id);
+        self.clear_map(id, seq);
         let mut map = Box::new(Map { oid, group, chunks: [ChunkRef::HOLE; GROUP_CHUNKS as usize] });
         for (index, chunk) in chunks {
             self.refer(*chunk)?;
@@ -193,7 +209,7 @@ impl Tables {
         if id >= self.geometry.maps {
             return Err(Contradiction);
         }
-        let freed = self.clear_map(id);
+        let freed = self.clear_map(id, seq);
         if self.indexed {
             self.free_maps.insert(id);
         }
@@ -201,12 +217,12 @@ impl Tables {
         Ok(freed)
     }
 
-    fn clear_map(&mut self, id: u32) -> Vec<u32> {
+    fn clear_map(&mut self, id: u32, seq: u64) -> Vec<u32> {
         let Some(map) = self.maps[id as usize].take() else { return Vec::new() };
         if self.indexed {
             self.by_key.remove(&(map.oid, map.group));
         }
-        map.chunks.iter().filter_map(|chunk| self.unrefer(*chunk)).collect()
+        map.chunks.iter().filter_map(|chunk| self.unrefer(*chunk, seq)).collect()
     }
 
     /// Returns the slot that lay there before, if nobody refers to it any more.
@@ -227,7 +243,7 @@ impl Tables {
         let map = self.maps[id as usize].as_mut().expect("seen above");
         let old = std::mem::replace(&mut map.chunks[index as usize], chunk);
         self.touch(PageId::Maps(id / MAPS_PER_PAGE), seq);
-        Ok(self.unrefer(old))
+        Ok(self.unrefer(old, seq))
     }
 
     pub fn set_descriptor(

@@ -25,8 +25,8 @@ const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
 const JOB_ENTRIES_BYTES: usize = 128;
 const TAG_ENTRY_BYTES: usize = 96;
-/// More written blocks than this are not kept in memory for long, however large the journal: 256 MiB.
-const WRITTEN_BLOCKS_MAX: usize = 65536;
+/// More written blocks than this are not kept in memory for long, however large the journal: 128 MiB.
+const WRITTEN_BLOCKS_MAX: usize = 32768;
 
 #[derive(Default)]
 pub struct WriteBack {
@@ -123,6 +123,7 @@ impl Store {
     /// ran ahead of its record could not be undone.
     fn plan_round(&mut self) -> Round {
         let upto = self.journal.durable();
+        self.tables.forget_unshared(upto);
         let tags = self.plan_tags(upto);
         let mut seen = BTreeSet::new();
         let mut found = Vec::new();
@@ -180,8 +181,11 @@ impl Store {
         let mask = written.blocks.iter().filter(|b| b.seq <= upto).fold(0, |m, b| m | 1 << b.index);
         let base = self.tables.chunk(oid, chunk);
         // A read in flight still needs what lies there. It ends, and none that needs it can begin: the written block covers it.
+        // Nor may a slot be overwritten that was shared a moment ago: until the record that changed that is durable, a
+        // crash makes it another object's again.
+        let in_place = !base.is_hole() && !self.tables.is_shared(base.slot);
         let in_use =
-            !base.is_hole() && !self.tables.is_shared(base.slot) && self.slots.is_pinned(base.slot, mask);
+            in_place && (self.slots.is_pinned(base.slot, mask) || self.tables.was_shared(base.slot, upto));
         mask != 0 && !in_use
     }
 

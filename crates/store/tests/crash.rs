@@ -124,7 +124,7 @@ fn check_tags(history: &History, answered: &BTreeSet<u64>, unsettled: &[Unsettle
 
 #[test]
 fn every_answered_change_survives_crashes_at_random_moments() {
-    let cases = std::env::var("STORE_CRASH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    let cases = std::env::var("STORE_CRASH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
     let first = std::env::var("STORE_CRASH_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     for seed in first..first + cases {
         let result = std::panic::catch_unwind(|| lives(seed, 4, 120));
