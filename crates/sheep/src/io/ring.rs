@@ -49,14 +49,16 @@ struct Flying {
 impl Ring {
     /// Must be called within the runtime and `LocalSet` of the thread that will use it.
     pub fn start(file: File, completions: mpsc::UnboundedSender<Completion>) -> io::Result<Rc<Ring>> {
-        let uring =
-            IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(QUEUE_ENTRIES).or_else(
-                |error| match error.raw_os_error() {
-                    // A kernel before 6.1: as correct, a little slower.
-                    Some(libc::EINVAL) => IoUring::new(QUEUE_ENTRIES),
-                    _ => Err(error),
-                },
-            )?;
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(QUEUE_ENTRIES)
+            .or_else(|error| match error.raw_os_error() {
+                // A kernel before 6.1: as correct, a little slower.
+                Some(libc::EINVAL) => IoUring::new(QUEUE_ENTRIES),
+                _ => Err(error),
+            })?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
         // SAFETY: the `OwnedFd` inside stays open, and the same descriptor, for the life of the `AsyncFd`.
@@ -86,12 +88,18 @@ impl Ring {
 async fn listen(bell: AsyncFd<OwnedFd>, ring: Weak<Ring>) {
     loop {
         let Ok(mut guard) = bell.readable().await else { return };
-        let mut count = [0; 8];
-        let _ = rustix::io::read(bell.get_ref(), &mut count);
-        guard.clear_ready();
         let Some(ring) = ring.upgrade() else { return };
         let mut inner = ring.inner.borrow_mut();
-        inner.reap();
+        // The kernel rings for work that it has put off and again when that work posts its completion. Silencing the bell only
+        // after reaping takes both at once; whatever came in between is seen by looking again.
+        loop {
+            inner.reap();
+            let _ = rustix::io::read(bell.get_ref(), &mut [0; 8]);
+            if !inner.has_news() {
+                break;
+            }
+        }
+        guard.clear_ready();
         // What was waiting for a place, and rests of orders that were cut short.
         inner.submit();
     }
@@ -114,6 +122,11 @@ impl Inner {
         if pushed {
             self.enter();
         }
+    }
+
+    /// Is there a completion, or work of the kernel's that would post one when the ring is entered?
+    fn has_news(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
 
     fn enter(&mut self) {
