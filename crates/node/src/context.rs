@@ -129,6 +129,8 @@ pub(crate) enum ProposalUse {
     Forget {
         vid: Vid,
     },
+    /// Part of what a client's write of an inode's header asks for.
+    Description,
 }
 
 /// Ids, what they stand for, and the effects to come.

@@ -74,9 +74,17 @@ impl Gateway {
             ClientOp::Object { oid, op: NativeOp::Write { offset, data } }
                 if oid.kind() == Some(ObjectKind::Inode) && (*offset as usize) < HEADER_BYTES =>
             {
-                match header_change(ctx, *oid, *offset, data) {
-                    Ok(Some(action)) => self.propose(ctx, id, &request.op, action),
-                    Ok(None) => self.route(ctx, sessions, request),
+                match header_changes(ctx, *oid, *offset, data) {
+                    Ok(mut actions) => match actions.pop() {
+                        Some(last) => {
+                            // Proposals of one sheep take effect in their order.
+                            for action in actions {
+                                ctx.propose(action, ProposalUse::Description);
+                            }
+                            self.propose(ctx, id, &request.op, last);
+                        }
+                        None => self.route(ctx, sessions, request),
+                    },
                     Err(error) => ctx.answer(id, Err(error)),
                 }
             }
@@ -475,22 +483,30 @@ impl Gateway {
     }
 }
 
-/// What an old client's write of the header asks of the view: only a larger size is taken from it, the rest of the header
-/// belongs to the server, and a client's cached copy of it may be stale.
-fn header_change(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<Option<Action>, ClientError> {
+/// What an old client's write of the header asks of the view: what the next snapshot is to say of itself, and a larger size. The
+/// rest of the header belongs to the server, and a client's cached copy of it may be stale.
+fn header_changes(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<Vec<Action>, ClientError> {
     let vid = oid.vid();
     let vdi = ctx.view.vdi(vid).ok_or(ClientError::NoObject)?;
     let mut header = vdi.header(vid).encode().to_vec();
     let start = offset as usize;
     let end = (start + data.len()).min(HEADER_BYTES);
     header[start..end].copy_from_slice(&data[..end - start]);
-    let wanted = InodeHeader::decode(&header).expect("a header is long enough").vdi_size;
-    if start + data.len() > HEADER_BYTES && wanted > vdi.size {
+    let wanted = InodeHeader::decode(&header).expect("a header is long enough");
+    let InodeHeader { tag, vm_state_size, vm_clock_nsec, vdi_size: size, .. } = wanted;
+    let mut actions = Vec::new();
+    if (&tag, vm_state_size, vm_clock_nsec) != (&vdi.tag, vdi.vm_state_size, vdi.vm_clock_nsec) {
+        actions.push(Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec });
+    }
+    if size > vdi.size {
+        actions.push(Action::ResizeVdi { vid, size });
+    }
+    if start + data.len() > HEADER_BYTES && !actions.is_empty() {
         return Err(ClientError::Unsupported(
-            "growing a VDI and changing its block table in one write".into(),
+            "changing a VDI's header and its block table in one write".into(),
         ));
     }
-    Ok((wanted > vdi.size).then_some(Action::ResizeVdi { vid, size: wanted }))
+    Ok(actions)
 }
 
 pub(crate) fn vid_of(op: &ClientOp) -> Vid {

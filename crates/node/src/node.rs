@@ -359,7 +359,8 @@ impl Node {
             ProposalUse::CatchUp
             | ProposalUse::DropCopies
             | ProposalUse::Rest { .. }
-            | ProposalUse::Forget { .. } => {}
+            | ProposalUse::Forget { .. }
+            | ProposalUse::Description => {}
         });
     }
 

@@ -34,16 +34,13 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
     }
 }
 
+/// NEW_VDI: a new VDI; with a base a clone, a rollback or a snapshot (spec section 2.2).
 fn create(request: &VdiRequest, payload: &[u8]) -> Step {
-    if request.base_vdi_id != 0 || request.snapid != 0 {
-        tracing::info!(base = request.base_vdi_id, "snapshots and clones are not supported yet");
-        return Step::refused(ResultCode::NO_SUPPORT);
-    }
     if request.store_policy != 0 {
         tracing::info!("hypervolumes are not supported");
         return Step::refused(ResultCode::NO_SUPPORT);
     }
-    let name = until_nul(payload);
+    let name = until_nul(payload).to_vec();
     let shift = (request.block_size_shift != 0).then_some(request.block_size_shift);
     let name_fits = payload.len() == NAME_BYTES && (1..=NAME_MAX).contains(&name.len());
     let shift_fits = shift.is_none_or(|shift| (SHIFT_MIN..=SHIFT_MAX).contains(&shift));
@@ -51,13 +48,67 @@ fn create(request: &VdiRequest, payload: &[u8]) -> Step {
     else {
         return Step::refused(ResultCode::INVALID_PARMS);
     };
-    let op = VdiOp::Create { name: name.to_vec(), size: request.vdi_size, policy, block_size_shift: shift };
+    let base = Vid(request.base_vdi_id);
+    match (base, request.snapid) {
+        (Vid(0), 0) => {
+            let size = request.vdi_size;
+            new_vdi(VdiOp::Create { name, size, policy, block_size_shift: shift })
+        }
+        // There is nothing to freeze.
+        (Vid(0), _) => Step::refused(ResultCode::INVALID_PARMS),
+        (base, 0) => with_base(base, move |found| {
+            if found.name == name {
+                // After its head was deleted: the snapshot gets a new one.
+                return new_vdi(VdiOp::Rollback { to: base, force: false });
+            }
+            new_vdi(VdiOp::Clone { base, name, policy })
+        }),
+        (base, _) => with_base(base, move |found| {
+            if found.name != name {
+                return Step::refused(ResultCode::INVALID_PARMS);
+            }
+            if found.snap_ctime == 0 {
+                return snapshot(base, |head| vdi_reply(&head));
+            }
+            // A new head on an older snapshot; the present one becomes a snapshot first.
+            let lookup = VdiOp::Lookup { name, selector: Selector::Working };
+            Step::call_ok(ClientOp::Vdi(lookup), move |reply| match reply {
+                ClientReply::Vdi(head) => {
+                    snapshot(head.vid, move |_| new_vdi(VdiOp::Rollback { to: base, force: true }))
+                }
+                other => unexpected(&other),
+            })
+        }),
+    }
+}
+
+/// An order that makes a VDI and is answered with it.
+fn new_vdi(op: VdiOp) -> Step {
     Step::call(ClientOp::Vdi(op), |result| match result {
         Ok(ClientReply::Vdi(vdi)) => vdi_reply(&vdi),
         Ok(other) => unexpected(&other),
         // The words that scripts know for a cluster in which nobody stores anything.
         Err(ClientError::NoStorage) => Step::refused(ResultCode::VDI_WRITE),
         Err(error) => Step::refused(code(&error)),
+    })
+}
+
+/// Old clients have written the tag into the header before.
+fn snapshot(vid: Vid, then: impl FnOnce(VdiInfo) -> Step + 'static) -> Step {
+    let op = VdiOp::Snapshot { vids: vec![vid], tag: Vec::new() };
+    Step::call_ok(ClientOp::Vdi(op), |reply| match reply {
+        ClientReply::Vdis(heads) if heads.len() == 1 => then(heads[0].clone()),
+        other => unexpected(&other),
+    })
+}
+
+fn with_base(vid: Vid, then: impl FnOnce(VdiInfo) -> Step + 'static) -> Step {
+    Step::call_ok(ClientOp::Vdi(VdiOp::List), move |reply| match reply {
+        ClientReply::Vdis(vdis) => match vdis.into_iter().find(|vdi| vdi.vid == vid) {
+            Some(found) => then(found),
+            None => Step::refused(ResultCode::BASE_VDI_READ),
+        },
+        other => unexpected(&other),
     })
 }
 

@@ -26,6 +26,13 @@ impl Session {
                 }
                 let mut tasks = Vec::new();
                 for change in plan_table_write(u64::from(*offset), data) {
+                    // The objects that a client made before the snapshot were entered when they were made.
+                    if self.frozen {
+                        if change.owner.0 == 0 {
+                            return Err(ClientError::ReadOnly);
+                        }
+                        continue;
+                    }
                     let whole = Piece { index: change.index, offset: 0, len: 1 << self.shift, at: 0 };
                     match change.owner {
                         owner if owner.0 == 0 => {

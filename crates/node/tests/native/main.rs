@@ -188,7 +188,7 @@ fn a_run_of_the_table_from_an_old_cache_throws_nothing_away() {
 }
 
 #[test]
-fn of_a_written_header_only_a_larger_size_counts() {
+fn of_a_written_header_only_the_tag_and_a_larger_size_count() {
     let (mut cluster, vid) = Cluster::with_disk(2);
     let inode = Oid::inode(vid);
     let before = cluster.data(0, read_object(inode, 0, HEADER_BYTES as u32));
@@ -204,6 +204,8 @@ fn of_a_written_header_only_a_larger_size_counts() {
     for (written, expected) in [(1, 8), (8, 8), (9, 9), (2, 9), (1 << 20, 1 << 20)] {
         cluster.ask(1, write_object(inode, 0, &with_size(written * OBJECT_BYTES))).unwrap();
         let mut wanted = before.to_vec();
+        wanted[256..260].copy_from_slice(b"tag!");
+        wanted[528..536].fill(0xee);
         wanted[536..544].copy_from_slice(&(expected * OBJECT_BYTES).to_le_bytes());
         assert_eq!(cluster.data(0, read_object(inode, 0, HEADER_BYTES as u32))[..], wanted);
     }
