@@ -14,7 +14,7 @@ use proto::client::{
 };
 use proto::cluster::Action;
 use proto::inode::{HEADER_BYTES, InodeHeader};
-use proto::object::{ObjectOp, ObjectReply};
+use proto::object::{ObjectOp, ObjectReply, Origin};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{ObjectKind, Oid, RequestId, Vid};
 
@@ -340,7 +340,9 @@ impl Gateway {
                 }
                 // Another session's, or the reclaimer's: carried as a client's would be, and answered to it.
                 Requester::Session { .. } | Requester::Reclaim { .. } => {
-                    let (origin, op) = (request.origin, request.op.clone());
+                    // They change nothing, so only whose they are matters: owners do not hear what comes from ended lives.
+                    let origin = Origin { incarnation: ctx.incarnation, ..request.origin };
+                    let op = request.op.clone();
                     let call = PeerRequest::Forward { origin, op, data: Bytes::new() };
                     ctx.call(node, call, Purpose::Inner { to: request.requester, vid });
                 }

@@ -104,15 +104,7 @@ impl Reclaim {
 
     /// Reclaims what nothing refers to of `vid` and of what is deleted around it, then tells the client.
     pub fn start(&mut self, ctx: &mut Context, vid: Vid, request: Option<RequestId>) {
-        // The topmost deleted VDI from which it descends through deleted ones: its end may end theirs.
-        let mut top = vid;
-        loop {
-            let parent = ctx.view.vdis().get(&top).map(|v| v.parent).unwrap_or_default();
-            match ctx.view.vdis().get(&parent) {
-                Some(vdi) if vdi.life == Life::Remains => top = parent,
-                _ => break,
-            }
-        }
+        let top = ctx.view.topmost_deleted(vid);
         self.next_job += 1;
         let id = self.next_job;
         self.jobs.insert(id, Job::new(ctx, top, request.into_iter().collect()));

@@ -36,6 +36,9 @@ impl Session {
             }
             _ => {}
         }
+        if self.state == State::Resting {
+            self.save_table(ctx);
+        }
         let Some(resting) = self.resting.as_mut().filter(|_| self.state == State::Resting) else { return };
         let (vid, generation) = (self.vid, self.generation);
         let confirmed = self.survived.is_empty() && self.forwarded.is_empty();

@@ -156,7 +156,8 @@ impl Session {
         if matches!(found, Found::Absent) {
             // A page that has come into being meanwhile was complete from its first moment.
             let own_exists = from != self.vid && self.pages.known.get(&page) == Some(&Page::Own);
-            let parent = ctx.view.vdi_or_remains(from).map(|v| v.parent).filter(|p| p.0 != 0);
+            // One of which nothing is left had none of its own either.
+            let parent = ctx.view.parent_of(from).map(|(parent, _)| parent);
             if let Some(next) = if own_exists { Some(self.vid) } else { parent } {
                 return self.load_table(ctx, next, first, count);
             }
@@ -274,16 +275,22 @@ impl Session {
         let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
         let under_way: Vec<u32> =
             self.table_writes.range(blocks).filter(|(_, w)| w.under_way).map(|(block, _)| *block).collect();
+        for block in under_way {
+            self.end_table_write(ctx, block, result);
+        }
         self.page_is_made(ctx, page, result);
-        under_way.into_iter().for_each(|block| self.table_write_done(ctx, block, result));
     }
 
     /// What waited for the page can be written now, or must make it anew.
     fn page_is_made(&mut self, ctx: &mut Context, page: u32, result: Result<(), StoreFailure>) {
-        let place = match (result, self.pages.known.get(&page)) {
-            (Err(_), Some(Page::InTheMaking(ancestor))) => Page::Inherited(*ancestor),
-            _ => Page::Own,
+        let Some(Page::InTheMaking(ancestor)) = self.pages.known.get(&page).copied() else {
+            unreachable!("a page is made once")
         };
+        let place = if result.is_ok() { Page::Own } else { Page::Inherited(ancestor) };
+        if result.is_ok() && ctx.view.vdi(ancestor).is_none() {
+            // It may have been kept for this VDI alone.
+            ctx.out.unreferenced.insert(ancestor);
+        }
         self.pages.known.insert(page, place);
         let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
         let waiting: Vec<u32> = self
@@ -302,6 +309,19 @@ impl Session {
         result: Result<(), StoreFailure>,
     ) {
         let page = block / PAGE_BLOCKS;
+        let more = self.end_table_write(ctx, block, result);
+        match self.pages.known.get(&page) {
+            Some(Page::InTheMaking(_)) => self.page_is_made(ctx, page, result),
+            Some(Page::Nowhere) if result.is_ok() => drop(self.pages.known.insert(page, Page::Own)),
+            _ => {}
+        }
+        if more && self.table_writes.get(&block).is_some_and(|w| !w.under_way) {
+            self.send_table_block(ctx, block);
+        }
+    }
+
+    /// The block's write has ended: whoever waits for it is told. True: there is more to be written.
+    fn end_table_write(&mut self, ctx: &mut Context, block: u32, result: Result<(), StoreFailure>) -> bool {
         let write = self.table_writes.get_mut(&block).expect("one is under way");
         write.under_way = false;
         write.failed = result.is_err();
@@ -319,17 +339,18 @@ impl Session {
                 self.table_writes.remove(&block);
             }
         }
-        match self.pages.known.get(&page) {
-            Some(Page::InTheMaking(_)) => self.page_is_made(ctx, page, result),
-            Some(Page::Nowhere) if result.is_ok() => drop(self.pages.known.insert(page, Page::Own)),
-            _ => {}
-        }
-        if more && self.table_writes.get(&block).is_some_and(|w| !w.under_way) {
-            self.send_table_block(ctx, block);
-        }
         for task in told {
             self.task_table_done(task, result);
         }
+        more
+    }
+
+    /// Writes blocks again that failed to reach the disks: nobody else may do so soon.
+    pub(super) fn save_table(&mut self, ctx: &mut Context) {
+        let is_left = |w: &TableWrite| w.failed && !w.under_way && w.next.is_empty();
+        let left: Vec<u32> =
+            self.table_writes.iter().filter(|(_, w)| is_left(w)).map(|(block, _)| *block).collect();
+        left.into_iter().for_each(|block| self.write_table_block(ctx, block, NO_TASK));
     }
 
     /// Does the table in memory say something of this block that failed to reach the disks?

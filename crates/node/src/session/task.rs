@@ -354,7 +354,8 @@ impl Session {
         let (index, oid) = (self.tasks[&id].index, self.tasks[&id].oid);
         let base = WriteBase::CloneOf(Oid::data(entry.owner, index));
         let change = Change::Write { blocks: BlockRange::new(0, 0), checksums: Vec::new(), base };
-        self.change(ctx, id, oid, change, Bytes::new());
+        // Not the request's doing: see `write_copied`.
+        self.change_as(ctx, id, oid, change, Bytes::new(), Origin::default());
         self.tasks.get_mut(&id).expect("seen above").stage = Stage::Preparing;
     }
 

@@ -16,7 +16,7 @@ use proto::{CopyPolicy, Generation, Incarnation, NodeId, Vid};
 use serde::{Deserialize, Serialize};
 
 use super::vdi::wire_time;
-use super::{Accepted, Applied, Life, Outcome, SessionState, View};
+use super::{Accepted, Applied, Life, Outcome, SessionState, Vdi, View};
 
 /// VDIs in one snapshot.
 const VDIS_MAX: usize = 1024;
@@ -292,6 +292,26 @@ impl View {
         }
         found.sort_unstable();
         found
+    }
+
+    /// The topmost VDI of which something may be left among those from which `vid` descends through deleted ones, itself
+    /// included: its end may end theirs. Those of which nothing is left stand between the others all the same.
+    pub fn topmost_deleted(&self, vid: Vid) -> Vid {
+        let mut top = vid;
+        let mut next = vid;
+        while let Some((parent, vdi)) = self.parent_of(next).filter(|(_, vdi)| vdi.life != Life::Alive) {
+            if vdi.life == Life::Remains {
+                top = parent;
+            }
+            next = parent;
+        }
+        top
+    }
+
+    /// What a VDI was made from, whether or not it still exists.
+    pub fn parent_of(&self, vid: Vid) -> Option<(Vid, &Vdi)> {
+        let parent = self.vdis.get(&vid)?.parent;
+        Some((parent, self.vdis.get(&parent)?))
     }
 
     /// Deleted VDIs of which something may be left.

@@ -13,19 +13,26 @@ use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, Z
 
 pub const OBJECT_BYTES: u64 = 1 << 20;
 
-/// Objects as maps of blocks.
+/// Objects as maps of blocks, and what was done to them.
 #[derive(Default)]
-pub struct Store(pub BTreeMap<Oid, BTreeMap<u32, Bytes>>);
+pub struct Store {
+    pub objects: BTreeMap<Oid, BTreeMap<u32, Bytes>>,
+    /// Changes by owners, with how many bytes each brought.
+    pub changes: Vec<(Oid, Change, usize)>,
+}
 
 impl Store {
     fn apply(&mut self, op: ObjectOp) -> ObjectReply {
         match op {
-            ObjectOp::Change { oid, change, data, .. } => {
+            ObjectOp::Change { oid, change, data, tag } => {
+                if tag.is_some() {
+                    self.changes.push((oid, change.clone(), data.len()));
+                }
                 self.change(oid, change, &data);
                 ObjectReply::Done
             }
             ObjectOp::Read { oid, blocks } => {
-                let Some(object) = self.0.get(&oid) else { return ObjectReply::Absent };
+                let Some(object) = self.objects.get(&oid) else { return ObjectReply::Absent };
                 let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
                 let range = blocks.first..blocks.end() as u32;
                 let data: Vec<u8> =
@@ -34,7 +41,7 @@ impl Store {
             }
             ObjectOp::Checksums { .. } => ObjectReply::Absent,
             ObjectOp::List { first, last, limit } => {
-                let objects = self.0.range(first..=last).take(limit as usize);
+                let objects = self.objects.range(first..=last).take(limit as usize);
                 ObjectReply::Objects(
                     objects.map(|(oid, _)| ObjectInfo { oid: *oid, allocated_bytes: 0 }).collect(),
                 )
@@ -46,18 +53,21 @@ impl Store {
     fn change(&mut self, oid: Oid, change: Change, data: &Bytes) {
         match change {
             Change::Write { blocks, base, .. } => {
-                if base == WriteBase::Empty {
-                    self.0.remove(&oid);
-                }
-                let object = self.0.entry(oid).or_default();
+                let base = match base {
+                    WriteBase::Keep => self.objects.remove(&oid),
+                    WriteBase::Empty => None,
+                    WriteBase::CloneOf(source) => self.objects.get(&source).cloned(),
+                };
+                self.objects.insert(oid, base.unwrap_or_default());
+                let object = self.objects.entry(oid).or_default();
                 for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
                     object.insert(block, Bytes::copy_from_slice(bytes));
                 }
             }
             Change::Discard { blocks } => {
-                self.0.entry(oid).or_default().retain(|b, _| !blocks.contains(*b));
+                self.objects.entry(oid).or_default().retain(|b, _| !blocks.contains(*b));
             }
-            Change::Delete => drop(self.0.remove(&oid)),
+            Change::Delete => drop(self.objects.remove(&oid)),
         }
     }
 }
@@ -189,6 +199,15 @@ impl Cluster {
             self.run();
         }
         self.answers.remove(&id).expect("an answer within four seconds")
+    }
+
+    /// Time passes, and everybody does what is due.
+    pub fn wait_ms(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(100) {
+            self.now = Time(self.now.0 + 100_000_000);
+            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
+            self.run();
+        }
     }
 
     pub fn data(&mut self, sheep: usize, op: ClientOp) -> Bytes {
