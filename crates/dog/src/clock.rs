@@ -22,6 +22,16 @@ impl LocalTime {
         self.format("%Y-%m-%d %H:%M")
     }
 
+    /// `2026-11-22`
+    pub fn date(&self) -> String {
+        self.format("%Y-%m-%d")
+    }
+
+    /// `11:23:11`
+    pub fn time_of_day(&self) -> String {
+        self.format("%H:%M:%S")
+    }
+
     /// `2026-11-22 11:23:11`
     pub fn seconds(&self) -> String {
         self.format("%Y-%m-%d %H:%M:%S")

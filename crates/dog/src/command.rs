@@ -40,16 +40,35 @@ pub struct SubCommand {
     pub summary: &'static str,
     /// Positionals, its own name not counted.
     pub args_min: usize,
+    /// Needs no sheep, so none is looked for.
+    pub is_local: bool,
     pub run: fn(&mut Context, &Parsed) -> Outcome,
+}
+
+impl Command {
+    /// What the first positional chooses.
+    pub fn chosen(&self, parsed: &Parsed) -> Option<&SubCommand> {
+        let Action::Sub(subs) = &self.action else { return None };
+        let word = parsed.positionals.first()?;
+        subs.iter().find(|sub| sub.name.as_bytes() == word.as_slice())
+    }
 }
 
 /// All subcommands, in the order of the overview.
 pub const COMMANDS: &[&Command] = &[
     &crate::vdi::check::COMMAND,
     &crate::vdi::create::COMMAND,
+    &crate::vdi::snapshot::COMMAND,
+    &crate::vdi::clone::COMMAND,
     &crate::vdi::delete::COMMAND,
+    &crate::vdi::rollback::COMMAND,
     &crate::vdi::list::COMMAND,
+    &crate::vdi::tree::COMMAND,
+    &crate::vdi::graph::COMMAND,
     &crate::vdi::object::COMMAND,
+    &crate::vdi::track::COMMAND,
+    &crate::vdi::attribute::SET,
+    &crate::vdi::attribute::GET,
     &crate::vdi::resize::COMMAND,
     &crate::vdi::read::COMMAND,
     &crate::vdi::write::COMMAND,
@@ -98,6 +117,16 @@ pub mod option {
         Opt { short: None, long: "json", has_value: false, help: "print one JSON document" };
 
     pub const SNAPSHOT: Opt = value('s', "snapshot", "a snapshot's id or tag");
+    pub const TAG: Opt = value('s', "snapshot", "the tag of the new snapshot; not all digits");
+    pub const REDUCE: Opt =
+        flag('R', "reduce-identical-snapshots", "no snapshot where nothing was written since the last");
+    pub const COPY_ALL: Opt = flag('P', "prealloc", "copy all objects now");
+    pub const NO_SHARE: Opt = flag('n', "no-share", "share nothing: an image of its own");
+    pub const BATCH: Opt =
+        value('B', "nr-batched-reclamation", "accepted for old scripts: the sheep pace\nthemselves");
+    pub const INTERVAL: Opt = value('I', "reclamation-interval", "accepted for old scripts, as -B");
+    pub const MAX_RECLAIM: Opt =
+        value('m', "max-reclaim", "only discard up to this many objects, and keep the\nimage");
     pub const EXIST: Opt = flag('e', "exist", "only look for missing objects, repair nothing");
     pub const PREALLOC: Opt = flag('P', "prealloc", "allocate all objects now, filled with zeros");
     pub const COPIES: Opt = value('c', "copies", "number of copies, 1 to 31");
@@ -105,6 +134,9 @@ pub mod option {
         value('z', "block_size_shift", "object size as a power of two, 20 (1 MiB)\nto 31 (2 GiB)");
     pub const INDEX: Opt = value('i', "index", "index of a data object, decimal or 0x hex");
     pub const OID: Opt = value('o', "oid", "only VDIs that use this data object (hex)");
+    pub const OBJECT: Opt = value('o', "oid", "a data object of the image (hex)");
+    pub const DELETE: Opt = flag('d', "delete", "delete the attribute");
+    pub const EXCLUSIVE: Opt = flag('x', "exclusive", "only if there is no such attribute yet");
     pub const WRITEBACK: Opt =
         flag('w', "writeback", "allow the sheep to acknowledge before the data is\ndurable");
 
@@ -202,15 +234,23 @@ mod tests {
         command.options.iter().filter_map(|opt| opt.short).collect()
     }
 
-    /// The table of the specification, less the pacing of deletions, which has nothing to pace here.
+    /// The table of the specification.
     #[test]
     fn each_subcommand_offers_exactly_its_letters() {
         for (name, expect) in [
             ("vdi check", "seaphT"),
             ("vdi create", "PycaphrvzT"),
-            ("vdi delete", "saphT"),
+            ("vdi snapshot", "saphrvTR"),
+            ("vdi clone", "sPnaphrvT"),
+            ("vdi delete", "saphTBIm"),
+            ("vdi rollback", "saphfrvTBI"),
             ("vdi list", "aprhoT"),
+            ("vdi tree", "aphT"),
+            ("vdi graph", "aphT"),
             ("vdi object", "isaphT"),
+            ("vdi track", "isaphoT"),
+            ("vdi setattr", "dxaphT"),
+            ("vdi getattr", "aphT"),
             ("vdi resize", "aphT"),
             ("vdi read", "saphT"),
             ("vdi write", "apwhT"),
@@ -228,7 +268,7 @@ mod tests {
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 17);
+        assert_eq!(COMMANDS.len(), 25);
     }
 
     #[test]

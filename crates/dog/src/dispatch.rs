@@ -114,12 +114,12 @@ fn prepare(
 
 fn execute(command: &Command, parsed: &Parsed, mut context: Context) -> Outcome {
     let started = Instant::now();
-    if command.needs_nodes {
+    if command.needs_nodes && command.chosen(parsed).is_none_or(|sub| !sub.is_local) {
         fetch_nodes(&mut context)?;
     }
     let outcome = match &command.action {
         Action::Run(run) => require(parsed, command.args_min).and_then(|()| run(&mut context, parsed)),
-        Action::Sub(subs) => choose(subs, parsed)
+        Action::Sub(_) => choose(command, parsed)
             .and_then(|sub| require(parsed, sub.args_min + 1).and_then(|()| (sub.run)(&mut context, parsed))),
     };
     // Failed commands have results too, such as the header of a table.
@@ -145,13 +145,11 @@ fn require(parsed: &Parsed, args_min: usize) -> Outcome {
 }
 
 /// No word is a wrong command line (64); a wrong word is a refusal (1), as it always was.
-fn choose<'a>(subs: &'a [SubCommand], parsed: &Parsed) -> Outcome<&'a SubCommand> {
-    let word = parsed.positionals.first().ok_or_else(|| Failure::usage(""))?;
-    subs.iter().find(|sub| sub.name.as_bytes() == word.as_slice()).ok_or(Failure {
-        code: exit::FAILURE,
-        message: String::new(),
-        with_usage: true,
-    })
+fn choose<'a>(command: &'a Command, parsed: &Parsed) -> Outcome<&'a SubCommand> {
+    if parsed.positionals.is_empty() {
+        return Err(Failure::usage(""));
+    }
+    command.chosen(parsed).ok_or(Failure { code: exit::FAILURE, message: String::new(), with_usage: true })
 }
 
 fn open_context(target: Target, parsed: &Parsed) -> Context {

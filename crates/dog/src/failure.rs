@@ -9,6 +9,10 @@ pub mod exit {
     pub const FAILURE: u8 = 1;
     /// No connection, no answer, or none that makes sense.
     pub const SYSTEM: u8 = 2;
+    /// It is there already, and was to be new.
+    pub const EXISTS: u8 = 3;
+    /// What was to be read or changed is not there.
+    pub const MISSING: u8 = 5;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
 }

@@ -4,7 +4,10 @@
 //! does not decode ends the command like a broken connection: its sender is no sheep, or a broken one.
 
 use bytes::Bytes;
-use proto::client::{CheckReport, ClientOp, ClientResult, ClusterInfo, NodeInfo, Point, VdiInfo};
+use proto::client::{
+    AttributeOp, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo, Extent,
+    NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
+};
 use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterDefaultReply, ClusterRequest, NodeReply, ReplyVariant, VdiReply};
@@ -29,6 +32,8 @@ pub struct Selector {
 pub enum CallError {
     /// The sheep understood and said no.
     Refused(ResultCode),
+    /// The same, from an operation that says more than a code can.
+    Declined(ClientError),
     /// There is no sense in going on.
     Broken(Failure),
 }
@@ -38,9 +43,18 @@ pub type Call<T> = Result<T, CallError>;
 impl CallError {
     /// The failure of a command: a refusal is worded by `message`, exit code 1.
     pub fn or_refused(self, message: impl FnOnce(ResultCode) -> String) -> Failure {
+        match self.code() {
+            Ok(code) => Failure::refused(message(code)),
+            Err(failure) => failure,
+        }
+    }
+
+    /// Which refusal it is, unless something is broken.
+    pub fn code(self) -> Result<ResultCode, Failure> {
         match self {
-            CallError::Refused(code) => Failure::refused(message(code)),
-            CallError::Broken(failure) => failure,
+            CallError::Refused(code) => Ok(code),
+            CallError::Declined(error) => Ok(ResultCode::from(&error)),
+            CallError::Broken(failure) => Err(failure),
         }
     }
 
@@ -174,10 +188,84 @@ impl Sheep {
         self.call(&Request::resize_vdi(vid, size)).map(drop)
     }
 
-    /// Asks about VDIs, or orders something of them. The outer error is of the way there, the inner one the sheep's.
-    pub fn ask(&mut self, op: &ClientOp) -> Call<ClientResult> {
-        let (_, data) = self.call(&Request::ask(op))?;
-        decode_list(&data).ok_or_else(|| self.nonsense())
+    /// Freezes working VDIs at one moment. Returns the VDIs that took their place, in the same order; their parents are the
+    /// snapshots.
+    pub fn snapshot(&mut self, vids: &[Vid], tag: &[u8]) -> Call<Vec<VdiInfo>> {
+        match self.ask_vdi(VdiOp::Snapshot { vids: vids.to_vec(), tag: tag.to_vec() })? {
+            ClientReply::Vdis(heads) if heads.len() == vids.len() => Ok(heads),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// A new working VDI on top of a snapshot.
+    pub fn clone_vdi(&mut self, base: Vid, name: &[u8]) -> Call<VdiInfo> {
+        self.ask_for_vdi(VdiOp::Clone { base, name: name.to_vec(), policy: None })
+    }
+
+    /// A new working VDI on top of the snapshot, in place of the one of its name.
+    pub fn roll_back(&mut self, to: Vid, force: bool) -> Call<VdiInfo> {
+        self.ask_for_vdi(VdiOp::Rollback { to, force })
+    }
+
+    /// As [`Sheep::delete`], for a VDI that is known already.
+    pub fn delete_vid(&mut self, vid: Vid) -> Call<()> {
+        self.ask_vdi(VdiOp::Delete { vid }).map(drop)
+    }
+
+    pub fn attribute(&mut self, name: &[u8], key: &[u8]) -> Call<Vec<u8>> {
+        match self.ask_attribute(name, key, AttributeOp::Get)? {
+            ClientReply::Attribute(value) => Ok(value),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Sets or deletes one.
+    pub fn change_attribute(&mut self, name: &[u8], key: &[u8], op: AttributeOp) -> Call<()> {
+        self.ask_attribute(name, key, op).map(drop)
+    }
+
+    /// Which parts of a range hold data: of a prefix of it that is not empty.
+    pub fn extents(&mut self, vid: Vid, offset: u64, len: u64) -> Call<Vec<Extent>> {
+        match self.ask_volume(vid, VolumeOp::BlockStatus { offset, len })? {
+            ClientReply::Extents(extents) => {
+                self.prefix_of(len, extents.iter().map(|extent| extent.len)).map(|()| extents)
+            }
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    fn prefix_of(&self, len: u64, parts: impl Iterator<Item = u64>) -> Call<()> {
+        let covered = parts.fold(0, u64::saturating_add);
+        if (1..=len).contains(&covered) { Ok(()) } else { Err(self.nonsense()) }
+    }
+
+    /// The bytes read as zeros afterwards; whole blocks of them take no space.
+    pub fn discard(&mut self, vid: Vid, offset: u64, len: u64) -> Call<()> {
+        self.call(&Request::vdi_discard(vid, offset, len)).map(drop)
+    }
+
+    fn ask_for_vdi(&mut self, op: VdiOp) -> Call<VdiInfo> {
+        match self.ask_vdi(op)? {
+            ClientReply::Vdi(info) => Ok(info),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    fn ask_attribute(&mut self, name: &[u8], key: &[u8], op: AttributeOp) -> Call<ClientReply> {
+        self.ask_vdi(VdiOp::Attribute { name: name.to_vec(), key: key.to_vec(), op })
+    }
+
+    fn ask_vdi(&mut self, op: VdiOp) -> Call<ClientReply> {
+        self.ask(&ClientOp::Vdi(op))
+    }
+
+    /// Of this very VDI, working or frozen.
+    fn ask_volume(&mut self, vid: Vid, op: VolumeOp) -> Call<ClientReply> {
+        self.ask(&ClientOp::Volume { vid, at: Point::Exact, op })
+    }
+
+    fn ask(&mut self, op: &ClientOp) -> Call<ClientReply> {
+        self.call_for_list::<ClientResult>(&Request::ask(op))?.map_err(CallError::Declined)
     }
 
     /// Drops a lock, whoever holds it.

@@ -37,6 +37,7 @@ pub const COMMAND: Command = Command {
         name: "info",
         summary: "show capacity and use of each disk",
         args_min: 0,
+        is_local: false,
         run: run_info,
     }]),
     notes: "",

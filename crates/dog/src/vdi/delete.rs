@@ -1,38 +1,113 @@
-//! `dog vdi delete [-s SNAP] NAME`: removes a working VDI, or with `-s` one snapshot.
+//! `dog vdi delete [-s SNAP] NAME...`: removes working VDIs, or with `-s` one snapshot of each.
 //!
 //! Silent on success. A refusal is told on stderr and the exit code stays 0, because Cinder and others delete
 //! what may be gone already; only a lost connection counts as failure. The sheep frees the objects before it
-//! answers, so there is nothing to pace.
+//! answers, so there is nothing to pace: `-B` and `-I` are checked and otherwise ignored. `-m N` discards up to N
+//! objects and keeps the VDI, for those who spread a large deletion over time.
 
-use super::names::{name_at, open_failure, selector};
+use proto::Vid;
+
+use super::names::{lossy, names, open, open_failure, selector};
+use super::table;
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
-use crate::sheep::CallError;
+use crate::sheep::{Call, CallError, Selector, Sheep};
 
 pub const COMMAND: Command = Command {
     group: "vdi",
     name: "delete",
     summary: "delete an image",
-    args: "<vdiname>",
+    args: "<vdiname>...",
     args_min: 1,
-    options: &[option::SNAPSHOT, option::ADDRESS, option::PORT, option::HELP, option::TIME],
+    options: &[
+        option::SNAPSHOT,
+        option::ADDRESS,
+        option::PORT,
+        option::HELP,
+        option::TIME,
+        option::BATCH,
+        option::INTERVAL,
+        option::MAX_RECLAIM,
+    ],
     needs_nodes: true,
-    check: |parsed| selector(parsed).map(drop),
+    check: |parsed| selector(parsed).and_then(|_| check_pacing(parsed)),
     action: Action::Run(run),
     notes: "",
 };
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let selector = selector(parsed)?;
-    let name = name_at(parsed, 0)?;
-    match context.connect()?.delete(&name, &selector) {
-        Ok(_) => Ok(()),
-        Err(error @ CallError::Refused(_)) => {
-            notice(&open_failure(&name, &selector, error).message);
-            Ok(())
-        }
-        Err(CallError::Broken(failure)) => Err(failure),
+    let discard_max = positive(parsed, "max-reclaim")?;
+    let mut sheep = context.connect()?;
+    for name in names(parsed)? {
+        let refused = match discard_max {
+            None => {
+                told_apart(sheep.delete(&name, &selector), |error| open_failure(&name, &selector, error))?
+            }
+            Some(objects_max) => discard(&mut sheep, &name, &selector, objects_max)?,
+        };
+        refused.iter().for_each(|failure| notice(&failure.message));
     }
+    Ok(())
+}
+
+/// The failure of a refusal, for a notice; `Err` for what ends the command.
+fn told_apart<T>(result: Call<T>, word: impl Fn(CallError) -> Failure) -> Outcome<Option<Failure>> {
+    match result {
+        Ok(_) => Ok(None),
+        Err(CallError::Broken(failure)) => Err(failure),
+        Err(error) => Ok(Some(word(error))),
+    }
+}
+
+/// Lets go of the first objects that the VDI has.
+fn discard(
+    sheep: &mut Sheep,
+    name: &[u8],
+    selector: &Selector,
+    objects_max: u64,
+) -> Outcome<Option<Failure>> {
+    let (vid, header) = match open(sheep, name, selector) {
+        Ok(found) => found,
+        Err(failure) if failure.code == crate::failure::exit::FAILURE => return Ok(Some(failure)),
+        Err(failure) => return Err(failure),
+    };
+    let object_bytes = 1 << u32::from(header.block_size_shift).min(63);
+    let entries = table::fetch(sheep, vid, &header)?;
+    for entry in entries.iter().take(usize::try_from(objects_max).unwrap_or(usize::MAX)) {
+        let refused =
+            told_apart(discard_object(sheep, vid, entry.index, object_bytes, header.vdi_size), |error| {
+                error.or_refused(|reason| {
+                    format!("Failed to discard object {} of {}: {reason}", entry.index, lossy(name))
+                })
+            })?;
+        if refused.is_some() {
+            return Ok(refused);
+        }
+    }
+    Ok(None)
+}
+
+fn discard_object(sheep: &mut Sheep, vid: Vid, index: u32, object_bytes: u64, vdi_size: u64) -> Call<()> {
+    let offset = u64::from(index) * object_bytes;
+    sheep.discard(vid, offset, object_bytes.min(vdi_size - offset))
+}
+
+/// Values of the options that paced the original's deletions.
+pub(super) fn check_pacing(parsed: &Parsed) -> Outcome {
+    for option in ["nr-batched-reclamation", "reclamation-interval", "max-reclaim"] {
+        positive(parsed, option)?;
+    }
+    Ok(())
+}
+
+fn positive(parsed: &Parsed, option: &str) -> Outcome<Option<u64>> {
+    let Some(text) = parsed.text(option) else { return Ok(None) };
+    let number = text.parse().ok().filter(|number| *number > 0 && text.bytes().all(|b| b.is_ascii_digit()));
+    let number = number.ok_or_else(|| {
+        Failure::refused(format!("Invalid value '{text}' of --{option}: a positive number is expected"))
+    })?;
+    Ok(Some(number))
 }

@@ -110,7 +110,7 @@ fn fetch(sheep: &mut Sheep, info: VdiInfo, oid: Option<Oid>) -> Outcome<Option<R
     Ok(Some(Row { info, own_objects, shared_objects }))
 }
 
-fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
+pub(super) fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
     let Some(text) = parsed.text("oid") else { return Ok(None) };
     let digits = text.strip_prefix("0x").unwrap_or(&text);
     let plain = digits.chars().all(|c| c.is_ascii_hexdigit());

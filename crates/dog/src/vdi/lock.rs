@@ -36,9 +36,16 @@ pub const COMMAND: Command = Command {
             name: "list",
             summary: "list locked images and who holds them",
             args_min: 0,
+            is_local: false,
             run: run_list,
         },
-        SubCommand { name: "unlock", summary: "drop a lock by force", args_min: 1, run: run_unlock },
+        SubCommand {
+            name: "unlock",
+            summary: "drop a lock by force",
+            args_min: 1,
+            is_local: false,
+            run: run_unlock,
+        },
     ]),
     notes: "",
 };
@@ -59,11 +66,8 @@ fn run_unlock(context: &mut Context, parsed: &Parsed) -> Outcome {
     let selector = selector(parsed)?;
     let name = name_at(parsed, 1)?;
     let mut sheep = context.connect()?;
-    let not_found =
-        |reason: String| Failure::refused(format!("Failed to find VDI {}: {reason}", lossy(&name)));
-    let vid = sheep.lookup(&name, &selector).map_err(|error| match error {
-        crate::sheep::CallError::Refused(reason) => not_found(reason.to_string()),
-        crate::sheep::CallError::Broken(failure) => failure,
+    let vid = sheep.lookup(&name, &selector).map_err(|error| {
+        error.or_refused(|reason| format!("Failed to find VDI {}: {reason}", lossy(&name)))
     })?;
     let locked_by =
         sheep.vdis()?.into_iter().find(|info| info.vid == vid).map_or(Vec::new(), |info| info.locked_by);

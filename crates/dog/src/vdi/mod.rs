@@ -1,16 +1,25 @@
 //! `dog vdi`: volumes, their snapshots, objects and locks.
 
+pub mod attribute;
 pub mod check;
+pub mod clone;
 pub mod create;
 pub mod delete;
+pub mod graph;
 pub mod list;
 pub mod lock;
 pub mod object;
 pub mod read;
 pub mod resize;
+pub mod rollback;
+pub mod snapshot;
+pub mod track;
+pub mod tree;
 pub mod write;
 
+mod inode_file;
 mod names;
+mod ranges;
 mod span;
 mod table;
 

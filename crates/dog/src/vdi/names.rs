@@ -12,7 +12,22 @@ use crate::sheep::{CallError, Selector, Sheep};
 ///
 /// Longer names are cut, as they always were; an empty one could never be addressed again.
 pub fn name_at(parsed: &Parsed, index: usize) -> Outcome<Vec<u8>> {
-    let name = &parsed.positionals[index];
+    name_of(&parsed.positionals[index])
+}
+
+/// All positionals as names of VDIs, each once.
+pub fn names(parsed: &Parsed) -> Outcome<Vec<Vec<u8>>> {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for positional in &parsed.positionals {
+        let name = name_of(positional)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn name_of(name: &[u8]) -> Outcome<Vec<u8>> {
     if name.is_empty() {
         return Err(Failure::usage("The VDI name must not be empty"));
     }
@@ -21,7 +36,20 @@ pub fn name_at(parsed: &Parsed, index: usize) -> Outcome<Vec<u8>> {
 
 /// What `-s` selects: all digits are an id, anything else is a tag.
 pub fn selector(parsed: &Parsed) -> Outcome<Selector> {
-    let Some(text) = parsed.value("snapshot").filter(|text| !text.is_empty()) else {
+    selector_of(parsed, "snapshot")
+}
+
+/// What `-s` selects, where a snapshot must be named.
+pub fn required_selector(parsed: &Parsed) -> Outcome<Selector> {
+    match selector(parsed)? {
+        working if working == Selector::default() => Err(Failure::usage("Please specify the '-s' option")),
+        selector => Ok(selector),
+    }
+}
+
+/// The snapshot that this option names, if any.
+pub fn selector_of(parsed: &Parsed, option: &str) -> Outcome<Selector> {
+    let Some(text) = parsed.value(option).filter(|text| !text.is_empty()) else {
         return Ok(Selector::default());
     };
     if !text.iter().all(u8::is_ascii_digit) {

@@ -1,4 +1,4 @@
-//! `dog vdi object {location|map}`: where a VDI's objects are, and which it has.
+//! `dog vdi object {location|map|dump-inode}`: where a VDI's objects are, and which it has.
 //!
 //! ```text
 //! Looking for the object 007c2b2500000000 (vid 0x7c2b29 idx 0, 3 copies) with 3 nodes
@@ -16,15 +16,21 @@
 //! 00000000   cdfde7
 //! ```
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use proto::inode::{InodeHeader, TABLE_ENTRIES};
 use proto::{NodeId, Oid, Vid};
 use serde_json::json;
 
+use super::inode_file;
 use super::names::{lossy, name_at, open, selector};
 use super::table::{self, Entry};
 use crate::command::{Action, Command, SubCommand, option};
 use crate::context::{Context, Form};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, reason};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
 use crate::target::Target;
@@ -51,9 +57,23 @@ pub const COMMAND: Command = Command {
             name: "location",
             summary: "show which nodes have the inode, or the object of --index",
             args_min: 1,
+            is_local: false,
             run: run_location,
         },
-        SubCommand { name: "map", summary: "list the objects that are allocated", args_min: 1, run: run_map },
+        SubCommand {
+            name: "map",
+            summary: "list the objects that are allocated",
+            args_min: 1,
+            is_local: false,
+            run: run_map,
+        },
+        SubCommand {
+            name: "dump-inode",
+            summary: "show what a file with an inode says; no sheep is asked",
+            args_min: 1,
+            is_local: true,
+            run: run_dump,
+        },
     ]),
     notes: "",
 };
@@ -97,7 +117,7 @@ fn copies_of(header: &InodeHeader) -> u8 {
 }
 
 /// The inode, or the object that the table has at `index`, if any.
-fn find_object(sheep: &mut Sheep, vid: Vid, index: Option<u32>) -> Outcome<Option<Oid>> {
+pub(super) fn find_object(sheep: &mut Sheep, vid: Vid, index: Option<u32>) -> Outcome<Option<Oid>> {
     let Some(index) = index else { return Ok(Some(Oid::inode(vid))) };
     let owner = sheep.owner_at(vid, index)?;
     Ok((owner != Vid(0)).then(|| Oid::data(owner, index)))
@@ -121,7 +141,17 @@ fn run_map(context: &mut Context, parsed: &Parsed) -> Outcome {
     context.print(&text)
 }
 
-fn parse_index(parsed: &Parsed) -> Outcome<Option<u32>> {
+fn run_dump(context: &mut Context, parsed: &Parsed) -> Outcome {
+    let path = Path::new(OsStr::from_bytes(&parsed.positionals[1]));
+    let bytes = fs::read(path)
+        .map_err(|error| Failure::refused(format!("failed to open inode object file: {}", reason(&error))))?;
+    let text = inode_file::render(&bytes).ok_or_else(|| {
+        Failure::refused(format!("{} is no inode: it has {} bytes", path.display(), bytes.len()))
+    })?;
+    Ok(context.out.write_all(&text)?)
+}
+
+pub(super) fn parse_index(parsed: &Parsed) -> Outcome<Option<u32>> {
     let Some(text) = parsed.value("index") else { return Ok(None) };
     let shown = lossy(text);
     let (digits, radix) = match shown.strip_prefix("0x").or(shown.strip_prefix("0X")) {

@@ -37,6 +37,10 @@ impl Asked {
 }
 
 impl Span {
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
     /// The largest piece from `at` that crosses no multiple of `unit`, a power of two or not.
     pub fn piece(&self, at: u64, unit: u64) -> u64 {
         (unit - at % unit).min(self.end - at)

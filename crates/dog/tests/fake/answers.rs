@@ -6,7 +6,7 @@ use proto::client::{CheckReport, ClusterInfo, ClusterStatus, EpochInfo, NodeInfo
 use proto::cluster::FormatOptions;
 use proto::inode::{HEADER_BYTES, InodeHeader, NAME_BYTES, decode_policy, until_nul};
 use proto::object::BlockRange;
-use proto::sd::extension::{ObjectRequest, UsageReply, VolumeRequest, encode_list};
+use proto::sd::extension::{ObjectRequest, UsageReply, VolumeRequest, decode_list, encode_list};
 use proto::sd::header::{
     ClusterDefaultReply, ClusterRequest, NodeReply, ObjRequest, ReplyVariant, RequestVariant, VdiReply,
     VdiRequest,
@@ -21,16 +21,17 @@ const MB: u64 = 1 << 20;
 pub type Answer = (ResultCode, [u8; 28], Vec<u8>);
 
 pub struct State {
-    nodes: Vec<NodeInfo>,
-    status: ClusterStatus,
-    format: Option<FormatOptions>,
+    pub(super) nodes: Vec<NodeInfo>,
+    pub(super) status: ClusterStatus,
+    pub(super) format: Option<FormatOptions>,
     /// No disk has space, and no inode can be written.
-    is_full: bool,
-    vdis: BTreeMap<Vid, VdiInfo>,
+    pub(super) is_full: bool,
+    pub(super) vdis: BTreeMap<Vid, VdiInfo>,
     /// Objects of each VDI: index to owner.
-    tables: BTreeMap<Vid, BTreeMap<u32, Vid>>,
+    pub(super) tables: BTreeMap<Vid, BTreeMap<u32, Vid>>,
     /// Bytes of VDIs that were written; everything else is zero.
-    bytes: BTreeMap<Vid, Vec<u8>>,
+    pub(super) bytes: BTreeMap<Vid, Vec<u8>>,
+    pub(super) attributes: BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
 }
 
 impl State {
@@ -51,6 +52,7 @@ impl State {
             vdis: BTreeMap::new(),
             tables: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            attributes: BTreeMap::new(),
         };
         if has_vdis {
             state.add_canned_vdis();
@@ -90,6 +92,12 @@ impl State {
         self.tables.insert(second, [(0, first)].into());
         self.tables.insert(working, [(0, first), (3, working)].into());
         self.tables.insert(Vid(0x42a71), [(0, first)].into());
+    }
+
+    /// Every working VDI has a client.
+    pub fn lock_all(&mut self) {
+        let holder = self.nodes[0].id;
+        self.vdis.values_mut().for_each(|info| info.locked_by = vec![(holder, false)]);
     }
 
     /// The answer of sheep `index`.
@@ -168,6 +176,10 @@ impl State {
             }
             Opcode::Locate => {
                 data(encode_list(&self.nodes.iter().rev().map(|node| node.id).collect::<Vec<_>>()))
+            }
+            Opcode::Ask => {
+                let op = decode_list(payload).expect("dog encodes what it asks");
+                data(encode_list(&self.ask(op)))
             }
             Opcode::CheckObject => data(encode_list(&self.check(&ObjectRequest::decode(&request.variant)))),
             _ => self.on_volume(opcode, &VolumeRequest::decode(&request.variant), request, payload),
@@ -312,12 +324,29 @@ impl State {
         let bytes = self.bytes.entry(at.vid).or_default();
         bytes.resize(info.size.min(64 * MB) as usize, 0);
         let start = at.offset as usize;
+        let is_snapshot = info.snap_ctime != 0;
         match opcode {
             Opcode::VolumeRead => data(bytes[start..start + request.data_length as usize].to_vec()),
+            Opcode::VolumeWrite | Opcode::VdiDiscard if is_snapshot => refuse(ResultCode::READONLY),
             Opcode::VolumeWrite => {
                 bytes[start..start + payload.len()].copy_from_slice(payload);
                 let table = self.tables.entry(at.vid).or_default();
                 table.insert((at.offset >> info.block_size_shift) as u32, at.vid);
+                done()
+            }
+            Opcode::VdiDiscard => {
+                bytes[start..start + at.length as usize].fill(0);
+                let table = self.tables.entry(at.vid).or_default();
+                let object_bytes = 1 << info.block_size_shift;
+                let end = at.offset + at.length;
+                table.retain(|index, owner| {
+                    let object = u64::from(*index) * object_bytes;
+                    let is_whole = at.offset <= object && (object + object_bytes).min(info.size) <= end;
+                    if !is_whole && object < end && at.offset < object + object_bytes {
+                        *owner = at.vid;
+                    }
+                    !is_whole
+                });
                 done()
             }
             other => panic!("dog has no use for {}", other.name()),

@@ -4,6 +4,7 @@
 //! keeps what is written to it, so that a case can create, write and read.
 
 mod answers;
+mod asks;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -52,7 +53,7 @@ enum Manners {
 impl Flock {
     pub fn start(scenario: &str) -> Flock {
         let (sheep_count, manners, status) = match scenario {
-            "running" | "empty" => (3, Manners::Good, ClusterStatus::Running),
+            "running" | "empty" | "in use" => (3, Manners::Good, ClusterStatus::Running),
             "alone" | "full" => (1, Manners::Good, ClusterStatus::Running),
             "unformatted" => (3, Manners::Good, ClusterStatus::WaitForFormat),
             "waiting" => (1, Manners::Good, ClusterStatus::WaitForJoin),
@@ -78,7 +79,11 @@ impl Flock {
         let nodes: Vec<NodeId> =
             ports.iter().map(|port| NodeId::new(Ipv4Addr::LOCALHOST.into(), *port)).collect();
         let has_vdis = scenario != "empty" && scenario != "unformatted";
-        let state = Arc::new(Mutex::new(State::new(nodes, status, has_vdis, scenario == "full")));
+        let mut state = State::new(nodes, status, has_vdis, scenario == "full");
+        if scenario == "in use" {
+            state.lock_all();
+        }
+        let state = Arc::new(Mutex::new(state));
         for (index, listener) in listeners.into_iter().enumerate() {
             let state = Arc::clone(&state);
             thread::spawn(move || accept_all(listener, index, manners, state));

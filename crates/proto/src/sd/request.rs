@@ -65,9 +65,9 @@ impl Request {
     /// Longest reply payload that makes sense.
     pub fn reply_bytes_max(&self) -> u32 {
         match Opcode::from_u8(self.header.opcode) {
-            Some(Opcode::CheckObject | Opcode::VdiList | Opcode::Locate | Opcode::ClusterInfoEx) => {
-                EXTENSION_REPLY_BYTES_MAX
-            }
+            Some(
+                Opcode::CheckObject | Opcode::VdiList | Opcode::Locate | Opcode::ClusterInfoEx | Opcode::Ask,
+            ) => EXTENSION_REPLY_BYTES_MAX,
             _ if self.header.has(flag::WRITE) => 0,
             _ => self.header.data_length,
         }

@@ -1,0 +1,125 @@
+//! `dog vdi snapshot [-s TAG] [-R] NAME...`: freezes working VDIs, several of them at one moment.
+//!
+//! Silent on success; with `-v` one line for each:
+//!
+//! ```text
+//! new VID of original VDI: 7c2b26, VDI ID of newly created snapshot: 7c2b25
+//! ```
+//!
+//! The snapshot keeps the id; the working VDI goes on under a new one.
+
+use proto::Vid;
+use proto::client::{ClientError, VdiInfo};
+use proto::inode::NAME_MAX;
+
+use super::names::{lossy, names};
+use crate::command::{Action, Command, option};
+use crate::context::{Context, notice};
+use crate::failure::{Failure, Outcome};
+use crate::getopt::Parsed;
+use crate::sheep::{CallError, Selector, Sheep};
+
+pub const COMMAND: Command = Command {
+    group: "vdi",
+    name: "snapshot",
+    summary: "create a snapshot",
+    args: "<vdiname>...",
+    args_min: 1,
+    options: &[
+        option::TAG,
+        option::ADDRESS,
+        option::PORT,
+        option::HELP,
+        option::RAW,
+        option::VERBOSE,
+        option::TIME,
+        option::REDUCE,
+    ],
+    needs_nodes: true,
+    check: |parsed| parse_tag(parsed).map(drop),
+    action: Action::Run(run),
+    notes: "Several images are frozen at one moment: writes that were acknowledged before are in all the snapshots,\n\
+            later ones in none.",
+};
+
+fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
+    let tag = parse_tag(parsed)?;
+    let mut sheep = context.connect()?;
+    let mut wanted = Vec::new();
+    for name in names(parsed)? {
+        let vid = sheep.lookup(&name, &Selector::default()).map_err(|error| failure_of(&name, error))?;
+        if parsed.has("reduce-identical-snapshots") && is_unchanged(&mut sheep, vid)? {
+            if context.verbose {
+                notice(&format!(
+                    "Nothing was written to {} since its last snapshot: none is made",
+                    lossy(&name)
+                ));
+            }
+            continue;
+        }
+        wanted.push((vid, name));
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let vids: Vec<Vid> = wanted.iter().map(|(vid, _)| *vid).collect();
+    let heads = match sheep.snapshot(&vids, &tag) {
+        Ok(heads) => heads,
+        Err(CallError::Declined(ClientError::TagExists)) => {
+            let name = find_name_with_tag(&mut sheep, &wanted, &tag)?;
+            return Err(Failure::refused(format!(
+                "Failed to create snapshot for {}, maybe snapshot id (0) or tag ({}) is existed",
+                lossy(&name),
+                lossy(&tag)
+            )));
+        }
+        Err(error) => {
+            let names: Vec<&[u8]> = wanted.iter().map(|(_, name)| name.as_slice()).collect();
+            return Err(failure_of(&names.join(&b", "[..]), error));
+        }
+    };
+    if context.verbose {
+        let text: String = heads.iter().map(|head| render(head, context.is_raw())).collect();
+        context.print(&text)?;
+    }
+    Ok(())
+}
+
+/// Digits would select the snapshot of that id.
+fn parse_tag(parsed: &Parsed) -> Outcome<Vec<u8>> {
+    let tag = parsed.value("snapshot").unwrap_or_default();
+    if !tag.is_empty() && tag.iter().all(u8::is_ascii_digit) {
+        return Err(Failure::usage(format!(
+            "The tag '{}' is a number: it would be taken for a snapshot id",
+            lossy(tag)
+        )));
+    }
+    Ok(tag[..tag.len().min(NAME_MAX)].to_vec())
+}
+
+/// Does the working VDI own nothing, so that it is still what its last snapshot is?
+fn is_unchanged(sheep: &mut Sheep, vid: Vid) -> Outcome<bool> {
+    let (own_objects, _) = sheep.usage(vid)?;
+    Ok(own_objects == 0)
+}
+
+fn failure_of(name: &[u8], error: CallError) -> Failure {
+    error.or_refused(|reason| format!("Failed to create snapshot for {}: {reason}", lossy(name)))
+}
+
+/// Of several names the one that has the tag; the sheep only tells that one has.
+fn find_name_with_tag(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome<Vec<u8>> {
+    let infos = sheep.vdis()?;
+    let has_tag = |name: &Vec<u8>| infos.iter().any(|info| info.name == *name && info.tag == tag);
+    let mut names = wanted.iter().map(|(_, name)| name);
+    Ok(names.find(|name| has_tag(name)).unwrap_or(&wanted[0].1).clone())
+}
+
+fn render(head: &VdiInfo, raw: bool) -> String {
+    let (new, snapshot) = (head.vid, head.parent);
+    if raw {
+        format!("{new} {snapshot}\n")
+    } else {
+        format!("new VID of original VDI: {new}, VDI ID of newly created snapshot: {snapshot}\n")
+    }
+}
