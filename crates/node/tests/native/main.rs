@@ -6,7 +6,6 @@ mod cluster;
 
 use bytes::Bytes;
 use cluster::{Cluster, OBJECT_BYTES};
-use node::Time;
 use proto::client::*;
 use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
 use proto::{Oid, RequestId, Vid};
