@@ -13,7 +13,7 @@ use proto::client::{
     VdiOp, VolumeOp,
 };
 use proto::cluster::Action;
-use proto::inode::{HEADER_BYTES, InodeHeader};
+use proto::inode::{HEADER_BYTES, InodeHeader, NAME_MAX};
 use proto::object::{ObjectOp, ObjectReply, Origin};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{ObjectKind, Oid, RequestId, Vid};
@@ -495,7 +495,9 @@ fn header_changes(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<V
     let end = (start + data.len()).min(HEADER_BYTES);
     header[start..end].copy_from_slice(&data[..end - start]);
     let wanted = InodeHeader::decode(&header).expect("a header is long enough");
-    let InodeHeader { tag, vm_state_size, vm_clock_nsec, vdi_size: size, .. } = wanted;
+    let InodeHeader { mut tag, vm_state_size, vm_clock_nsec, vdi_size: size, .. } = wanted;
+    // QEMU does not always leave room for a NUL.
+    tag.truncate(NAME_MAX);
     let mut actions = Vec::new();
     if (&tag, vm_state_size, vm_clock_nsec) != (&vdi.tag, vdi.vm_state_size, vdi.vm_clock_nsec) {
         actions.push(Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec });
