@@ -103,10 +103,12 @@ pub enum Action {
         vids: Vec<Vid>,
         tag: Vec<u8>,
     },
-    /// The session has carried out and settled everything it was asked and holds what comes: it may be frozen.
+    /// The session has carried out and settled everything it was asked and holds what comes: it may be frozen, by the
+    /// snapshot that was asked for at this version and by no other.
     Rested {
         vid: Vid,
         generation: Generation,
+        snapshot: u64,
     },
     /// This session does not come to rest: no snapshot now.
     GiveUpSnapshot {

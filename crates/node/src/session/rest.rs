@@ -18,7 +18,8 @@ const REST_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resting {
     since: Time,
-    said: bool,
+    /// Of which snapshot it has said that it is at rest.
+    said: Option<u64>,
 }
 
 impl Session {
@@ -28,7 +29,7 @@ impl Session {
         match (wanted, self.state) {
             (true, State::Serving) => {
                 self.state = State::Resting;
-                self.resting = Some(Resting { since: ctx.now, said: false });
+                self.resting = Some(Resting { since: ctx.now, said: None });
             }
             (false, State::Resting) => {
                 self.resting = None;
@@ -44,9 +45,10 @@ impl Session {
         let confirmed = self.survived.is_empty() && self.forwarded.is_empty();
         let at_rest =
             confirmed && self.jobs.is_empty() && self.in_flight.is_empty() && self.table_writes.is_empty();
-        if at_rest && !resting.said && ctx.view.must_rest(vid, generation) {
-            resting.said = true;
-            ctx.propose(Action::Rested { vid, generation }, ProposalUse::Rest { vid });
+        let wanted = ctx.view.must_rest(vid, generation).filter(|snapshot| resting.said != Some(*snapshot));
+        if at_rest && let Some(snapshot) = wanted {
+            resting.said = Some(snapshot);
+            ctx.propose(Action::Rested { vid, generation, snapshot }, ProposalUse::Rest { vid });
         } else if ctx.now.since(resting.since) > REST_PATIENCE && !ctx.is_proposed(&ProposalUse::Rest { vid })
         {
             // Held for others, or for a gateway that cannot confirm: the guest comes first.

@@ -249,7 +249,9 @@ impl Session {
         }
         // In a clone: all of the page at once, since its copies have nothing to share with.
         let start = page * PAGE_BLOCKS;
-        let end = self.table_end(ctx).clamp(start + 1, start + PAGE_BLOCKS);
+        // This sheep may not have heard yet how large the VDI has become: what waits is part of the page in any case.
+        let last = *waiting.last().expect("the first exists");
+        let end = self.table_end(ctx).max(last + 1).clamp(start + 1, start + PAGE_BLOCKS);
         self.pages.wanted.insert(page);
         if !(start..end).all(|b| self.table.is_loaded(b)) {
             self.need_table(ctx, NO_TASK, start, end);

@@ -135,7 +135,7 @@ impl View {
             Action::DeleteVdi { vid } => self.delete_vdi(*vid, applied),
             Action::ResizeVdi { vid, size } => self.resize_vdi(*vid, *size),
             Action::Snapshot { vids, tag } => self.ask_snapshot(who, vids, tag, applied),
-            Action::Rested { vid, generation } => self.rested(*vid, *generation, from),
+            Action::Rested { vid, generation, snapshot } => self.rested(*vid, *generation, *snapshot, from),
             Action::GiveUpSnapshot { vid, generation } => {
                 self.give_up_snapshot(*vid, *generation, from, applied)
             }

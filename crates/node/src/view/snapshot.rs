@@ -37,9 +37,10 @@ impl View {
         self.freezes.values().any(|f| f.vids.contains(&vid))
     }
 
-    /// Must this session come to rest?
-    pub fn must_rest(&self, vid: Vid, generation: Generation) -> bool {
-        self.freezes.values().any(|f| f.awaited.get(&vid) == Some(&generation))
+    /// The snapshot for which this session must come to rest.
+    pub fn must_rest(&self, vid: Vid, generation: Generation) -> Option<u64> {
+        let waits = |f: &&Freeze| f.awaited.get(&vid) == Some(&generation);
+        self.freezes.iter().find(|(_, f)| waits(f)).map(|(version, _)| *version)
     }
 
     /// May the VDI be frozen as it is: has its last session ended with everything settled?
@@ -88,16 +89,24 @@ impl View {
         Ok(Accepted::Later)
     }
 
-    pub(super) fn rested(&mut self, vid: Vid, generation: Generation, from: NodeId) -> Outcome {
+    /// A word that was meant for an earlier snapshot does not count: the session has gone on since.
+    pub(super) fn rested(
+        &mut self,
+        vid: Vid,
+        generation: Generation,
+        snapshot: u64,
+        from: NodeId,
+    ) -> Outcome {
         if self.session(vid).owner.is_none_or(|(owner, _)| owner != from) {
             return Ok(Accepted::Refused);
         }
-        for freeze in self.freezes.values_mut() {
-            if freeze.awaited.get(&vid) == Some(&generation) {
+        match self.freezes.get_mut(&snapshot) {
+            Some(freeze) if freeze.awaited.get(&vid) == Some(&generation) => {
                 freeze.awaited.remove(&vid);
+                Ok(Accepted::Done)
             }
+            _ => Ok(Accepted::Refused),
         }
-        Ok(Accepted::Done)
     }
 
     pub(super) fn give_up_snapshot(
