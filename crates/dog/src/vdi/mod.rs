@@ -1,6 +1,7 @@
 //! `dog vdi`: volumes, their snapshots, objects and locks.
 
 pub mod attribute;
+pub mod backup;
 pub mod check;
 pub mod clone;
 pub mod create;
@@ -11,6 +12,7 @@ pub mod lock;
 pub mod object;
 pub mod read;
 pub mod resize;
+pub mod restore;
 pub mod rollback;
 pub mod snapshot;
 pub mod track;
@@ -21,6 +23,7 @@ mod inode_file;
 mod names;
 mod ranges;
 mod span;
+mod stream;
 mod table;
 
 /// Bytes per request of commands that stream: large enough that the round trip does not count.
