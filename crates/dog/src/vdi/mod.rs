@@ -6,7 +6,9 @@ pub mod check;
 pub mod clone;
 pub mod create;
 pub mod delete;
+pub mod export;
 pub mod graph;
+pub mod import;
 pub mod list;
 pub mod lock;
 pub mod object;
@@ -19,6 +21,7 @@ pub mod track;
 pub mod tree;
 pub mod write;
 
+mod image;
 mod inode_file;
 mod names;
 mod ranges;
