@@ -46,7 +46,7 @@ impl Store {
                     objects.map(|(oid, _)| ObjectInfo { oid: *oid, allocated_bytes: 0 }).collect(),
                 )
             }
-            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+            ObjectOp::Amend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
         }
     }
 
