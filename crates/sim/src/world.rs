@@ -647,7 +647,9 @@ fn brief(message: &PeerMessage) -> String {
     let mut message = message.clone();
     let payload = match &mut message {
         PeerMessage::Request { body: PeerRequest::Change { data, .. }, .. }
-        | PeerMessage::Reply { body: PeerReply::Data { data, .. }, .. } => std::mem::take(data),
+        | PeerMessage::Reply {
+            body: PeerReply::Data { data, .. } | PeerReply::Fetched { data, .. }, ..
+        } => std::mem::take(data),
         PeerMessage::Request { body: PeerRequest::Forward { op, data, .. }, .. } => {
             let payload = std::mem::take(data);
             op.set_payload(Bytes::new());
