@@ -143,6 +143,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut scenario = Scenario::draw(&mut rng, options.bug);
         scenario.draw_store(seed, options.store);
+        scenario.draw_succession(seed);
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
             scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
