@@ -1,30 +1,34 @@
 //! Brings this node's copies up to date: a full resync, PG by PG.
 //!
 //! 1. The node proposes to catch up. From the version at which that is applied, every change of the PG is sent here too and
-//!    awaited. It is remembered which blocks such changes decide.
+//!    awaited. It is remembered which blocks such changes decide. What this copy remembered of earlier changes is forgotten.
 //! 2. The objects of the PG are listed at an in-sync copy, and here. Each is fetched, piece by piece, from a copy whose view
 //!    is as new, which therefore refuses changes that were not sent here; so a fetched block is either current or
-//!    decided here already, and those are left alone.
-//! 3. When all is durable the node proposes to be in sync.
+//!    decided here already, and those are left alone ([`decided`]).
+//! 3. What of the content is unsettled comes with it, and is remembered here as it is there ([`fetch`]): should its owner be
+//!    dead and the source leave, the next seal hears of it from this copy.
+//! 4. When all is durable, what was forgotten included, the node proposes to be in sync.
 //!
 //! A node that goes down while it catches up starts again from the first step.
+
+mod decided;
+mod fetch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
-use proto::checksum::block_checksums;
 use proto::cluster::Action;
-use proto::object::{BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, WriteBase};
+use proto::object::{Change, ObjectInfo, ObjectOp, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
+use proto::{NodeId, Oid, PgId, Since};
 
 use crate::Time;
 use crate::context::{Context, ProposalUse, Purpose, StoreUse};
 use crate::replica::{Covered, Replica};
 
-/// Blocks fetched at once: 1 MiB.
-const FETCH_BLOCKS: u32 = 256;
+use decided::Decided;
+use fetch::Fetching;
+
 /// Objects fetched at the same time.
 const OBJECTS_MAX: usize = 8;
 /// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
@@ -37,6 +41,7 @@ pub(crate) struct CatchUp {
     pgs: BTreeMap<PgId, Behind>,
     rounds: BTreeMap<u64, Round>,
     next_round: u64,
+    next_attempt: u64,
     objects: BTreeMap<(PgId, Oid), Fetching>,
     not_before: BTreeMap<PgId, Time>,
 }
@@ -53,7 +58,20 @@ struct Behind {
     cloned: BTreeMap<Oid, Oid>,
     /// How often a copy could not give what it has of an object. The next one is asked then.
     failures: BTreeMap<Oid, usize>,
+    /// How often an object came with a change that this copy should have been sent.
+    conflicts: BTreeMap<Oid, u32>,
+    /// Not to be tried before the next tick.
+    later: BTreeSet<Oid>,
     backfills: usize,
+}
+
+/// A question about an object that is being fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pg: PgId,
+    oid: Oid,
+    attempt: u64,
+    since: Since,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,28 +82,11 @@ enum Stage {
     Proposed,
 }
 
-#[derive(Debug)]
-enum Decided {
-    Whole,
-    Blocks(BTreeSet<u32>),
-}
-
 /// One listing of several PGs at one source.
 #[derive(Debug)]
 struct Round {
     source: NodeId,
     pgs: Vec<(PgId, Since)>,
-}
-
-/// An object on its way here.
-#[derive(Debug)]
-struct Fetching {
-    source_blocks: Option<u32>,
-    own_blocks: Option<u32>,
-    next: u32,
-    source: NodeId,
-    /// The object that is read there: another one where the source has not carried out the clone yet.
-    from: Oid,
 }
 
 impl CatchUp {
@@ -96,17 +97,7 @@ impl CatchUp {
     /// A change has been accepted: what it covers is current here.
     pub fn handle_covered(&mut self, covered: Covered) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
-        match (behind.decided.get_mut(&covered.oid), covered.blocks) {
-            (Some(Decided::Whole), _) => {}
-            (Some(Decided::Blocks(known)), Some(blocks)) => known.extend(blocks.first..blocks.end() as u32),
-            (None, Some(blocks)) => {
-                let blocks = (blocks.first..blocks.end() as u32).collect();
-                behind.decided.insert(covered.oid, Decided::Blocks(blocks));
-            }
-            (_, None) => {
-                behind.decided.insert(covered.oid, Decided::Whole);
-            }
-        }
+        behind.decided.entry(covered.oid).or_default().note(covered.blocks, covered.stamp);
     }
 
     /// A change that clones an object which this copy does not have yet is carried out without its base; what the base would have
@@ -132,19 +123,19 @@ impl CatchUp {
     pub fn handle_cloned(&mut self, covered: Covered, base: Oid) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
         behind.cloned.insert(covered.oid, base);
-        behind.todo.insert(covered.oid);
-        if behind.stage == Stage::Proposed {
-            behind.stage = Stage::Copying;
-        }
+        behind.fetch_anew(&mut self.objects, covered);
     }
 
     /// The store could not take an accepted change after all: its blocks have to be fetched.
-    pub fn handle_not_covered(&mut self, covered: Covered) {
+    ///
+    /// Not when all was here before: then they are as they were.
+    pub fn handle_not_covered(&mut self, replica: &Replica, covered: Covered) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
-        behind.decided.remove(&covered.oid);
-        behind.todo.insert(covered.oid);
-        if behind.stage == Stage::Proposed {
-            behind.stage = Stage::Copying;
+        let mut decided = Decided::default();
+        replica.own_changes(covered.oid).for_each(|(stamp, blocks)| decided.note(blocks, stamp));
+        behind.decided.insert(covered.oid, decided);
+        if behind.stage != Stage::Proposed {
+            behind.fetch_anew(&mut self.objects, covered);
         }
     }
 
@@ -166,6 +157,8 @@ impl CatchUp {
                         decided: BTreeMap::new(),
                         cloned: BTreeMap::new(),
                         failures: BTreeMap::new(),
+                        conflicts: BTreeMap::new(),
+                        later: BTreeSet::new(),
                         backfills: 0,
                     };
                     self.pgs.insert(*id, behind);
@@ -179,14 +172,14 @@ impl CatchUp {
                 None => {}
             }
         }
-        self.advance(ctx);
+        self.advance(ctx, replica);
     }
 
     fn stop(&mut self, ctx: &mut Context, id: PgId) {
         self.pgs.remove(&id);
         self.objects.retain(|(pg, _), _| *pg != id);
         ctx.out.calls.retain(|_, call| {
-            !matches!(&call.purpose, Purpose::Length { pg, .. } | Purpose::Fetch { pg, .. } if *pg == id)
+            !matches!(&call.purpose, Purpose::Length(asked) | Purpose::Fetch { asked, .. } if asked.pg == id)
         });
         for round in self.rounds.values_mut() {
             round.pgs.retain(|(pg, _)| *pg != id);
@@ -194,11 +187,12 @@ impl CatchUp {
     }
 
     /// Does whatever can be done now.
-    pub fn advance(&mut self, ctx: &mut Context) {
+    pub fn advance(&mut self, ctx: &mut Context, replica: &Replica) {
+        self.pgs.values_mut().for_each(|behind| behind.later.clear());
         self.propose_start(ctx);
         self.start_rounds(ctx);
         self.start_objects(ctx);
-        self.propose_finish(ctx);
+        self.propose_finish(ctx, replica);
     }
 
     fn propose_start(&mut self, ctx: &mut Context) {
@@ -243,7 +237,8 @@ impl CatchUp {
             self.rounds.insert(self.next_round, Round { source, pgs: pgs.clone() });
             // What lies here already is compared as well: it may have been deleted meanwhile.
             let op = ObjectOp::List { first: Oid(0), last: Oid(u64::MAX), limit: u32::MAX };
-            ctx.store(op, StoreUse::OwnList { round: self.next_round });
+            let own = pgs.iter().map(|(pg, _)| *pg).collect();
+            ctx.store(op, StoreUse::OwnList { pgs: own });
             ctx.call(
                 source,
                 PeerRequest::List { pgs, after: None },
@@ -252,10 +247,8 @@ impl CatchUp {
         }
     }
 
-    pub fn handle_own_list(&mut self, ctx: &mut Context, round: u64, objects: Vec<ObjectInfo>) {
-        let Some(round) = self.rounds.get(&round) else { return };
-        let pgs: Vec<PgId> = round.pgs.iter().map(|(pg, _)| *pg).collect();
-        self.add_objects(ctx, &pgs, objects);
+    pub fn handle_own_list(&mut self, ctx: &mut Context, pgs: &[PgId], objects: Vec<ObjectInfo>) {
+        self.add_objects(ctx, pgs, objects);
     }
 
     fn add_objects(&mut self, ctx: &Context, pgs: &[PgId], objects: Vec<ObjectInfo>) {
@@ -268,7 +261,7 @@ impl CatchUp {
         }
     }
 
-    pub fn handle_list_reply(&mut self, ctx: &mut Context, id: u64, reply: PeerReply) {
+    pub fn handle_list_reply(&mut self, ctx: &mut Context, replica: &Replica, id: u64, reply: PeerReply) {
         let Some(round) = self.rounds.get(&id) else { return };
         let (source, pgs) = (round.source, round.pgs.clone());
         let ids: Vec<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
@@ -285,7 +278,7 @@ impl CatchUp {
             _ => self.end_round(id, Stage::Unlisted),
         }
         self.start_objects(ctx);
-        self.propose_finish(ctx);
+        self.propose_finish(ctx, replica);
     }
 
     fn end_round(&mut self, id: u64, stage: Stage) {
@@ -309,203 +302,22 @@ impl CatchUp {
                 if self.objects.len() + start.len() >= OBJECTS_MAX {
                     break;
                 }
-                if !self.objects.contains_key(&(*id, *oid)) {
+                if !self.objects.contains_key(&(*id, *oid)) && !behind.later.contains(oid) {
                     start.push((*id, *oid));
                 }
             }
         }
         for (pg, oid) in start {
-            let failures = self.pgs.get(&pg).and_then(|b| b.failures.get(&oid)).copied().unwrap_or(0);
-            let Some((source, since)) = source_of(ctx, pg, failures) else { continue };
-            let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source, from: oid };
-            self.objects.insert((pg, oid), fetching);
-            ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength { pg, oid });
-            ctx.call(source, PeerRequest::Checksums { pg, since, oid }, Purpose::Length { pg, oid });
+            self.start_object(ctx, pg, oid);
         }
     }
 
-    pub fn handle_own_length(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, reply: ObjectReply) {
-        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
-        fetching.own_blocks = Some(match reply {
-            ObjectReply::Checksums(checksums) => checksums.len() as u32,
-            _ => 0,
-        });
-        self.fetch_next(ctx, pg, oid);
-    }
-
-    pub fn handle_length_reply(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, reply: PeerReply) {
-        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
-        match reply {
-            PeerReply::Checksums(checksums) => fetching.source_blocks = Some(checksums.len() as u32),
-            PeerReply::Absent => {
-                let base = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied();
-                match base {
-                    Some(base) if fetching.from == oid => {
-                        // The source has not cloned it yet, so the base is still there.
-                        fetching.from = base;
-                        let since = ctx.view.pg(pg).map(|state| state.since).unwrap_or_default();
-                        let ask = PeerRequest::Checksums { pg, since, oid: base };
-                        ctx.call(fetching.source, ask, Purpose::Length { pg, oid });
-                        return;
-                    }
-                    // It has meanwhile.
-                    Some(_) => {
-                        self.objects.remove(&(pg, oid));
-                        return;
-                    }
-                    None => fetching.source_blocks = Some(0),
-                }
-            }
-            // Tried again at the next tick.
-            other => return self.fetch_again(pg, oid, &other),
-        }
-        self.fetch_next(ctx, pg, oid);
-    }
-
-    fn fetch_next(&mut self, ctx: &mut Context, pg: PgId, oid: Oid) {
-        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
-        let (Some(source_blocks), Some(own_blocks)) = (fetching.source_blocks, fetching.own_blocks) else {
-            return;
-        };
-        let Some(behind) = self.pgs.get_mut(&pg) else { return };
-        let whole = matches!(behind.decided.get(&oid), Some(Decided::Whole));
-        if whole || fetching.next >= source_blocks.max(own_blocks) {
-            behind.cloned.remove(&oid);
-            if source_blocks == 0 && !behind.decided.contains_key(&oid) {
-                // Neither there nor decided since: it was deleted while this node was away.
-                behind.backfills += 1;
-                let op = ObjectOp::Change { oid, change: Change::Delete, data: Bytes::new(), tag: None };
-                ctx.store(op, StoreUse::Backfill { pg, oid });
-            }
-            behind.todo.remove(&oid);
-            self.objects.remove(&(pg, oid));
-            self.start_objects(ctx);
-            return self.propose_finish(ctx);
-        }
-        let first = fetching.next;
-        if first >= source_blocks {
-            let rest = BlockRange::new(first, own_blocks - first);
-            fetching.next = own_blocks;
-            self.backfill(ctx, pg, oid, rest, None);
-            return self.fetch_next(ctx, pg, oid);
-        }
-        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(source_blocks - first));
-        let Some(since) = ctx.view.pg(pg).map(|state| state.since) else { return };
-        ctx.call(
-            fetching.source,
-            PeerRequest::Read { pg, since, oid: fetching.from, blocks },
-            Purpose::Fetch { pg, oid, first },
-        );
-    }
-
-    pub fn handle_fetch_reply(
-        &mut self,
-        ctx: &mut Context,
-        pg: PgId,
-        oid: Oid,
-        first: u32,
-        reply: PeerReply,
-    ) {
-        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
-        let Some(total) = fetching.source_blocks else { return };
-        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(total - first));
-        let data = match reply {
-            PeerReply::Data { data, .. } if data.len() == blocks.count as usize * BLOCK_BYTES => Some(data),
-            // The base is gone, so the clone is there.
-            PeerReply::Absent if fetching.from != oid => {
-                self.objects.remove(&(pg, oid));
-                return;
-            }
-            // Deleted since: the change has come here too.
-            PeerReply::Absent => None,
-            other => return self.fetch_again(pg, oid, &other),
-        };
-        fetching.next = first + blocks.count;
-        self.backfill(ctx, pg, oid, blocks, data);
-        self.fetch_next(ctx, pg, oid);
-    }
-
-    /// Gives an object up until the next tick; from another copy if this one cannot give it.
-    fn fetch_again(&mut self, pg: PgId, oid: Oid, reply: &PeerReply) {
-        self.objects.remove(&(pg, oid));
-        if matches!(reply, PeerReply::OldView { .. }) {
-            return;
-        }
-        tracing::warn!(%oid, ?reply, "could not fetch a part of an object; trying another copy");
-        if let Some(behind) = self.pgs.get_mut(&pg) {
-            *behind.failures.entry(oid).or_default() += 1;
-        }
-    }
-
-    /// Puts fetched blocks into the store, except those that changes have decided. `None`: they are holes.
-    ///
-    /// Deciding and submitting happen in one event, and a change that comes later is submitted later: it wins.
-    fn backfill(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, blocks: BlockRange, data: Option<Bytes>) {
-        let Some(behind) = self.pgs.get_mut(&pg) else { return };
-        if ctx.view.vdi_or_remains(oid.vid()).is_none() {
-            // What is fetched was deleted for good meanwhile.
-            return;
-        }
-        let decided = match behind.decided.get(&oid) {
-            Some(Decided::Whole) => return,
-            Some(Decided::Blocks(known)) => Some(known),
-            None => None,
-        };
-        let is_zero = |block: u32| {
-            data.as_ref().is_none_or(|d| {
-                let at = (block - blocks.first) as usize * BLOCK_BYTES;
-                d[at..at + BLOCK_BYTES].iter().all(|b| *b == 0)
-            })
-        };
-        // Runs of blocks of one kind: written, or cleared.
-        let mut runs: Vec<(BlockRange, bool)> = Vec::new();
-        for block in blocks.first..blocks.end() as u32 {
-            if decided.is_some_and(|known| known.contains(&block)) {
-                continue;
-            }
-            let zero = is_zero(block);
-            match runs.last_mut() {
-                Some((run, kind)) if *kind == zero && run.end() == u64::from(block) => run.count += 1,
-                _ => runs.push((BlockRange::new(block, 1), zero)),
-            }
-        }
-        for (run, zero) in runs {
-            let (change, payload) = match (&data, zero) {
-                (Some(data), false) => {
-                    let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
-                    let payload = data.slice(at..at + run.count as usize * BLOCK_BYTES);
-                    let checksums = block_checksums(&payload);
-                    (Change::Write { blocks: run, checksums, base: WriteBase::Keep }, payload)
-                }
-                _ => (Change::Discard { blocks: run }, Bytes::new()),
-            };
-            behind.backfills += 1;
-            ctx.store(
-                ObjectOp::Change { oid, change, data: payload, tag: None },
-                StoreUse::Backfill { pg, oid },
-            );
-        }
-    }
-
-    pub fn handle_backfilled(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, reply: ObjectReply) {
-        let Some(behind) = self.pgs.get_mut(&pg) else { return };
-        behind.backfills = behind.backfills.saturating_sub(1);
-        if let ObjectReply::Failed(failure) = reply {
-            tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
-            if let Some(since) = ctx.view.pg(pg).map(|state| state.since) {
-                let drop = Action::DropCopies { node: ctx.me, pgs: vec![(pg, since)] };
-                ctx.propose(drop, ProposalUse::DropCopies);
-            }
-            behind.todo.insert(oid);
-        }
-        self.propose_finish(ctx);
-    }
-
-    fn propose_finish(&mut self, ctx: &mut Context) {
+    pub fn propose_finish(&mut self, ctx: &mut Context, replica: &Replica) {
         let mut done = Vec::new();
         let lists_pending = own_list_pending(ctx);
         for (id, behind) in self.pgs.iter_mut().filter(|(_, b)| b.stage == Stage::Copying) {
-            if behind.todo.is_empty() && behind.backfills == 0 && !lists_pending && done.len() < PGS_MAX {
+            let fetched = behind.todo.is_empty() && behind.backfills == 0 && !lists_pending;
+            if fetched && done.len() < PGS_MAX && !replica.is_forgetting(ctx, *id) {
                 behind.stage = Stage::Proposed;
                 done.push((*id, behind.started));
             }
@@ -525,9 +337,17 @@ impl CatchUp {
         self.objects.retain(|_, fetching| ctx.view.is_up(fetching.source));
         ctx.out.calls.retain(|_, call| {
             let ours =
-                matches!(call.purpose, Purpose::List { .. } | Purpose::Length { .. } | Purpose::Fetch { .. });
+                matches!(call.purpose, Purpose::List { .. } | Purpose::Length(_) | Purpose::Fetch { .. });
             !ours || ctx.view.is_up(call.to)
         });
+    }
+}
+
+impl Behind {
+    /// What is under way of the object does not count.
+    fn fetch_anew(&mut self, objects: &mut BTreeMap<(PgId, Oid), Fetching>, covered: Covered) {
+        objects.remove(&(covered.pg, covered.oid));
+        self.todo.insert(covered.oid);
     }
 }
 
