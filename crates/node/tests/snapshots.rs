@@ -323,6 +323,51 @@ fn rollback_waits_for_no_client_unless_forced() {
 }
 
 #[test]
+fn a_table_that_found_no_space_is_written_when_there_is_some() {
+    for cloned in [false, true] {
+        let (mut cluster, _) = Cluster::with_disk(2);
+        let vid = create(&mut cluster, "v");
+        for object in TOUCHED {
+            write(&mut cluster, 0, vid, object * OBJECT_BYTES, vec![1; 8192]);
+        }
+        let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+        let vdi = if cloned { clone(&mut cluster, vid, "c") } else { head };
+        let be_full = |cluster: &mut Cluster, is_full| {
+            cluster.sheep.iter_mut().for_each(|(_, _, store)| store.is_full = is_full);
+        };
+        let send = |cluster: &mut Cluster, value: u8| -> Vec<RequestId> {
+            let op = |offset| VolumeOp::Write { offset, data: vec![value; 4096].into() };
+            let place = |object| at(vdi, Point::Head, op(object * OBJECT_BYTES));
+            TOUCHED.iter().map(|object| cluster.begin(1, place(*object))).collect()
+        };
+        // Several of them wait for one page of the table.
+        be_full(&mut cluster, true);
+        let refused = send(&mut cluster, 2);
+        cluster.wait_ms(300);
+        for id in refused {
+            assert_eq!(cluster.answers.remove(&id), Some(Err(ClientError::NoSpace)));
+        }
+        for object in TOUCHED {
+            let found = read(&mut cluster, 0, vdi, object * OBJECT_BYTES, 8192);
+            assert!(found[..] == [1; 8192], "object {object} of {vdi}: {} ..", found[0]);
+        }
+        be_full(&mut cluster, false);
+        write(&mut cluster, 0, vdi, 0, vec![3; 4096]);
+        // What is not in the table on the disks is brought there before the table is frozen.
+        let next = vids(snapshot(&mut cluster, vdi, "u"))[0];
+        for vdi in [vdi, next] {
+            for object in TOUCHED {
+                let expected = [vec![if object == 0 { 3 } else { 1 }; 4096], vec![1; 4096]].concat();
+                let found = read(&mut cluster, 0, vdi, object * OBJECT_BYTES, 8192);
+                assert!(found == expected, "object {object} of {vdi}: {} ..", found[0]);
+            }
+        }
+        cluster.wait_ms(1000);
+        assert_exact_objects(&mut cluster, "at the end");
+    }
+}
+
+#[test]
 fn an_old_client_copies_an_inherited_object_as_it_found_it_in_its_table() {
     let (mut cluster, _) = Cluster::with_disk(2);
     let vid = create(&mut cluster, "v");
@@ -642,6 +687,8 @@ fn a_table_page_of_a_deleted_vdi_goes_when_the_last_one_that_read_it_has_its_own
         };
         assert_eq!(read(&mut cluster, 1, reader, 0, 4096)[..], [0; 4096]);
         vdi_op(&mut cluster, VdiOp::Delete { vid }).unwrap();
+        // Whatever the deletion itself has set going is over.
+        cluster.wait_ms(1500);
         assert_exact_objects(&mut cluster, "while the page is needed");
         assert!(cluster.sheep[0].2.objects.contains_key(&Oid::inode(vid)));
         write(&mut cluster, 1, reader, 5 * OBJECT_BYTES, vec![2; 4096]);

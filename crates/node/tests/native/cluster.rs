@@ -7,7 +7,7 @@ use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
-use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, WriteBase};
+use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
 use proto::peer::PeerMessage;
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
@@ -19,11 +19,16 @@ pub struct Store {
     pub objects: BTreeMap<Oid, BTreeMap<u32, Bytes>>,
     /// Changes by owners, with how many bytes each brought.
     pub changes: Vec<(Oid, Change, usize)>,
+    /// Takes no more data.
+    pub is_full: bool,
 }
 
 impl Store {
     fn apply(&mut self, op: ObjectOp) -> ObjectReply {
         match op {
+            ObjectOp::Change { data, .. } if self.is_full && !data.is_empty() => {
+                ObjectReply::Failed(StoreFailure::NoSpace)
+            }
             ObjectOp::Change { oid, change, data, tag } => {
                 if tag.is_some() {
                     self.changes.push((oid, change.clone(), data.len()));
