@@ -697,3 +697,46 @@ fn a_table_page_of_a_deleted_vdi_goes_when_the_last_one_that_read_it_has_its_own
         assert_eq!(read(&mut cluster, 0, reader, 5 * OBJECT_BYTES, 4096)[..], [2; 4096]);
     }
 }
+
+#[test]
+fn a_vdi_grows_whatever_snapshots_were_taken_of_it() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    let first = vids(snapshot(&mut cluster, vid, "t"))[0];
+    let grow = |cluster: &mut Cluster, point, objects: u64| {
+        cluster.ask(1, at(vid, point, VolumeOp::Resize { size: objects * OBJECT_BYTES }))
+    };
+    assert_eq!(grow(&mut cluster, Point::Head, OBJECTS + 1), Ok(ClientReply::Done));
+    assert_eq!(grow(&mut cluster, Point::Exact, OBJECTS + 2), Err(ClientError::ReadOnly));
+    // Frozen once more while the order is on its way.
+    let snap = VdiOp::Snapshot { vids: vec![first], tag: b"u".to_vec() };
+    let asked = cluster.begin(0, ClientOp::Vdi(snap));
+    let size = (OBJECTS + 3) * OBJECT_BYTES;
+    let grown = cluster.begin(1, at(vid, Point::Head, VolumeOp::Resize { size }));
+    cluster.run();
+    assert_eq!(cluster.answers.remove(&grown), Some(Ok(ClientReply::Done)));
+    let head = vids(cluster.answers.remove(&asked).expect("answered"))[0];
+    let view = cluster.sheep[0].1.view();
+    let sizes = [vid, first, head].map(|vid| view.vdi(vid).expect("alive").size / OBJECT_BYTES);
+    assert_eq!(sizes, [OBJECTS, OBJECTS + 1, OBJECTS + 3]);
+}
+
+#[test]
+fn a_snapshot_that_is_deleted_while_it_is_read_gives_no_zeros() {
+    let (mut cluster, _) = Cluster::with_disk(3);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, 0, vec![1; OBJECT_BYTES as usize * 2]);
+    let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+    vdi_op(&mut cluster, VdiOp::Delete { vid: head }).unwrap();
+    let op = |object: u64| VolumeOp::Read { offset: object * OBJECT_BYTES, len: 4096 };
+    let reads: Vec<RequestId> =
+        (0..6).map(|i| cluster.begin(i % 3, at(vid, Point::Exact, op(i as u64 / 3)))).collect();
+    cluster.begin(1, ClientOp::Vdi(VdiOp::Delete { vid }));
+    cluster.run();
+    for id in reads {
+        match cluster.answers.remove(&id) {
+            Some(Ok(ClientReply::Data(data))) => assert!(data.iter().all(|b| *b == 1)),
+            other => assert_eq!(other, Some(Err(ClientError::NoVdi))),
+        }
+    }
+}
