@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::checksum::block_checksums;
 use proto::cluster::Action;
-use proto::object::{BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, WriteBase};
+use proto::object::{BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, Stamp, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
 
@@ -49,8 +49,8 @@ struct Behind {
     todo: BTreeSet<Oid>,
     /// Decided by changes since `started`.
     decided: BTreeMap<Oid, Decided>,
-    /// Objects that changes cloned from others when those were not here yet.
-    cloned: BTreeMap<Oid, Oid>,
+    /// Objects that changes cloned from others when those were not here yet, and the newest such change of each.
+    cloned: BTreeMap<Oid, Cloned>,
     /// How often a copy could not give what it has of an object. The next one is asked then.
     failures: BTreeMap<Oid, usize>,
     backfills: usize,
@@ -68,6 +68,15 @@ enum Stage {
 enum Decided {
     Whole,
     Blocks(BTreeSet<u32>),
+}
+
+/// How an object came into being whose base was not here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cloned {
+    base: Oid,
+    stamp: Stamp,
+    /// The base has been fetched.
+    is_complete: bool,
 }
 
 /// One listing of several PGs at one source.
@@ -110,9 +119,11 @@ impl CatchUp {
     }
 
     /// A change that clones an object which this copy does not have yet is carried out without its base; what the base would have
-    /// given is fetched. Returns that base.
-    pub fn lacks_base_of(&self, ctx: &Context, body: &mut PeerRequest) -> Option<Oid> {
-        let PeerRequest::Change { pg, change: Change::Write { base, .. }, .. } = body else { return None };
+    /// given is fetched. Returns what has to be known for that.
+    pub fn lacks_base_of(&self, ctx: &Context, body: &mut PeerRequest) -> Option<Cloned> {
+        let PeerRequest::Change { pg, change: Change::Write { base, .. }, tag, .. } = body else {
+            return None;
+        };
         let WriteBase::CloneOf(from) = *base else { return None };
         let behind = self.pgs.get(pg).filter(|_| ctx.view.pg(*pg).is_some_and(|s| s.is_catching(ctx.me)))?;
         let has_it = !behind.todo.contains(&from)
@@ -124,14 +135,28 @@ impl CatchUp {
             return None;
         }
         *base = WriteBase::Keep;
-        Some(from)
+        Some(Cloned { base: from, stamp: tag.stamp, is_complete: false })
     }
 
-    /// The rest of the object is to be fetched: of itself where the source has it, else of what it was cloned from, which never
-    /// changes.
-    pub fn handle_cloned(&mut self, covered: Covered, base: Oid) {
+    /// The rest of the object is to be fetched from what it was cloned from, which never changes. There may have been an object
+    /// of this id before, which the clone has replaced: what changes had decided of that, and what of it is on its way here
+    /// from a source that has not carried out the clone, means nothing any more.
+    pub fn handle_cloned(&mut self, ctx: &mut Context, covered: Covered, clone: Cloned) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
-        behind.cloned.insert(covered.oid, base);
+        let is_repeat = behind.cloned.get(&covered.oid).is_some_and(|known| known.stamp >= clone.stamp);
+        if is_repeat || covered.blocks.is_none() {
+            return;
+        }
+        behind.cloned.insert(covered.oid, clone);
+        behind.decided.remove(&covered.oid);
+        self.objects.remove(&(covered.pg, covered.oid));
+        let is_old = |purpose: &Purpose| match purpose {
+            Purpose::Length { pg, oid } | Purpose::Fetch { pg, oid, .. } => {
+                (*pg, *oid) == (covered.pg, covered.oid)
+            }
+            _ => false,
+        };
+        ctx.out.calls.retain(|_, call| !is_old(&call.purpose));
         behind.todo.insert(covered.oid);
         if behind.stage == Stage::Proposed {
             behind.stage = Stage::Copying;
@@ -317,10 +342,12 @@ impl CatchUp {
         for (pg, oid) in start {
             let failures = self.pgs.get(&pg).and_then(|b| b.failures.get(&oid)).copied().unwrap_or(0);
             let Some((source, since)) = source_of(ctx, pg, failures) else { continue };
-            let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source, from: oid };
+            let clone = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid));
+            let from = clone.filter(|clone| !clone.is_complete).map_or(oid, |clone| clone.base);
+            let fetching = Fetching { source_blocks: None, own_blocks: None, next: 0, source, from };
             self.objects.insert((pg, oid), fetching);
             ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength { pg, oid });
-            ctx.call(source, PeerRequest::Checksums { pg, since, oid }, Purpose::Length { pg, oid });
+            ctx.call(source, PeerRequest::Checksums { pg, since, oid: from }, Purpose::Length { pg, oid });
         }
     }
 
@@ -337,25 +364,15 @@ impl CatchUp {
         let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
         match reply {
             PeerReply::Checksums(checksums) => fetching.source_blocks = Some(checksums.len() as u32),
-            PeerReply::Absent => {
-                let base = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied();
-                match base {
-                    Some(base) if fetching.from == oid => {
-                        // The source has not cloned it yet, so the base is still there.
-                        fetching.from = base;
-                        let since = ctx.view.pg(pg).map(|state| state.since).unwrap_or_default();
-                        let ask = PeerRequest::Checksums { pg, since, oid: base };
-                        ctx.call(fetching.source, ask, Purpose::Length { pg, oid });
-                        return;
-                    }
-                    // It has meanwhile.
-                    Some(_) => {
-                        self.objects.remove(&(pg, oid));
-                        return;
-                    }
-                    None => fetching.source_blocks = Some(0),
-                }
+            // Nobody needs the base any more, so the clone is complete everywhere else.
+            PeerReply::Absent if fetching.from != oid && ctx.view.vdi(fetching.from.vid()).is_none() => {
+                fetching.from = oid;
+                let since = ctx.view.pg(pg).map(|state| state.since).unwrap_or_default();
+                let ask = PeerRequest::Checksums { pg, since, oid };
+                ctx.call(fetching.source, ask, Purpose::Length { pg, oid });
+                return;
             }
+            PeerReply::Absent => fetching.source_blocks = Some(0),
             // Tried again at the next tick.
             other => return self.fetch_again(pg, oid, &other),
         }
@@ -370,7 +387,9 @@ impl CatchUp {
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
         let whole = matches!(behind.decided.get(&oid), Some(Decided::Whole));
         if whole || fetching.next >= source_blocks.max(own_blocks) {
-            behind.cloned.remove(&oid);
+            if let Some(clone) = behind.cloned.get_mut(&oid) {
+                clone.is_complete = true;
+            }
             if source_blocks == 0 && !behind.decided.contains_key(&oid) {
                 // Neither there nor decided since: it was deleted while this node was away.
                 behind.backfills += 1;
@@ -411,7 +430,7 @@ impl CatchUp {
         let blocks = BlockRange::new(first, FETCH_BLOCKS.min(total - first));
         let data = match reply {
             PeerReply::Data { data, .. } if data.len() == blocks.count as usize * BLOCK_BYTES => Some(data),
-            // The base is gone, so the clone is there.
+            // The base is gone: all is looked at anew.
             PeerReply::Absent if fetching.from != oid => {
                 self.objects.remove(&(pg, oid));
                 return;

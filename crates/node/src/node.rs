@@ -452,7 +452,7 @@ impl Node {
                 let lacking = node.catch_up.lacks_base_of(ctx, &mut body);
                 if let Some(covered) = node.replica.handle_request(ctx, from, id, body) {
                     if let Some(base) = lacking {
-                        node.catch_up.handle_cloned(covered, base);
+                        node.catch_up.handle_cloned(ctx, covered, base);
                     }
                     node.catch_up.handle_covered(covered);
                 }
