@@ -72,6 +72,10 @@ pub const COMMANDS: &[&Command] = &[
     &crate::vdi::resize::COMMAND,
     &crate::vdi::read::COMMAND,
     &crate::vdi::write::COMMAND,
+    &crate::vdi::backup::COMMAND,
+    &crate::vdi::restore::COMMAND,
+    &crate::vdi::export::COMMAND,
+    &crate::vdi::import::COMMAND,
     &crate::vdi::lock::COMMAND,
     &crate::node::kill::COMMAND,
     &crate::node::list::COMMAND,
@@ -135,6 +139,23 @@ pub mod option {
     pub const INDEX: Opt = value('i', "index", "index of a data object, decimal or 0x hex");
     pub const OID: Opt = value('o', "oid", "only VDIs that use this data object (hex)");
     pub const OBJECT: Opt = value('o', "oid", "a data object of the image (hex)");
+    pub const FROM: Opt = value('F', "from", "the snapshot that the backup starts from");
+    pub const OUTPUT: Opt =
+        value('o', "output", "write to this file, or go on with it after an\ninterruption");
+    pub const FORMAT: Opt =
+        value('f', "format", "raw (default), or any that qemu-img knows: qcow2,\nvmdk, vdi, vpc, vhdx ...");
+    pub const SOCKET: Opt = Opt {
+        short: None,
+        long: "socket",
+        has_value: true,
+        help: "the sheep's nbd.sock, for formats other than raw",
+    };
+    pub const NBD: Opt = Opt {
+        short: None,
+        long: "nbd",
+        has_value: true,
+        help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nnbd.sock beside the socket given with -a",
+    };
     pub const DELETE: Opt = flag('d', "delete", "delete the attribute");
     pub const EXCLUSIVE: Opt = flag('x', "exclusive", "only if there is no such attribute yet");
     pub const WRITEBACK: Opt =
@@ -254,6 +275,12 @@ mod tests {
             ("vdi resize", "aphT"),
             ("vdi read", "saphT"),
             ("vdi write", "apwhT"),
+            // -o is ours.
+            ("vdi backup", "sFoaphT"),
+            ("vdi restore", "saphTBI"),
+            // Ours.
+            ("vdi export", "sfaphT"),
+            ("vdi import", "faphT"),
             ("vdi lock", "saphT"),
             ("node kill", "aprhlT"),
             ("node list", "aprhT"),
@@ -268,7 +295,7 @@ mod tests {
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 25);
+        assert_eq!(COMMANDS.len(), 29);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a running command has at hand.
 
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
 
 use proto::client::NodeInfo;
@@ -18,6 +19,8 @@ pub struct Context {
     /// Stdout is a terminal: progress bars are welcome.
     pub is_terminal: bool,
     pub target: Target,
+    /// Where a sheep serves NBD, as the environment says.
+    pub nbd: Option<OsString>,
     pub form: Form,
     pub verbose: bool,
     pub nodes: Vec<NodeInfo>,

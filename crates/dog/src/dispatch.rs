@@ -26,6 +26,7 @@ pub struct Environment {
     pub port: Option<OsString>,
     pub log: Option<OsString>,
     pub log_path: Option<OsString>,
+    pub nbd: Option<OsString>,
 }
 
 impl Environment {
@@ -36,6 +37,7 @@ impl Environment {
             port: variable("SHEEPDOG_DOG_PORT"),
             log: variable("SHEEPDOG_DOG_LOG"),
             log_path: variable("SHEEPDOG_DOG_LOG_PATH"),
+            nbd: variable("SHEEPDOG_NBD"),
         }
     }
 }
@@ -108,7 +110,7 @@ fn prepare(
         return Err(Failure::bad_value(format!("{error}\n{hint}")));
     }
     (command.check)(&parsed)?;
-    let context = open_context(target, &parsed);
+    let context = open_context(target, environment.nbd.clone(), &parsed);
     Ok(Some((parsed, context)))
 }
 
@@ -152,7 +154,7 @@ fn choose<'a>(command: &'a Command, parsed: &Parsed) -> Outcome<&'a SubCommand> 
     command.chosen(parsed).ok_or(Failure { code: exit::FAILURE, message: String::new(), with_usage: true })
 }
 
-fn open_context(target: Target, parsed: &Parsed) -> Context {
+fn open_context(target: Target, nbd: Option<OsString>, parsed: &Parsed) -> Context {
     let stdout = io::stdout();
     let is_terminal = stdout.is_terminal();
     let form = match (parsed.has("json"), parsed.has("raw")) {
@@ -165,6 +167,7 @@ fn open_context(target: Target, parsed: &Parsed) -> Context {
         input: Box::new(io::stdin().lock()),
         is_terminal,
         target,
+        nbd,
         form,
         verbose: parsed.has("verbose"),
         nodes: Vec::new(),

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use proto::client::{
-    AttributeOp, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo, Extent,
-    NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
+    AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo,
+    Extent, NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
 };
 use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
 use proto::sd::extension::{UsageReply, decode_list};
@@ -228,6 +228,16 @@ impl Sheep {
     pub fn extents(&mut self, vid: Vid, offset: u64, len: u64) -> Call<Vec<Extent>> {
         match self.ask_volume(vid, VolumeOp::BlockStatus { offset, len })? {
             ClientReply::Extents(extents) => {
+                self.prefix_of(len, extents.iter().map(|extent| extent.len)).map(|()| extents)
+            }
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Which parts of a range may differ from what `since` has there: of a prefix of it that is not empty.
+    pub fn changes(&mut self, vid: Vid, since: Vid, offset: u64, len: u64) -> Call<Vec<ChangedExtent>> {
+        match self.ask_volume(vid, VolumeOp::Changes { since, offset, len })? {
+            ClientReply::Changes(extents) => {
                 self.prefix_of(len, extents.iter().map(|extent| extent.len)).map(|()| extents)
             }
             _ => Err(self.nonsense()),

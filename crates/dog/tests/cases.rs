@@ -13,6 +13,10 @@
 //! 2|a line of stderr
 //! ```
 //!
+//! `DIR` in a command is a directory that is empty at the start of a scenario; `> DIR/file` and `< DIR/file` at the end of
+//! a command redirect stdout and stdin, `damage DIR/file 1024` flips a bit of that byte, `cut DIR/file 1024` leaves so many
+//! bytes, `old DIR/file` makes a backup as the original wrote it, `same DIR/a DIR/b` must be true.
+//!
 //! Ports of fakes show as `:P0000`, `:P0001`, ..., the unix socket of the first as `SOCKET` (also in commands),
 //! elapsed times as `N`. With `UPDATE_CASES=1` the files are rewritten with what was found, for review with
 //! `git diff`.
@@ -92,9 +96,37 @@ fn run_file(text: &str) -> String {
         } else if let Some((name, value)) = line.strip_prefix("env ").and_then(|rest| rest.split_once('=')) {
             environment.push((name.to_string(), value.to_string()));
         }
+        if let Some(flock) = &flock {
+            tamper(line, flock);
+        }
         writeln!(out, "{line}").unwrap();
     }
     out
+}
+
+/// Carries out a line about files.
+fn tamper(line: &str, flock: &Flock) {
+    let words = split_words(&line.replace("DIR", flock.dir().to_str().unwrap()));
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["damage", path, at] => {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[at.parse::<usize>().unwrap()] ^= 0x10;
+            fs::write(path, bytes).unwrap();
+        }
+        ["cut", path, len] => {
+            fs::OpenOptions::new().write(true).open(path).unwrap().set_len(len.parse().unwrap()).unwrap();
+        }
+        ["old", path] => fs::write(path, stream_of_the_original()).unwrap(),
+        ["same", one, other] => assert!(fs::read(one).unwrap() == fs::read(other).unwrap(), "{line}"),
+        _ => {}
+    }
+}
+
+/// Version 1: "hello" at the beginning of object 1.
+fn stream_of_the_original() -> Vec<u8> {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let header = words(&[1, 0x1192_1192]);
+    [header, words(&[1, 0, 5, 0]), b"hello".to_vec(), words(&[u32::MAX, 0, 0, 0])].concat()
 }
 
 fn is_output(line: &str) -> bool {
@@ -102,8 +134,18 @@ fn is_output(line: &str) -> bool {
 }
 
 fn run_command(command: &str, input: &[u8], flock: &Flock, environment: &[(String, String)]) -> String {
+    let command = command.replace("SOCKET", flock.socket.to_str().unwrap());
+    let command = command.replace("DIR", flock.dir().to_str().unwrap());
+    let (command, stdout) = match command.split_once(" > ") {
+        Some((command, path)) => (command, Some(path)),
+        None => (command.as_str(), None),
+    };
+    let (command, stdin) = match command.split_once(" < ") {
+        Some((command, path)) => (command, fs::read(path).unwrap()),
+        None => (command, input.to_vec()),
+    };
     let mut child = Command::new(env!("CARGO_BIN_EXE_dog"))
-        .args(split_words(&command.replace("SOCKET", flock.socket.to_str().unwrap())))
+        .args(split_words(command))
         .env("TZ", "UTC")
         .env("SHEEPDOG_DOG_ADDR", "127.0.0.1")
         .env("SHEEPDOG_DOG_PORT", flock.ports[0].to_string())
@@ -114,8 +156,11 @@ fn run_command(command: &str, input: &[u8], flock: &Flock, environment: &[(Strin
         .spawn()
         .unwrap();
     // A command that refuses may not read what is typed.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    let output = child.wait_with_output().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(&stdin);
+    let mut output = child.wait_with_output().unwrap();
+    if let Some(path) = stdout {
+        fs::write(path, std::mem::take(&mut output.stdout)).unwrap();
+    }
     let mut text = match output.status.code() {
         Some(0) => String::new(),
         Some(code) => format!("exit {code}\n"),
@@ -158,6 +203,7 @@ fn marked(stream: char, bytes: &[u8], flock: &Flock) -> String {
         text = text.replace(&format!(":{port}"), &format!(":P{index:04}"));
     }
     text = text.replace(flock.socket.to_str().unwrap(), "SOCKET");
+    text = text.replace(flock.dir().to_str().unwrap(), "DIR");
     let mut out = String::new();
     for line in text.split_inclusive('\n') {
         let mark = if line.ends_with('\n') { '|' } else { '/' };

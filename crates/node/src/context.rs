@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::cluster::{Action, Proposal};
-use proto::object::ObjectOp;
+use proto::object::{BlockRange, ObjectOp};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid};
 
+use crate::catchup::Asked;
 use crate::view::View;
 use crate::{Effect, Ticket, Time};
 
@@ -41,14 +42,10 @@ pub(crate) enum Purpose {
     List {
         round: u64,
     },
-    Length {
-        pg: PgId,
-        oid: Oid,
-    },
+    Length(Asked),
     Fetch {
-        pg: PgId,
-        oid: Oid,
-        first: u32,
+        asked: Asked,
+        blocks: BlockRange,
     },
 }
 
@@ -67,8 +64,16 @@ pub(crate) enum StoreUse {
     /// A tagged change of an owner: remembered by the replica.
     Change {
         vid: Vid,
-        stamp: proto::object::Stamp,
+        order: u64,
         covered: crate::replica::Covered,
+    },
+    /// A reading for a copy that catches up, answered with its marks.
+    Fetch {
+        fetch: u64,
+    },
+    /// The store does not remember any more what it should not.
+    Forgotten {
+        pg: PgId,
     },
     /// A reading request of a peer, answered as it is.
     Answer {
@@ -80,6 +85,7 @@ pub(crate) enum StoreUse {
         to: NodeId,
         call: u64,
         pgs: Vec<(PgId, Since)>,
+        first: Oid,
     },
     /// Objects that this node has no more use for.
     SweepList {
@@ -90,12 +96,9 @@ pub(crate) enum StoreUse {
     },
     /// This node's own objects, listed or sized for a catch-up.
     OwnList {
-        round: u64,
+        pgs: Vec<PgId>,
     },
-    OwnLength {
-        pg: PgId,
-        oid: Oid,
-    },
+    OwnLength(Asked),
     Backfill {
         pg: PgId,
         oid: Oid,
@@ -104,6 +107,8 @@ pub(crate) enum StoreUse {
     Client {
         request: RequestId,
     },
+    /// The store does not remember anything of an earlier format any more.
+    Wiped,
     /// Nobody waits.
     Forget,
 }

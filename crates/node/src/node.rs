@@ -3,15 +3,15 @@
 //! The order inside one event is fixed: the event goes to the part it concerns, then messages of the node to itself are
 //! handled until there are none. Everything else that follows is an effect for the shell.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto::client::{ClientError, ClientOp};
 use proto::cluster::{Action, LogEntry, MemberInfo};
-use proto::object::{ObjectReply, Origin, Unsettled};
+use proto::object::{ObjectInfo, ObjectReply, Origin, Unsettled};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
-use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Since, Vid, ViewVersion};
+use proto::{Epoch, Incarnation, NodeId, Oid, PgId, RequestId, Since, Vid, ViewVersion};
 
 use crate::catchup::CatchUp;
 use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse};
@@ -197,14 +197,18 @@ impl Node {
         }
         if !self.wiping {
             self.wiping = true;
-            self.with(now, |node, ctx| node.sweeps.start(ctx, Sweep::Wipe, None));
+            self.with(now, |node, ctx| {
+                node.replica.forget_all(ctx);
+                node.sweeps.start(ctx, Sweep::Wipe, None);
+            });
         }
         self.end_wipe(now);
     }
 
     /// Remembers the format only when nothing older is left, and serves only what comes after.
     fn end_wipe(&mut self, now: Time) {
-        if !self.wiping || self.sweeps.is_running(Sweep::Wipe) {
+        let forgetting = self.out.tickets.values().any(|purpose| *purpose == StoreUse::Wiped);
+        if !self.wiping || self.sweeps.is_running(Sweep::Wipe) || forgetting {
             return;
         }
         let Some(ctime) = self.view.format().map(|f| f.ctime) else { return };
@@ -263,7 +267,6 @@ impl Node {
                 node.gateway.take_back(ctx, node.sessions, left);
             }
         });
-        self.replica = Replica::default();
         self.catch_up = CatchUp::default();
         self.reclaim = Reclaim::default();
         self.check_format(now);
@@ -304,7 +307,7 @@ impl Node {
                 node.replica.handle_clean_close(ctx, vid, state.generation);
             }
             if !exists {
-                node.replica.forget_vdi(vid);
+                node.replica.forget_vdi(ctx, vid);
             }
             if node.sessions.get(&vid).is_some_and(|s| s.frozen && readable) {
                 return node.gateway.handle_vdi_changed(ctx, node.sessions, vid);
@@ -450,9 +453,9 @@ impl Node {
             }
             mut body => {
                 let lacking = node.catch_up.lacks_base_of(ctx, &mut body);
-                if let Some(covered) = node.replica.handle_request(ctx, from, id, body) {
-                    if let Some(base) = lacking {
-                        node.catch_up.handle_cloned(ctx, covered, base);
+                if let Some(covered) = node.replica.handle_request(ctx, from, id, body, lacking.is_some()) {
+                    if let Some(base) = lacking.filter(|_| covered.blocks.is_some()) {
+                        node.catch_up.handle_cloned(covered, base);
                     }
                     node.catch_up.handle_covered(covered);
                 }
@@ -511,10 +514,10 @@ impl Node {
                 Purpose::Forward { request } => {
                     node.gateway.handle_forward_reply(ctx, node.sessions, request, body)
                 }
-                Purpose::List { round } => node.catch_up.handle_list_reply(ctx, round, body),
-                Purpose::Length { pg, oid } => node.catch_up.handle_length_reply(ctx, pg, oid, body),
-                Purpose::Fetch { pg, oid, first } => {
-                    node.catch_up.handle_fetch_reply(ctx, pg, oid, first, body)
+                Purpose::List { round } => node.catch_up.handle_list_reply(ctx, node.replica, round, body),
+                Purpose::Length(asked) => node.catch_up.handle_length_reply(ctx, node.replica, asked, body),
+                Purpose::Fetch { asked, blocks } => {
+                    node.catch_up.handle_fetch_reply(ctx, node.replica, asked, blocks, body)
                 }
             }
         });
@@ -542,23 +545,31 @@ impl Node {
         }
         let Some(purpose) = self.out.tickets.remove(&ticket) else { return };
         self.with(now, |node, ctx| match purpose {
-            StoreUse::Change { vid, stamp, covered } => {
-                if matches!(reply, ObjectReply::Failed(_)) {
-                    node.catch_up.handle_not_covered(covered);
+            StoreUse::Change { vid, order, covered } => {
+                let failed = matches!(reply, ObjectReply::Failed(_));
+                node.replica.handle_changed(ctx, vid, order, reply);
+                if failed {
+                    node.catch_up.handle_not_covered(node.replica, covered);
                 }
-                node.replica.handle_changed(ctx, vid, stamp, reply);
+                node.catch_up.handle_answered(ctx, node.replica, order);
+            }
+            StoreUse::Fetch { fetch } => node.replica.handle_fetch_read(ctx, fetch, reply),
+            StoreUse::Forgotten { pg } => {
+                node.replica.handle_forgotten(pg);
+                node.catch_up.propose_finish(ctx, node.replica);
             }
             StoreUse::Answer { to, call } => {
                 let body = match reply {
                     ObjectReply::Data { data, checksums } => PeerReply::Data { data, checksums },
-                    ObjectReply::Checksums(checksums) => PeerReply::Checksums(checksums),
                     ObjectReply::Absent => PeerReply::Absent,
                     ObjectReply::Failed(failure) => PeerReply::Failed(failure),
-                    ObjectReply::Done | ObjectReply::Objects(_) => unreachable!("not an answer to a read"),
+                    other => unreachable!("not an answer to a read: {other:?}"),
                 };
                 ctx.reply(to, call, body);
             }
-            StoreUse::ListFor { to, call, pgs } => answer_list(ctx, to, call, &pgs, reply),
+            StoreUse::ListFor { to, call, pgs, first } => {
+                answer_list(ctx, node.replica, to, call, &pgs, first, reply)
+            }
             StoreUse::SweepList { job } => {
                 if let ObjectReply::Objects(objects) = reply {
                     node.sweeps.handle_listed(ctx, job, objects);
@@ -567,16 +578,20 @@ impl Node {
             StoreUse::SweepDelete { job } => {
                 node.sweeps.handle_deleted(ctx, job);
             }
-            StoreUse::OwnList { round } => {
+            StoreUse::OwnList { pgs } => {
                 if let ObjectReply::Objects(objects) = reply {
-                    node.catch_up.handle_own_list(ctx, round, objects);
+                    node.catch_up.handle_own_list(ctx, &pgs, objects);
                 }
-                node.catch_up.advance(ctx);
+                node.catch_up.advance(ctx, node.replica);
             }
-            StoreUse::OwnLength { pg, oid } => node.catch_up.handle_own_length(ctx, pg, oid, reply),
-            StoreUse::Backfill { pg, oid } => node.catch_up.handle_backfilled(ctx, pg, oid, reply),
+            StoreUse::OwnLength(asked) => {
+                node.catch_up.handle_own_length(ctx, node.replica, asked, reply);
+            }
+            StoreUse::Backfill { pg, oid } => {
+                node.catch_up.handle_backfilled(ctx, node.replica, pg, oid, reply);
+            }
             StoreUse::Client { request } => node.gateway.handle_store(ctx, request, reply),
-            StoreUse::Forget => {}
+            StoreUse::Wiped | StoreUse::Forget => {}
         });
         self.end_wipe(now);
         self.settle_down(now);
@@ -629,7 +644,7 @@ impl Node {
             node.gateway.retry_waiting(ctx, node.sessions);
             node.gateway.retry_delayed(ctx);
             node.reclaim.handle_tick(ctx);
-            node.catch_up.advance(ctx);
+            node.catch_up.advance(ctx, node.replica);
         });
         self.close_idle_sessions(now);
         if self.sweep_wanted && !self.wiping && !self.sweeps.is_running(Sweep::Garbage) {
@@ -744,22 +759,28 @@ fn all_pgs(view: &View) -> Vec<PgId> {
         .collect()
 }
 
-/// The part of a page of this node's objects that belongs to the PGs asked for.
-fn answer_list(ctx: &mut Context, to: NodeId, call: u64, pgs: &[(PgId, Since)], reply: ObjectReply) {
+/// The part of a page of this node's objects that belongs to the PGs asked for; deleted ones too, while that is unsettled.
+fn answer_list(
+    ctx: &mut Context,
+    replica: &Replica,
+    to: NodeId,
+    call: u64,
+    pgs: &[(PgId, Since)],
+    first: Oid,
+    reply: ObjectReply,
+) {
     let ObjectReply::Objects(objects) = reply else {
         return ctx.reply(to, call, PeerReply::Failed(proto::object::StoreFailure::DiskFailed));
     };
-    let last = objects.last().map(|o| o.oid);
     let complete = objects.len() < crate::replica::LIST_PAGE as usize;
-    let asked: std::collections::BTreeSet<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
-    let wanted = |oid| ctx.view.pg_of(oid).is_some_and(|pg| asked.contains(&pg));
-    let mut found: Vec<_> = objects.into_iter().filter(|o| wanted(o.oid)).collect();
     // The asker goes on after the last object it is told of, so an incomplete page names its end.
-    if !complete
-        && let Some(last) = last
-        && found.last().map(|o| o.oid) != Some(last)
-    {
-        found.push(proto::object::ObjectInfo { oid: last, allocated_bytes: 0 });
-    }
-    ctx.reply(to, call, PeerReply::Objects { objects: found, complete });
+    let end = objects.last().map(|o| o.oid).filter(|_| !complete);
+    let asked: BTreeSet<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
+    let wanted = |oid| Some(oid) == end || ctx.view.pg_of(oid).is_some_and(|pg| asked.contains(&pg));
+    let marked = replica.objects_with_marks(ctx, &asked);
+    let in_page = |o: &ObjectInfo| first <= o.oid && end.is_none_or(|end| o.oid <= end);
+    let found: BTreeMap<Oid, ObjectInfo> =
+        marked.into_iter().filter(in_page).chain(objects).map(|o| (o.oid, o)).collect();
+    let objects = found.into_values().filter(|o| wanted(o.oid)).collect();
+    ctx.reply(to, call, PeerReply::Objects { objects, complete });
 }

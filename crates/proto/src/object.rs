@@ -100,6 +100,9 @@ pub enum Change {
     Delete,
 }
 
+/// Changes in one [`ObjectOp::Amend`]: their journal record fits into the smallest journal.
+pub const AMENDED_MAX: usize = 1024;
+
 /// An order to a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectOp {
@@ -112,6 +115,10 @@ pub enum ObjectOp {
     Checksums { oid: Oid },
     /// Up to `limit` objects with ids in `first ..= last`, ascending. Answered by `Objects`.
     List { first: Oid, last: Oid, limit: u32 },
+    /// Corrects what is remembered of tagged changes, in one step, and no object: what `forget` names is not remembered any more,
+    /// what `remember` names is, as if its changes had been carried out now. `forget` takes effect on changes that were
+    /// answered before. At most [`AMENDED_MAX`] in all.
+    Amend { forget: Vec<Unsettled>, remember: Vec<Unsettled> },
     /// Advice: everything of this VDI up to and including `stamp` is settled. Need not be durable.
     Settle { vid: Vid, stamp: Stamp },
     /// Everything answered before is durable already; this additionally waits for all that was submitted

@@ -59,10 +59,13 @@ pub enum PeerRequest {
         oid: Oid,
         blocks: BlockRange,
     },
-    Checksums {
+    /// Of a copy that catches up: these blocks of the object and what of them is unsettled. `None`: how long the object is, and what
+    /// of any part of it is unsettled.
+    Fetch {
         pg: PgId,
         since: Since,
         oid: Oid,
+        blocks: Option<BlockRange>,
     },
     /// Refuse this VDI's older generations from now on; what of them is unsettled?
     Seal {
@@ -119,7 +122,13 @@ pub enum PeerReply {
         data: Bytes,
     },
     Absent,
-    Checksums(Vec<u32>),
+    Fetched {
+        found: Fetched,
+        /// The changes that are part of what was found, and may be missing elsewhere: no more and no less.
+        marks: Vec<Unsettled>,
+        #[serde(skip)]
+        data: Bytes,
+    },
     Unsettled(Vec<Unsettled>),
     Objects {
         objects: Vec<ObjectInfo>,
@@ -143,6 +152,16 @@ pub enum PeerReply {
         #[serde(skip)]
         data: Bytes,
     },
+}
+
+/// What a copy has of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fetched {
+    Absent,
+    /// It exists; one past the last block that is not a hole, at least.
+    Length(u32),
+    /// The blocks asked for, with these checksums.
+    Blocks(Vec<u32>),
 }
 
 /// Why a frame was refused. The link is closed.
@@ -234,7 +253,10 @@ impl PeerMessage {
                 ..
             }
             | PeerMessage::Reply {
-                body: PeerReply::Data { data, .. } | PeerReply::Client { data, .. },
+                body:
+                    PeerReply::Data { data, .. }
+                    | PeerReply::Fetched { data, .. }
+                    | PeerReply::Client { data, .. },
                 ..
             } => data.clone(),
             _ => Bytes::new(),
@@ -248,7 +270,10 @@ impl PeerMessage {
                 ..
             }
             | PeerMessage::Reply {
-                body: PeerReply::Data { data, .. } | PeerReply::Client { data, .. },
+                body:
+                    PeerReply::Data { data, .. }
+                    | PeerReply::Fetched { data, .. }
+                    | PeerReply::Client { data, .. },
                 ..
             } => *data = payload,
             _ => {}

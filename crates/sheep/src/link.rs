@@ -21,7 +21,7 @@ use front::buffer::AlignedBuf;
 use proto::checksum::{block_checksums, crc32c};
 use proto::object::Change;
 use proto::peer::{
-    FRAME_HEAD_BYTES, FrameError, FrameHead, HELLO_MAGIC, Hello, PeerMessage, PeerReply, PeerRequest,
+    FRAME_HEAD_BYTES, Fetched, FrameError, FrameHead, HELLO_MAGIC, Hello, PeerMessage, PeerReply, PeerRequest,
 };
 use proto::{BLOCK_BYTES, NodeId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -343,6 +343,10 @@ fn verify(message: &PeerMessage) -> Result<(), ReceiveError> {
         PeerMessage::Reply { body: PeerReply::Data { checksums, data }, .. } => {
             (data, checksums.as_slice(), checksums.len())
         }
+        PeerMessage::Reply { body: PeerReply::Fetched { found, data, .. }, .. } => match found {
+            Fetched::Blocks(checksums) => (data, checksums.as_slice(), checksums.len()),
+            Fetched::Absent | Fetched::Length(_) => (data, &[][..], 0),
+        },
         _ => return Ok(()),
     };
     if blocks != checksums.len() || Some(data.len()) != blocks.checked_mul(BLOCK_BYTES) {

@@ -107,7 +107,7 @@ impl ObjectStore for NoStore {
         let reply = match op {
             ObjectOp::Read { .. } | ObjectOp::Checksums { .. } => ObjectReply::Absent,
             ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
-            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+            ObjectOp::Amend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
             // Nobody places objects on a gateway. Whoever tries must not believe that they are stored.
             ObjectOp::Change { .. } => ObjectReply::Failed(StoreFailure::DiskFailed),
         };

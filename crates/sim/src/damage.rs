@@ -90,10 +90,10 @@ impl World {
             Stage::Checked(left, oid, request) => match self.answers.remove(&request) {
                 None => Some(Stage::Checked(left, oid, request)),
                 Some(Ok(ClientReply::Checked(report))) if report.lost.is_empty() => self.check_next(left),
-                // The VDI has ended, or the sheep that was asked.
-                Some(Err(_)) if self.lost_asks.remove(&request) || self.is_deleted(oid) => {
-                    self.check_next(left)
-                }
+                // Of a VDI that has ended the other copies may be gone already.
+                Some(_) if self.is_deleted(oid) => self.check_next(left),
+                // The sheep that was asked has ended.
+                Some(Err(_)) if self.lost_asks.remove(&request) => self.check_next(left),
                 Some(other) => {
                     self.violate(format!("a check of object {oid} is answered with {other:?}"));
                     None

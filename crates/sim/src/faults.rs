@@ -26,6 +26,16 @@ pub(crate) enum Fault {
     },
     Reconnect(SheepIndex),
     DiskRecovers(SheepIndex),
+    /// As soon as the sheep catches up, an owner dies.
+    OwnerDies {
+        catcher: SheepIndex,
+        tries: u32,
+    },
+    /// As soon as the sheep has caught up, another one dies.
+    SourceDies {
+        catcher: SheepIndex,
+        tries: u32,
+    },
 }
 
 impl World {
@@ -60,6 +70,11 @@ impl World {
                 self.sheep[victim].disk_slowness = self.fault_rng.in_range(5..100) as u32;
                 let delay = self.fault_rng.duration(50 * MS..500 * MS);
                 self.queue.put_after(delay, Event::Fault(Fault::DiskRecovers(victim)));
+            }
+            FaultKind::Succession => {
+                self.kill(victim, Ending::Killed);
+                self.boot_later(victim, 200 * MS);
+                self.wait_for(Fault::OwnerDies { catcher: victim, tries: 200 });
             }
             FaultKind::BitRot | FaultKind::ReadError | FaultKind::DiskFailure => {
                 self.plan_damage(kind, victim);
@@ -100,6 +115,34 @@ impl World {
                 self.mend_driver(sheep);
             }
             Fault::DiskRecovers(sheep) => self.sheep[sheep].disk_slowness = 1,
+            Fault::OwnerDies { .. } | Fault::SourceDies { .. } if !self.faults_on || self.is_healing() => {}
+            Fault::OwnerDies { catcher, tries } => match self.pgs_behind(catcher) {
+                Some(1..) => {
+                    // Some of what it has begun by then is on its way.
+                    if let Some(owner) = self.draw_owner(catcher) {
+                        self.log(|| format!("FAULT owner {owner} dies while {catcher} catches up"));
+                        self.kill(owner, Ending::Killed);
+                        self.boot_later(owner, 1500 * MS);
+                        self.wait_for(Fault::SourceDies { catcher, tries: 100 });
+                    }
+                }
+                _ if tries > 0 => self.wait_for(Fault::OwnerDies { catcher, tries: tries - 1 }),
+                _ => {}
+            },
+            Fault::SourceDies { catcher, tries } => match self.pgs_behind(catcher) {
+                Some(1..) if tries > 0 => self.wait_for(Fault::SourceDies { catcher, tries: tries - 1 }),
+                Some(_) => {
+                    let others: Vec<SheepIndex> =
+                        (0..self.sheep.len()).filter(|s| *s != catcher && self.sheep[*s].is_up()).collect();
+                    if !others.is_empty() {
+                        let source = *self.fault_rng.pick(&others);
+                        self.log(|| format!("FAULT source {source} dies after {catcher} has caught up"));
+                        self.kill(source, Ending::Killed);
+                        self.boot_later(source, 1500 * MS);
+                    }
+                }
+                None => {}
+            },
         }
     }
 
@@ -107,6 +150,28 @@ impl World {
     fn is_still_cut_off(&self, sheep: SheepIndex, start: u64, cut: u64) -> bool {
         let sheep = &self.sheep[sheep];
         sheep.cut_off && sheep.start == start && sheep.cuts == cut
+    }
+
+    fn wait_for(&mut self, fault: Fault) {
+        let pause = self.fault_rng.duration(MS / 5..3 * MS);
+        self.queue.put_after(pause, Event::Fault(fault));
+    }
+
+    /// PGs that a sheep catches up on. `None`: it is down, or not yet a member.
+    fn pgs_behind(&self, sheep: SheepIndex) -> Option<u32> {
+        let process = self.sheep[sheep].process()?;
+        process.node.is_member().then(|| process.node.pgs_behind())
+    }
+
+    /// A sheep that owns a session, as another one sees it.
+    fn draw_owner(&mut self, witness: SheepIndex) -> Option<SheepIndex> {
+        let view = self.sheep[witness].process()?.node.view();
+        let owners = self.vdis.iter().filter_map(|vid| view.session(*vid).owner);
+        let owners: Vec<SheepIndex> = owners
+            .filter_map(|(id, _)| self.sheep.iter().position(|s| s.id() == id && s.is_up()))
+            .filter(|owner| *owner != witness)
+            .collect();
+        (!owners.is_empty()).then(|| *self.fault_rng.pick(&owners))
     }
 
     fn step_now(&mut self, event: Event) {

@@ -66,7 +66,10 @@ impl ModelStore {
     /// Takes effect now; is answered when [`ModelStore::complete`] is called.
     pub fn submit(&mut self, ticket: Ticket, op: ObjectOp) {
         let reply = self.now.apply(&op);
-        let changed = matches!(op, ObjectOp::Change { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush);
+        let changed = matches!(
+            op,
+            ObjectOp::Change { .. } | ObjectOp::Amend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush
+        );
         if changed && !matches!(reply, ObjectReply::Failed(_)) {
             self.pending.push_back(Pending { ticket, op, durable: false });
         }
@@ -161,6 +164,11 @@ impl ModelDisk {
                 ObjectReply::Objects(
                     self.objects.range(first..=last).map(info).take(*limit as usize).collect(),
                 )
+            }
+            ObjectOp::Amend { forget, remember } => {
+                self.unsettled.retain(|u| !forget.contains(u) && !remember.contains(u));
+                self.unsettled.extend(remember);
+                ObjectReply::Done
             }
             ObjectOp::Settle { vid, stamp } => {
                 self.unsettled.retain(|u| u.vid != *vid || u.stamp > *stamp);

@@ -10,6 +10,7 @@ use crate::prng::Rng;
 
 const MS: Duration = Duration::from_millis(1);
 /// Any number: keeps the draws for the store apart from all others of a seed.
+const SUCCESSION_SALT: u64 = 0x73_7563_6365_7373;
 const STORE_SALT: u64 = 0x73_746f_7265;
 /// The same for snapshots.
 const FOREST_SALT: u64 = 0x66_6f72_6573;
@@ -27,6 +28,8 @@ pub enum FaultKind {
     DriftClock,
     /// When a sheep ends, what it has sent may sit in its peers' sockets for a long time, into its next life.
     LateFrames,
+    /// An owner dies while a copy catches up, and then whom the copy may have fetched from.
+    Succession,
     /// Bits of a block on one sheep's disk flip.
     BitRot,
     /// Some reads of one sheep's disk end with an error.
@@ -149,6 +152,14 @@ impl Scenario {
             store: StoreKind::Model,
             wide_writes: false,
             checkpoints_permille: 0,
+        }
+    }
+
+    /// Whether owners die while copies catch up. Draws from a generator of its own, too.
+    pub fn draw_succession(&mut self, seed: u64) {
+        // It takes a catcher, an owner, a source and a witness.
+        if self.members.len() > 2 && Rng::new(seed ^ SUCCESSION_SALT).percent(40) {
+            self.faults.extend([FaultKind::Succession; 3]);
         }
     }
 

@@ -153,6 +153,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut scenario = Scenario::draw(&mut rng, options.bug);
         scenario.draw_store(seed, options.store);
+        scenario.draw_succession(seed);
         let forest = Forest::new(scenario.draw_forest(seed));
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
@@ -686,7 +687,9 @@ fn brief(message: &PeerMessage) -> String {
     let mut message = message.clone();
     let payload = match &mut message {
         PeerMessage::Request { body: PeerRequest::Change { data, .. }, .. }
-        | PeerMessage::Reply { body: PeerReply::Data { data, .. }, .. } => std::mem::take(data),
+        | PeerMessage::Reply {
+            body: PeerReply::Data { data, .. } | PeerReply::Fetched { data, .. }, ..
+        } => std::mem::take(data),
         PeerMessage::Request { body: PeerRequest::Forward { op, data, .. }, .. } => {
             let payload = std::mem::take(data);
             op.set_payload(Bytes::new());

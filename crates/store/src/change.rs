@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use proto::Oid;
-use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, StoreFailure, Tag, WriteBase};
+use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, Origin, StoreFailure, Tag, WriteBase};
 
 use crate::buffer::{AlignedBuf, aligned};
 use crate::io::IoOp;
@@ -13,6 +13,7 @@ use crate::layout::*;
 use crate::record::{ChunkRef, Entry, TagKey, encode_write};
 use crate::store::{DirectChunk, IoOwner, Pending, Stage, Store, map_place};
 use crate::tables::run_mask;
+use crate::write_back::TAG_ENTRY_BYTES;
 use crate::written::Removed;
 
 /// Up to 32 KiB go through the journal: writing them twice costs less than a second I/O before the answer.
@@ -137,7 +138,7 @@ impl Store {
     }
 
     /// Applies the change if the journal has room and nobody waits for it already, else lets it wait.
-    fn enter_journal(&mut self, order: u64, ticket: u64, op: ObjectOp, chunks: Vec<DirectChunk>) {
+    pub(crate) fn enter_journal(&mut self, order: u64, ticket: u64, op: ObjectOp, chunks: Vec<DirectChunk>) {
         if self.stalled.is_empty() && self.apply_if_admitted(order, ticket, &op, &chunks) {
             return;
         }
@@ -159,7 +160,9 @@ impl Store {
 
     /// False: no room in the journal, or on the disk, yet. Otherwise the order is applied or refused.
     fn apply_if_admitted(&mut self, order: u64, ticket: u64, op: &ObjectOp, chunks: &[DirectChunk]) -> bool {
-        let ObjectOp::Change { oid, change, data, tag } = op else { unreachable!("only changes come here") };
+        let ObjectOp::Change { oid, change, data, tag } = op else {
+            return self.amend_if_admitted(order, ticket, op);
+        };
         let base = self.real_base(*oid, change);
         let need = self.need(*oid, change, base, chunks);
         let blocks = crate::record::header_blocks(need.entries_bytes) + need.data_blocks;
@@ -189,6 +192,42 @@ impl Store {
         info.replies.push((ticket, ObjectReply::Done));
         self.open_gates(order, op);
         true
+    }
+
+    fn amend_if_admitted(&mut self, order: u64, ticket: u64, op: &ObjectOp) -> bool {
+        let ObjectOp::Amend { forget, remember } = op else {
+            unreachable!("nothing else enters the journal")
+        };
+        if !remember.is_empty() && self.tags.len() + remember.len() > self.journal.tags_max() {
+            self.refuse(order, ticket, op, &[]);
+            return true;
+        }
+        let entries_bytes = FIXED_ENTRIES_BYTES + (forget.len() + remember.len()) * TAG_ENTRY_BYTES;
+        if !self.journal.admits(entries_bytes, 0, false) {
+            return false;
+        }
+        let seq = self.journal.begin(entries_bytes, 0);
+        for key in forget.iter().map(TagKey::from) {
+            self.journal.push(&Entry::Untag { key });
+            // The records that logged it are needed until this one is durable.
+            let logged_before = self.tags.remove(&key);
+            self.journal.info_mut(seq).replaces_tags.extend(logged_before);
+        }
+        for change in remember {
+            let key = TagKey::from(change);
+            self.journal.push(&Entry::Tag { key, origin: change.origin, settled: None });
+            self.insert_tag(seq, key, change.origin);
+        }
+        self.journal.info_mut(seq).replies.push((ticket, ObjectReply::Done));
+        true
+    }
+
+    fn insert_tag(&mut self, seq: u64, key: TagKey, origin: Origin) {
+        let logged_before = self.tags.insert(key, origin, seq);
+        let info = self.journal.info_mut(seq);
+        info.tags += 1;
+        info.tag_keys.push(key);
+        info.replaces_tags.extend(logged_before);
     }
 
     /// No space: nothing was changed, and what was taken goes back. No write to those slots is in flight any more.
@@ -463,11 +502,7 @@ impl Store {
         self.journal.push(&Entry::Tag { key, origin: tag.origin, settled: Some(tag.settled) });
         self.settle_before(tag);
         if tag.stamp.seq > tag.settled {
-            let logged_before = self.tags.insert(key, tag.origin, seq);
-            let info = self.journal.info_mut(seq);
-            info.tags += 1;
-            info.tag_keys.push(key);
-            info.replaces_tags.extend(logged_before);
+            self.insert_tag(seq, key, tag.origin);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! tables is a new value, never a difference: replaying it twice, or onto a table that already has it, changes nothing.
 
 use proto::checksum::crc32c;
-use proto::object::{BlockRange, Origin, Stamp};
+use proto::object::{BlockRange, Origin, Stamp, Unsettled};
 use proto::{Generation, Incarnation, Oid, RequestId, Seq, Vid};
 
 use crate::layout::{BLOCK, GROUP_CHUNKS};
@@ -104,6 +104,13 @@ pub struct TagKey {
     pub blocks: Option<BlockRange>,
 }
 
+impl From<&Unsettled> for TagKey {
+    fn from(change: &Unsettled) -> TagKey {
+        let Unsettled { vid, stamp, oid, blocks, .. } = *change;
+        TagKey { vid, stamp, oid, blocks }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The next `crcs.len()` data blocks of the record are the newest content of these blocks.
@@ -159,6 +166,10 @@ pub enum Entry {
         origin: Origin,
         settled: Option<Seq>,
     },
+    /// The change is not remembered any more, whatever earlier records say.
+    Untag {
+        key: TagKey,
+    },
 }
 
 impl Entry {
@@ -187,12 +198,10 @@ impl Entry {
                 w.u8(8).u64(oid.0).u32(*chunk).u16(*mask).u64(*upto).done()
             }
             Entry::Tag { key, origin, settled } => {
-                let blocks = key.blocks.unwrap_or(BlockRange::new(0, 0));
-                w.u8(9).u32(key.vid.0).u64(key.stamp.generation.0).u64(key.stamp.seq.0).u64(key.oid.0);
-                w.u8(u8::from(key.blocks.is_none())).u32(blocks.first).u32(blocks.count);
-                w.u64(origin.incarnation.0).u64(origin.request.0);
+                w.u8(9).key(key).u64(origin.incarnation.0).u64(origin.request.0);
                 w.u8(u8::from(settled.is_some())).u64(settled.unwrap_or_default().0).done()
             }
+            Entry::Untag { key } => w.u8(10).key(key).done(),
         }
     }
 }
@@ -224,6 +233,11 @@ impl Writer<'_> {
     fn u64(&mut self, v: u64) -> &mut Self {
         self.0.extend_from_slice(&v.to_le_bytes());
         self
+    }
+    fn key(&mut self, key: &TagKey) -> &mut Self {
+        let blocks = key.blocks.unwrap_or(BlockRange::new(0, 0));
+        self.u32(key.vid.0).u64(key.stamp.generation.0).u64(key.stamp.seq.0).u64(key.oid.0);
+        self.u8(u8::from(key.blocks.is_none())).u32(blocks.first).u32(blocks.count)
     }
     fn done(&mut self) {}
 }
@@ -279,6 +293,14 @@ impl Reader<'_> {
         self.u8().filter(|i| u32::from(*i) < GROUP_CHUNKS)
     }
 
+    fn key(&mut self) -> Option<TagKey> {
+        let vid = Vid(self.u32()?);
+        let stamp = Stamp { generation: Generation(self.u64()?), seq: Seq(self.u64()?) };
+        let (oid, whole) = (self.oid()?, self.flag()?);
+        let blocks = BlockRange::new(self.u32()?, self.u32()?);
+        Some(TagKey { vid, stamp, oid, blocks: (!whole).then_some(blocks) })
+    }
+
     fn entry(&mut self) -> Option<Entry> {
         Some(match self.u8()? {
             1 => {
@@ -305,19 +327,13 @@ impl Reader<'_> {
             }
             8 => Entry::Homed { oid: self.oid()?, chunk: self.u32()?, mask: self.u16()?, upto: self.u64()? },
             9 => {
-                let vid = Vid(self.u32()?);
-                let stamp = Stamp { generation: Generation(self.u64()?), seq: Seq(self.u64()?) };
-                let (oid, whole) = (self.oid()?, self.flag()?);
-                let blocks = BlockRange::new(self.u32()?, self.u32()?);
+                let key = self.key()?;
                 let origin =
                     Origin { incarnation: Incarnation(self.u64()?), request: RequestId(self.u64()?) };
                 let (has_settled, settled) = (self.flag()?, Seq(self.u64()?));
-                Entry::Tag {
-                    key: TagKey { vid, stamp, oid, blocks: (!whole).then_some(blocks) },
-                    origin,
-                    settled: has_settled.then_some(settled),
-                }
+                Entry::Tag { key, origin, settled: has_settled.then_some(settled) }
             }
+            10 => Entry::Untag { key: self.key()? },
             _ => return None,
         })
     }
@@ -346,6 +362,7 @@ mod tests {
             Entry::Homed { oid: Oid(1), chunk: 4, mask: 3, upto: 99 },
             Entry::Tag { key, origin: Origin::default(), settled: Some(Seq(8)) },
             Entry::Tag { key: TagKey { blocks: None, ..key }, origin: Origin::default(), settled: None },
+            Entry::Untag { key },
         ]
     }
 

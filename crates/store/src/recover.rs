@@ -460,6 +460,10 @@ impl Replay {
                     info.tag_keys.push(key);
                 }
             }
+            Entry::Untag { key } => {
+                let logged_in = self.tags.remove(&key);
+                logged_in.into_iter().for_each(|old| self.info(old).tags -= 1);
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use proto::Oid;
-use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
+use proto::object::{AMENDED_MAX, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
 
 use crate::growth::Growth;
 use crate::io::{IoId, IoOp, IoRequest, IoResult, Usage};
@@ -151,7 +151,10 @@ impl Store {
         }
         let order = self.next_order;
         self.next_order += 1;
-        if matches!(op, ObjectOp::Flush | ObjectOp::List { .. }) {
+        if matches!(op, ObjectOp::Amend { .. }) {
+            // At its place among the changes: what is submitted later enters the journal behind it.
+            self.enter_journal(order, ticket, op, Vec::new());
+        } else if matches!(op, ObjectOp::Flush | ObjectOp::List { .. }) {
             if self.pending.is_empty() {
                 self.run_barrier(ticket, &op);
             } else {
@@ -455,6 +458,7 @@ fn is_valid(op: &ObjectOp) -> bool {
         ObjectOp::Read { blocks, .. } => {
             blocks.end() <= OBJECT_BLOCKS_MAX && blocks.count <= crate::read::READ_BLOCKS_MAX
         }
+        ObjectOp::Amend { forget, remember } => forget.len() + remember.len() <= AMENDED_MAX,
         _ => true,
     }
 }

@@ -47,6 +47,11 @@ impl Tags {
         }
     }
 
+    /// Forgets one change; returns the record that had logged it.
+    pub fn remove(&mut self, key: &TagKey) -> Option<u64> {
+        self.by_key.remove(key).map(|tagged| tagged.logged_in)
+    }
+
     /// The change, if it is still unsettled and `logged_in` is where it was logged last.
     pub fn origin_if_logged_in(&self, key: &TagKey, logged_in: u64) -> Option<Origin> {
         self.by_key.get(key).filter(|t| t.logged_in == logged_in).map(|t| t.origin)

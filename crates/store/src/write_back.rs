@@ -24,7 +24,7 @@ const PAGES_MAX: usize = 256;
 const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
 const JOB_ENTRIES_BYTES: usize = 128;
-const TAG_ENTRY_BYTES: usize = 96;
+pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 128 MiB.
 const WRITTEN_BLOCKS_MAX: usize = 32768;
 

@@ -131,3 +131,41 @@ fn every_answered_change_survives_crashes_at_random_moments() {
         assert!(result.is_ok(), "seed {seed}");
     }
 }
+
+fn named(seq: u64) -> Unsettled {
+    let tag = tag(7, 1, seq, 0);
+    let blocks = Some(BlockRange::new(seq as u32 % 64, 1));
+    Unsettled { vid: tag.vid, stamp: tag.stamp, origin: tag.origin, oid: Oid(100), blocks }
+}
+
+fn named_write(seq: u64) -> ObjectOp {
+    tagged_write(Oid(100), seq as u32 % 64, &[seq], WriteBase::Keep, Some(tag(7, 1, seq, 0)))
+}
+
+#[test]
+fn what_was_amended_stays_so_and_a_repeated_change_is_remembered_again() {
+    for seed in 0..60 {
+        let mut machine = Machine::new(seed, 14 << 20);
+        (1..=8).for_each(|seq| assert_eq!(machine.call(named_write(seq)), ObjectReply::Done));
+        if seed % 3 == 0 {
+            // The tags are logged anew elsewhere.
+            machine.checkpoint();
+        }
+        let remember: Vec<Unsettled> = [21, 22].map(named).to_vec();
+        let amend = machine.submit(ObjectOp::Amend { forget: (1..=4).map(named).collect(), remember });
+        // Submitted later, so it counts, whatever the disk does first.
+        let again = machine.submit(named_write(2));
+        for _ in 0..machine.rng.below(6) {
+            machine.step();
+        }
+        machine.store.assert_invariants();
+        let done = [amend, again].map(|ticket| machine.replies.contains_key(&ticket));
+        let mut found: Vec<u64> = machine.crash().iter().map(|u| u.stamp.seq.0).collect();
+        found.sort_unstable();
+        match (done, &found[..]) {
+            (_, [2, 5, 6, 7, 8, 21, 22]) => {}
+            ([_, false], [5, 6, 7, 8, 21, 22]) | ([false, false], [1, 2, 3, 4, 5, 6, 7, 8]) => {}
+            _ => panic!("seed {seed}: {done:?} and yet {found:?}"),
+        }
+    }
+}

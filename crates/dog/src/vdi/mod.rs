@@ -1,26 +1,32 @@
 //! `dog vdi`: volumes, their snapshots, objects and locks.
 
 pub mod attribute;
+pub mod backup;
 pub mod check;
 pub mod clone;
 pub mod create;
 pub mod delete;
+pub mod export;
 pub mod graph;
+pub mod import;
 pub mod list;
 pub mod lock;
 pub mod object;
 pub mod read;
 pub mod resize;
+pub mod restore;
 pub mod rollback;
 pub mod snapshot;
 pub mod track;
 pub mod tree;
 pub mod write;
 
+mod image;
 mod inode_file;
 mod names;
 mod ranges;
 mod span;
+mod stream;
 mod table;
 
 /// Bytes per request of commands that stream: large enough that the round trip does not count.

@@ -13,6 +13,7 @@ use proto::client::{ClientError, VdiInfo};
 use proto::inode::NAME_MAX;
 
 use super::names::{lossy, names};
+use super::ranges;
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
@@ -97,10 +98,13 @@ fn parse_tag(parsed: &Parsed) -> Outcome<Vec<u8>> {
     Ok(tag[..tag.len().min(NAME_MAX)].to_vec())
 }
 
-/// Does the working VDI own nothing, so that it is still what its last snapshot is?
+/// Is the working VDI still what its last snapshot is?
 fn is_unchanged(sheep: &mut Sheep, vid: Vid) -> Outcome<bool> {
-    let (own_objects, _) = sheep.usage(vid)?;
-    Ok(own_objects == 0)
+    let header = sheep.inode_header(vid)?;
+    match header.parent {
+        Vid(0) => Ok(sheep.usage(vid)?.0 == 0),
+        _ => Ok(ranges::is_same_as_parent(sheep, vid, &header)?),
+    }
 }
 
 fn failure_of(name: &[u8], error: CallError) -> Failure {

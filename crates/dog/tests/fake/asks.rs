@@ -89,14 +89,18 @@ impl State {
         let mut heads = Vec::new();
         for vid in vids {
             let name = self.vdis[vid].name.clone();
-            heads.push(self.stand_on(*vid, &name));
+            let mut head = self.stand_on(*vid, &name);
             let info = self.vdis.get_mut(vid).unwrap();
             (info.snap_ctime, info.tag) = (SNAP_TIME, tag.to_vec());
+            // Its client goes on with what has taken its place.
+            head.locked_by = std::mem::take(&mut info.locked_by);
+            self.vdis.insert(head.vid, head.clone());
+            heads.push(head);
         }
         Ok(ClientReply::Vdis(heads))
     }
 
-    /// What `cl1` is used for is no secret: its client has locked it.
+    /// Locked is in use.
     fn roll_back(&mut self, to: Vid, force: bool) -> ClientResult {
         let name = self.vdis[&to].name.clone();
         let head = self.working(&name);

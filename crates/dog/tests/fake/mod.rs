@@ -9,7 +9,7 @@ mod asks;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -29,7 +29,7 @@ pub struct Flock {
     pub ports: Vec<u16>,
     /// Where the first one listens in the file system.
     pub socket: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// How a sheep treats its clients.
@@ -51,6 +51,11 @@ enum Manners {
 }
 
 impl Flock {
+    /// For files of a case.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub fn start(scenario: &str) -> Flock {
         let (sheep_count, manners, status) = match scenario {
             "running" | "empty" | "in use" => (3, Manners::Good, ClusterStatus::Running),
@@ -71,7 +76,7 @@ impl Flock {
         if sheep_count == 0 {
             // A port that was free a moment ago, and that nobody listens on.
             let port = listen().local_addr().unwrap().port();
-            return Flock { ports: vec![port], socket, _dir: dir };
+            return Flock { ports: vec![port], socket, dir };
         }
         let listeners: Vec<TcpListener> = (0..sheep_count).map(|_| listen()).collect();
         let ports: Vec<u16> =
@@ -94,7 +99,7 @@ impl Flock {
                 serve(stream.unwrap(), 0, manners, &state);
             }
         });
-        Flock { ports, socket, _dir: dir }
+        Flock { ports, socket, dir }
     }
 }
 

@@ -78,7 +78,7 @@ impl Session {
                 for (node, found) in &found {
                     match found {
                         Found::Data(data) if data == reference => continue,
-                        // An object of zeros and none read the same; catching up makes none of the former.
+                        // An object of zeros and none read the same.
                         Found::Absent if reference.iter().all(|byte| *byte == 0) => continue,
                         Found::Absent => {
                             if !report.missing.contains(node) {

@@ -38,6 +38,7 @@ use table_io::{Pages, TableWrite};
 use task::Task;
 
 pub(crate) use inner::Inner;
+pub(crate) use seal::blocks_of;
 
 /// How long a session without clients of its own is kept.
 const IDLE: Duration = Duration::from_secs(2);

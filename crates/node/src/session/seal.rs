@@ -17,7 +17,7 @@ use bytes::Bytes;
 use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, Stamp, StoreFailure, Unsettled, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid};
+use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid, ViewVersion};
 use volume::PAGE_BLOCKS;
 
 use super::Session;
@@ -34,8 +34,9 @@ const MENDS_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Seal {
     attempt: u64,
-    asked: BTreeMap<NodeId, (u64, Time)>,
-    answers: BTreeMap<NodeId, Vec<Unsettled>>,
+    asked: BTreeMap<NodeId, (u64, Time, ViewVersion)>,
+    /// Each as of a view at least this new.
+    answers: BTreeMap<NodeId, (ViewVersion, Vec<Unsettled>)>,
     started: Time,
     planned: bool,
     restart: bool,
@@ -90,22 +91,22 @@ impl Session {
         if seal.planned {
             return self.advance_seal(ctx);
         }
-        // What a copy told before it was dropped is of no account, even if it has caught up with the others since.
-        for (node, changes) in &mut seal.answers {
-            changes.retain(|c| {
-                let pg = ctx.view.pg_of(c.oid).and_then(|id| ctx.view.pg(id));
-                pg.is_some_and(|pg| pg.writers().any(|n| n == *node))
-            });
-        }
-        seal.answers.retain(|node, _| needed.contains(node));
+        // An answer from before a change of sets is of no account: its copy may have begun anew since, or, while it was catching up, have
+        // taken from another copy what that one alone has told, and that one does not count any more.
+        let pool = ctx.view.vdi(vid).map(|vdi| &ctx.view.pools()[usize::from(vdi.pool.0)]);
+        let pgs = pool.map(|pool| &pool.pgs[..]).unwrap_or_default();
+        let changed_since = |node: NodeId, version: ViewVersion| {
+            pgs.iter().any(|pg| pg.since.0 > version.0 && pg.writers().any(|n| n == node))
+        };
+        seal.answers.retain(|node, (version, _)| needed.contains(node) && !changed_since(*node, *version));
         for node in &needed {
             if !ctx.view.is_up(*node) {
-                if let Some((call, _)) = seal.asked.remove(node) {
+                if let Some((call, ..)) = seal.asked.remove(node) {
                     ctx.out.calls.remove(&call);
                 }
             } else if !seal.answers.contains_key(node) && !seal.asked.contains_key(node) {
                 let call = ctx.call(*node, PeerRequest::Seal { vid, generation }, Purpose::Seal { vid });
-                seal.asked.insert(*node, (call, ctx.now));
+                seal.asked.insert(*node, (call, ctx.now, ctx.view.version()));
             }
         }
         // A PG without any copy in sync cannot be told alike; it is waited for as well.
@@ -118,9 +119,9 @@ impl Session {
 
     pub fn handle_seal_reply(&mut self, ctx: &mut Context, from: NodeId, reply: PeerReply) {
         let Some(seal) = self.seal.as_mut() else { return };
-        seal.asked.remove(&from);
-        if let PeerReply::Unsettled(changes) = reply {
-            seal.answers.insert(from, changes);
+        let asked = seal.asked.remove(&from);
+        if let (PeerReply::Unsettled(changes), Some((_, _, version))) = (reply, asked) {
+            seal.answers.insert(from, (version, changes));
         }
         self.replan_seal(ctx);
         self.run(ctx);
@@ -135,7 +136,7 @@ impl Session {
         let silent: Vec<NodeId> = seal
             .asked
             .iter()
-            .filter(|(node, (_, at))| **node != ctx.me && ctx.now.since(*at) > COPY_TIMEOUT)
+            .filter(|(node, (_, at, _))| **node != ctx.me && ctx.now.since(*at) > COPY_TIMEOUT)
             .map(|(node, _)| *node)
             .collect();
         let mut silent = silent;
@@ -163,7 +164,7 @@ impl Session {
     fn plan_mends(&mut self, ctx: &mut Context) {
         let seal = self.seal.as_mut().expect("called while sealing");
         let mut by_object: BTreeMap<Oid, Vec<(NodeId, Unsettled)>> = BTreeMap::new();
-        for (node, changes) in &seal.answers {
+        for (node, (_, changes)) in &seal.answers {
             for change in changes {
                 by_object.entry(change.oid).or_default().push((*node, *change));
             }
@@ -348,7 +349,8 @@ fn runs_of_zeros(blocks: BlockRange, data: &[u8]) -> Vec<(BlockRange, bool)> {
     runs
 }
 
-fn blocks_of(oid: Oid, shift: u8) -> u32 {
+/// The size of an object.
+pub(crate) fn blocks_of(oid: Oid, shift: u8) -> u32 {
     match oid.kind() {
         Some(ObjectKind::Inode | ObjectKind::BTree) => PAGE_BLOCKS,
         _ => (1u64 << shift).div_ceil(BLOCK_BYTES as u64) as u32,

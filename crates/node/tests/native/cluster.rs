@@ -1,13 +1,13 @@
 //! Nodes whose links, stores and driver answer at once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
-use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
+use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase};
 use proto::peer::PeerMessage;
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
@@ -21,6 +21,8 @@ pub struct Store {
     pub changes: Vec<(Oid, Change, usize)>,
     /// Takes no more data.
     pub is_full: bool,
+    /// Changes that may be missing elsewhere.
+    pub remembered: Vec<Unsettled>,
 }
 
 impl Store {
@@ -30,8 +32,14 @@ impl Store {
                 ObjectReply::Failed(StoreFailure::NoSpace)
             }
             ObjectOp::Change { oid, change, data, tag } => {
-                if tag.is_some() {
+                if let Some(Tag { vid, stamp, origin, .. }) = tag {
                     self.changes.push((oid, change.clone(), data.len()));
+                    let blocks = match &change {
+                        Change::Write { blocks, base: WriteBase::Keep, .. } => Some(*blocks),
+                        Change::Discard { blocks } => Some(*blocks),
+                        _ => None,
+                    };
+                    self.remembered.push(Unsettled { vid, stamp, origin, oid, blocks });
                 }
                 self.change(oid, change, &data);
                 ObjectReply::Done
@@ -44,14 +52,31 @@ impl Store {
                     range.flat_map(|b| object.get(&b).unwrap_or(&zeros).clone().to_vec()).collect();
                 ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
             }
-            ObjectOp::Checksums { .. } => ObjectReply::Absent,
+            ObjectOp::Checksums { oid } => match self.objects.get(&oid) {
+                None => ObjectReply::Absent,
+                Some(object) => {
+                    let end = object.keys().next_back().map_or(0, |last| last + 1);
+                    let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                    let block = |b| block_checksums(object.get(&b).unwrap_or(&zeros))[0];
+                    ObjectReply::Checksums((0..end).map(block).collect())
+                }
+            },
             ObjectOp::List { first, last, limit } => {
                 let objects = self.objects.range(first..=last).take(limit as usize);
                 ObjectReply::Objects(
                     objects.map(|(oid, _)| ObjectInfo { oid: *oid, allocated_bytes: 0 }).collect(),
                 )
             }
-            ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+            ObjectOp::Amend { forget, remember } => {
+                self.remembered.retain(|change| !forget.contains(change));
+                self.remembered.extend(remember);
+                ObjectReply::Done
+            }
+            ObjectOp::Settle { vid, stamp } => {
+                self.remembered.retain(|change| change.vid != vid || change.stamp > stamp);
+                ObjectReply::Done
+            }
+            ObjectOp::Flush => ObjectReply::Done,
         }
     }
 
@@ -85,21 +110,39 @@ pub struct Cluster {
     pub answers: BTreeMap<RequestId, ClientResult>,
     /// All links are cut: what is sent is lost.
     pub cut: bool,
+    /// Only what goes from the one to the other is lost.
+    pub cut_links: BTreeSet<(NodeId, NodeId)>,
+    log: Vec<LogEntry>,
+}
+
+fn member(i: u16, space_bytes: u64) -> MemberInfo {
+    MemberInfo {
+        id: id_of(i),
+        zone: ZoneId(i.into()),
+        space_bytes,
+        fixed_vnodes: None,
+        store_id: u64::from(i) + 1,
+        life: u64::from(i) * 1000 + 1,
+        io_addr: None,
+    }
+}
+
+pub fn id_of(i: u16) -> NodeId {
+    NodeId { addr: [0; 16], port: 7000 + i }
 }
 
 impl Cluster {
     /// Formatted, with the VDI "disk" of eight objects.
     pub fn with_disk(sheep: u16) -> (Cluster, Vid) {
-        let members = (0..sheep).map(|i| MemberInfo {
-            id: NodeId { addr: [0; 16], port: 7000 + i },
-            zone: ZoneId(i.into()),
-            space_bytes: 1 << 30,
-            fixed_vnodes: None,
-            store_id: u64::from(i) + 1,
-            life: u64::from(i) * 1000 + 1,
-            io_addr: None,
-        });
-        let members: Vec<MemberInfo> = members.collect();
+        Cluster::of((0..sheep).map(|i| member(i, 1 << 30)).collect(), 2)
+    }
+
+    /// The same with three copies, on the sheep 1 to 3. Sheep 0 stores nothing.
+    pub fn with_gateway() -> (Cluster, Vid) {
+        Cluster::of((0..4).map(|i| member(i, if i == 0 { 0 } else { 1 << 30 })).collect(), 3)
+    }
+
+    fn of(members: Vec<MemberInfo>, copies: u8) -> (Cluster, Vid) {
         let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
         let mut cluster = Cluster {
             sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
@@ -108,11 +151,13 @@ impl Cluster {
             requests: 0,
             answers: BTreeMap::new(),
             cut: false,
+            cut_links: BTreeSet::new(),
+            log: Vec::new(),
         };
         members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
         let format = FormatOptions {
             ctime: 1,
-            policy: CopyPolicy::Replicated { copies: 2 },
+            policy: CopyPolicy::Replicated { copies },
             block_size_shift: 20,
             flags: 0,
             pg_count: 8,
@@ -126,14 +171,34 @@ impl Cluster {
 
     /// The first sheep is gone, and the others are told.
     pub fn lose_first(&mut self) {
-        let (id, node, _) = self.sheep.remove(0);
+        let id = self.sheep[0].0;
+        self.lose(id);
+    }
+
+    /// Returns its disk.
+    pub fn lose(&mut self, id: NodeId) -> Store {
+        let index = self.sheep.iter().position(|(other, ..)| *other == id).expect("a sheep of this cluster");
+        let (_, node, store) = self.sheep.remove(index);
         let incarnation = node.view().members()[&id].incarnation.expect("it was up");
         self.append(ClusterEvent::Leave(vec![(id, incarnation)]));
+        store
+    }
+
+    /// A sheep that was lost comes back.
+    pub fn come_back(&mut self, i: u16, store: Store) {
+        let info = MemberInfo { life: self.version * 1000, ..member(i, 1 << 30) };
+        let config = NodeConfig { member: info.clone(), formatted: Some(1) };
+        let mut node = Node::new(config, store.remembered.clone());
+        self.log.iter().for_each(|entry| node.handle_log(entry.clone(), self.now));
+        self.sheep.push((info.id, node, store));
+        self.append(ClusterEvent::Join(info));
+        self.wait_ms(5000);
     }
 
     fn append(&mut self, event: ClusterEvent) {
         self.version += 1;
         let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+        self.log.push(entry.clone());
         self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
         self.run();
     }
@@ -148,6 +213,7 @@ impl Cluster {
                 while let Some(effect) = node.poll_effect() {
                     match effect {
                         Effect::Send { .. } if self.cut => {}
+                        Effect::Send { to, .. } if self.cut_links.contains(&(*id, to)) => {}
                         Effect::Send { to, message } => sent.push_back((*id, to, message)),
                         Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
                         Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
@@ -172,6 +238,7 @@ impl Cluster {
                 self.version += 1;
                 let event = ClusterEvent::Message { from, incarnation, proposal };
                 let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+                self.log.push(entry.clone());
                 self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), now));
             } else {
                 return;

@@ -2,6 +2,7 @@
 //!
 //! Faults and delays are the simulator's business (crate `sim`); here effects are carried out one by one.
 
+#[allow(dead_code)]
 mod cluster;
 
 use bytes::Bytes;

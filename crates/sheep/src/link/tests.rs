@@ -145,6 +145,18 @@ fn garbage_ends_the_link_and_nothing_else() {
 }
 
 #[test]
+fn what_was_fetched_is_compared_with_its_checksums() {
+    let fetched = |found, len| {
+        let data = Bytes::from(vec![0; len]);
+        verify(&PeerMessage::Reply { id: 1, body: PeerReply::Fetched { found, marks: Vec::new(), data } })
+    };
+    assert!(fetched(Fetched::Blocks(vec![proto::checksum::ZERO_BLOCK_CRC]), 4096).is_ok());
+    assert!(matches!(fetched(Fetched::Blocks(vec![1]), 4096), Err(ReceiveError::Payload { block: 0 })));
+    assert!(fetched(Fetched::Absent, 0).is_ok());
+    assert!(matches!(fetched(Fetched::Length(1), 4096), Err(ReceiveError::PayloadSize { .. })));
+}
+
+#[test]
 fn payloads_of_the_wrong_length_are_refused() {
     let data = |checksums, len| {
         let data = Bytes::from(vec![0; len]);

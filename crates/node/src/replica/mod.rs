@@ -3,8 +3,16 @@
 //! The gate of every change: the sender's idea of the PG must be this node's (`since`), the sender must be the owner of
 //! the VDI's current session, and a change that was seen before is not carried out again. A change is acknowledged when
 //! the store has answered, that is when it is durable.
+//!
+//! What is unsettled here is exact, or the next seal would leave copies different: of every in-sync copy, each change that
+//! is part of its content and may be missing elsewhere is in `unsettled` and in the store's memory, and nothing else
+//! is but what has been settled since. So whoever copies content takes these marks with it ([`serve`], [`marks`]). Of a copy that still catches up, each
+//! change that is part of its content is listed too, but perhaps not whole: nobody reads from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod marks;
+mod serve;
+
+use std::collections::BTreeMap;
 
 use proto::object::{
     BlockRange, Change, ObjectOp, ObjectReply, Stamp, StoreFailure, Tag, Unsettled, WriteBase,
@@ -23,11 +31,18 @@ pub(crate) struct Covered {
     pub pg: PgId,
     pub oid: Oid,
     pub blocks: Option<BlockRange>,
+    pub stamp: Stamp,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Replica {
     vdis: BTreeMap<Vid, VdiLog>,
+    /// Numbers the changes given to the store: the same one may be given to it again, after it was forgotten.
+    next_order: u64,
+    /// The same changes once more, differently described: a crash came before the amendment.
+    strays: Vec<Unsettled>,
+    serving: serve::Serving,
+    forgetting: marks::Forgetting,
 }
 
 /// Changes of one VDI that may be missing elsewhere.
@@ -38,14 +53,31 @@ struct VdiLog {
     settled: Stamp,
     /// Seals that wait for changes in progress: who asked, under which call.
     seals: Vec<(NodeId, u64)>,
-    /// Stamps whose store operation has not been answered.
-    pending: BTreeSet<Stamp>,
+    /// What the store has not answered, as it will remember it.
+    orders: BTreeMap<u64, Unsettled>,
 }
 
 #[derive(Debug)]
 struct Entry {
     change: Unsettled,
+    /// What this copy wrote of it, and its store remembers: less than the change where a clone lacked its base.
+    carried_out: Option<BlockRange>,
+    /// Its order, while the store has not answered.
+    order: Option<u64>,
+    /// It came with content fetched from another copy.
+    inherited: bool,
     waiting: Vec<(NodeId, u64)>,
+}
+
+impl Entry {
+    fn remembered(change: Unsettled) -> Entry {
+        Entry { change, carried_out: change.blocks, order: None, inherited: false, waiting: Vec::new() }
+    }
+
+    /// As the store knows it.
+    fn in_store(&self) -> Unsettled {
+        Unsettled { blocks: self.carried_out, ..self.change }
+    }
 }
 
 impl Replica {
@@ -53,33 +85,37 @@ impl Replica {
         let mut replica = Replica::default();
         for change in recovered {
             let log = replica.vdis.entry(change.vid).or_default();
-            log.unsettled.insert(change.stamp, Entry { change, waiting: Vec::new() });
+            if let Some(other) = log.unsettled.insert(change.stamp, Entry::remembered(change)) {
+                replica.strays.push(other.change);
+            }
         }
         replica
     }
 
     /// A request for this node's copies, whose `version` the view has reached.
     ///
-    /// Returns what an accepted change covers: a copy that catches up must not fetch that any more.
+    /// Returns what an accepted change covers: a copy that catches up must not fetch that any more. `baseless`: the change was to
+    /// clone its object, and is carried out without.
     pub fn handle_request(
         &mut self,
         ctx: &mut Context,
         from: NodeId,
         call: u64,
         body: PeerRequest,
+        baseless: bool,
     ) -> Option<Covered> {
         match body {
             PeerRequest::Change { pg, since, oid, change, tag, data } => {
-                return self.handle_change(ctx, from, call, pg, since, oid, change, tag, data);
+                return self.handle_change(ctx, from, call, pg, since, oid, change, tag, data, baseless);
             }
             PeerRequest::Read { pg, since, oid, blocks } => {
                 if self.check_pg(ctx, from, call, pg, since, true) {
                     ctx.store(ObjectOp::Read { oid, blocks }, StoreUse::Answer { to: from, call });
                 }
             }
-            PeerRequest::Checksums { pg, since, oid } => {
+            PeerRequest::Fetch { pg, since, oid, blocks } => {
                 if self.check_pg(ctx, from, call, pg, since, true) {
-                    ctx.store(ObjectOp::Checksums { oid }, StoreUse::Answer { to: from, call });
+                    self.serve_fetch(ctx, from, call, oid, blocks);
                 }
             }
             PeerRequest::List { pgs, after } => {
@@ -90,7 +126,7 @@ impl Replica {
                 }
                 let first = after.map_or(Oid(0), |oid| Oid(oid.0.saturating_add(1)));
                 let op = ObjectOp::List { first, last: Oid(u64::MAX), limit: LIST_PAGE };
-                ctx.store(op, StoreUse::ListFor { to: from, call, pgs });
+                ctx.store(op, StoreUse::ListFor { to: from, call, pgs, first });
             }
             PeerRequest::Seal { vid, generation } => self.handle_seal(ctx, from, call, vid, generation),
             PeerRequest::Settle { vid, tag } => {
@@ -118,6 +154,7 @@ impl Replica {
         change: Change,
         tag: Tag,
         data: bytes::Bytes,
+        baseless: bool,
     ) -> Option<Covered> {
         let session = ctx.view.session(tag.vid);
         let is_owner = session.owner.is_some_and(|(node, _)| node == from);
@@ -133,7 +170,7 @@ impl Replica {
             return None;
         }
         let blocks = covered_blocks(&change);
-        let covered = Covered { pg, oid, blocks };
+        let covered = Covered { pg, oid, blocks, stamp: tag.stamp };
         self.settle(ctx, tag.vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
         let log = self.vdis.entry(tag.vid).or_default();
         let settled = log.settled.generation == tag.stamp.generation && tag.stamp.seq <= log.settled.seq;
@@ -142,45 +179,63 @@ impl Replica {
             ctx.reply(from, call, PeerReply::Done);
             return None;
         }
-        if let Some(entry) = log.unsettled.get_mut(&tag.stamp) {
+        // What was fetched of a change may lack a part of it until all is there.
+        let may_be_torn = ctx.view.pg(pg).is_some_and(|state| state.is_catching(ctx.me));
+        if let Some(entry) = log.unsettled.get_mut(&tag.stamp)
+            && (entry.order.is_some() || !entry.inherited || !may_be_torn)
+        {
             // As it was carried out: a clone may not have been possible then.
-            let covered = Covered { blocks: entry.change.blocks, ..covered };
-            if log.pending.contains(&tag.stamp) {
-                entry.waiting.push((from, call));
-            } else {
-                ctx.reply(from, call, PeerReply::Done);
+            let covered = Covered { blocks: entry.carried_out, ..covered };
+            match entry.order {
+                Some(_) => entry.waiting.push((from, call)),
+                None => ctx.reply(from, call, PeerReply::Done),
             }
             return Some(covered);
         }
-        let unsettled = Unsettled { vid: tag.vid, stamp: tag.stamp, origin: tag.origin, oid, blocks };
-        log.unsettled.insert(tag.stamp, Entry { change: unsettled, waiting: vec![(from, call)] });
-        log.pending.insert(tag.stamp);
+        self.next_order += 1;
+        let order = self.next_order;
+        let claimed = if baseless { None } else { blocks };
+        let change_of =
+            |blocks| Unsettled { vid: tag.vid, stamp: tag.stamp, origin: tag.origin, oid, blocks };
+        let entry = log.unsettled.entry(tag.stamp).or_insert_with(|| Entry::remembered(change_of(claimed)));
+        entry.carried_out = blocks;
+        entry.order = Some(order);
+        entry.waiting.push((from, call));
+        log.orders.insert(order, change_of(blocks));
         let op = ObjectOp::Change { oid, change, data, tag: Some(tag) };
-        ctx.store(op, StoreUse::Change { vid: tag.vid, stamp: tag.stamp, covered });
+        ctx.store(op, StoreUse::Change { vid: tag.vid, order, covered });
         Some(covered)
     }
 
     /// The store has answered a tagged change: now, and not before, it may be acknowledged.
-    pub fn handle_changed(&mut self, ctx: &mut Context, vid: Vid, stamp: Stamp, reply: ObjectReply) {
-        let Some(log) = self.vdis.get_mut(&vid) else { return };
-        log.pending.remove(&stamp);
+    pub fn handle_changed(&mut self, ctx: &mut Context, vid: Vid, order: u64, reply: ObjectReply) {
         let answer = match reply {
             ObjectReply::Done => PeerReply::Done,
             ObjectReply::Failed(failure) => PeerReply::Failed(failure),
             other => unreachable!("a change is answered by Done or Failed, not {other:?}"),
         };
-        let failed = answer != PeerReply::Done;
-        let waiting = match log.unsettled.get_mut(&stamp) {
-            Some(entry) => std::mem::take(&mut entry.waiting),
-            None => Vec::new(),
-        };
-        if failed {
-            // Nothing was changed: a repetition must be carried out.
-            log.unsettled.remove(&stamp);
+        let done = answer == PeerReply::Done;
+        let Some(log) = self.vdis.get_mut(&vid) else { return };
+        let Some(change) = log.orders.remove(&order) else { return };
+        match log.unsettled.get_mut(&change.stamp) {
+            Some(entry) if entry.order == Some(order) => {
+                entry.order = None;
+                for (to, call) in std::mem::take(&mut entry.waiting) {
+                    ctx.reply(to, call, answer.clone());
+                }
+                match (done, entry.inherited) {
+                    (true, _) => entry.inherited = false,
+                    (false, true) => entry.carried_out = entry.change.blocks,
+                    // Nothing was changed: a repetition must be carried out.
+                    (false, false) => drop(log.unsettled.remove(&change.stamp)),
+                }
+            }
+            // It was given to the store, or has come from elsewhere, once more.
+            Some(entry) if entry.in_store() == change => {}
+            _ if done => self.forget_in_store(ctx, vec![change]),
+            _ => {}
         }
-        for (to, call) in waiting {
-            ctx.reply(to, call, answer.clone());
-        }
+        self.end_serving(ctx, order, done);
         self.answer_seals(ctx, vid);
     }
 
@@ -222,7 +277,7 @@ impl Replica {
         let clean = ctx.view.session(vid).clean;
         let current = ctx.view.session(vid).generation;
         let Some(log) = self.vdis.get_mut(&vid) else { return };
-        if log.seals.is_empty() || log.pending.iter().any(|s| s.generation < current) {
+        if log.seals.is_empty() || log.orders.values().any(|c| c.stamp.generation < current) {
             return;
         }
         let left: Vec<Unsettled> =
@@ -255,27 +310,24 @@ impl Replica {
         self.settle(ctx, vid, Stamp { generation, seq: Seq(u64::MAX - 1) });
     }
 
-    /// After a start: what the store has remembered of sessions that ended cleanly since is settled.
+    /// After a start: what the store has remembered of sessions that ended cleanly since is settled, and what belongs to VDIs
+    /// that were deleted meanwhile is of no account.
     pub fn forget_closed(&mut self, ctx: &mut Context) {
         for vid in self.vdis.keys().copied().collect::<Vec<_>>() {
             let clean = ctx.view.session(vid).clean;
             self.settle(ctx, vid, Stamp { generation: clean, seq: Seq(u64::MAX - 1) });
+            if ctx.view.vdi(vid).is_none() {
+                self.forget_vdi(ctx, vid);
+            }
         }
     }
 
-    /// This node's copy of a PG starts from scratch: what was known of its changes means nothing, since the blocks are
-    /// fetched anew and a change that arrives again must be carried out again, after them.
-    pub fn forget_pg(&mut self, ctx: &Context, pg: PgId) {
-        for log in self.vdis.values_mut() {
-            let pending = &log.pending;
-            log.unsettled
-                .retain(|stamp, e| pending.contains(stamp) || ctx.view.pg_of(e.change.oid) != Some(pg));
-        }
-    }
-
-    pub fn forget_vdi(&mut self, vid: Vid) {
-        if let Some(log) = self.vdis.get_mut(&vid) {
+    /// The VDI is deleted: nobody will seal it again.
+    pub fn forget_vdi(&mut self, ctx: &mut Context, vid: Vid) {
+        if let Some(log) = self.vdis.get_mut(&vid).filter(|log| !log.unsettled.is_empty()) {
             log.unsettled.clear();
+            let all = Stamp { generation: Generation(u64::MAX), seq: Seq(u64::MAX) };
+            ctx.store(ObjectOp::Settle { vid, stamp: all }, StoreUse::Forget);
         }
     }
 }

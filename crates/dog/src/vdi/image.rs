@@ -1,0 +1,187 @@
+//! Images in files: which format, and qemu-img for those that are not raw.
+//!
+//! dog moves raw images itself, by the native protocol. For every other format qemu-img reads or writes the file and a sheep's
+//! NBD server has the VDI; where that is has to be said, since a sheep does not tell.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::names::lossy;
+use crate::context::Context;
+use crate::failure::{Failure, Outcome, reason};
+use crate::getopt::Parsed;
+use crate::target::Target;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    /// As qemu-img names it.
+    Other(String),
+}
+
+pub fn format(parsed: &Parsed) -> Outcome<Format> {
+    let Some(text) = parsed.text("format") else { return Ok(Format::Raw) };
+    let is_word = !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    match text.as_str() {
+        "raw" => Ok(Format::Raw),
+        _ if is_word => Ok(Format::Other(text)),
+        _ => Err(Failure::refused(format!("Invalid format '{text}'"))),
+    }
+}
+
+/// What the first bytes of an image say of its format, if that is clearly not raw.
+pub fn guess(begin: &[u8]) -> Option<&'static str> {
+    let magics: [(&[u8], &str); 5] = [
+        (b"QFI\xfb", "qcow2"),
+        (b"KDMV", "vmdk"),
+        (b"vhdxfile", "vhdx"),
+        (b"conectix", "vpc"),
+        (b"<<< ", "vdi"),
+    ];
+    magics.iter().find(|(magic, _)| begin.starts_with(magic)).map(|(_, name)| *name)
+}
+
+pub fn path_of(argument: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(argument))
+}
+
+/// Up to `buffer.len()` bytes from the beginning of a file.
+pub fn read_begin(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read(&mut buffer[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}
+
+/// Where a sheep serves NBD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nbd {
+    Unix(String),
+    Tcp { host: String, port: String },
+}
+
+/// From the options, else from the environment, else beside the socket that dog itself uses.
+pub fn find_nbd(context: &Context, parsed: &Parsed) -> Outcome<Nbd> {
+    if let Some(path) = parsed.text("socket") {
+        return Ok(Nbd::Unix(path));
+    }
+    let given = parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes()));
+    match (given, &context.target) {
+        (Some(text), _) => parse_nbd(&lossy(text)),
+        (None, Target::Unix(path)) => {
+            Ok(Nbd::Unix(path.with_file_name("nbd.sock").to_string_lossy().into_owned()))
+        }
+        (None, Target::Tcp { .. }) => Err(Failure::refused(
+            "Formats other than raw go through a sheep's NBD server: name it with --socket PATH, --nbd HOST:PORT or \
+             SHEEPDOG_NBD",
+        )),
+    }
+}
+
+/// A path has a slash, `HOST:PORT` has none.
+fn parse_nbd(text: &str) -> Outcome<Nbd> {
+    if text.contains('/') {
+        return Ok(Nbd::Unix(text.to_string()));
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
+            Ok(Nbd::Tcp { host, port: port.to_string() })
+        }
+        _ => Err(Failure::refused(format!("Invalid NBD server '{text}': HOST:PORT or a path is expected"))),
+    }
+}
+
+/// The VDI as qemu-img names it. In JSON, where no character of a name means anything else.
+pub fn vdi_for_qemu(nbd: &Nbd, export: &[u8]) -> Outcome<String> {
+    let export =
+        std::str::from_utf8(export).map_err(|_| Failure::refused("qemu-img takes only names in UTF-8"))?;
+    let server = match nbd {
+        Nbd::Unix(path) => json!({ "type": "unix", "path": path }),
+        Nbd::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port }),
+    };
+    let file = json!({ "driver": "nbd", "export": export, "server": server });
+    Ok(format!("json:{}", json!({ "driver": "raw", "file": file })))
+}
+
+/// An existing image, of this format and no other.
+pub fn file_for_qemu(path: &Path, format: &str) -> Outcome<String> {
+    let filename = path.to_str().ok_or_else(|| Failure::refused("qemu-img takes only paths in UTF-8"))?;
+    let file = json!({ "driver": "file", "filename": filename });
+    Ok(format!("json:{}", json!({ "driver": format, "file": file })))
+}
+
+/// Bytes of the disk in an image.
+pub fn virtual_size(image: &str, path: &Path) -> Outcome<u64> {
+    let output = Command::new("qemu-img")
+        .args(["info", "--output=json", image])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(not_started)?;
+    let info: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+    let size = info.and_then(|info| info["virtual-size"].as_u64());
+    size.filter(|_| output.status.success())
+        .ok_or_else(|| Failure::refused(format!("qemu-img cannot tell the size of {}", path.display())))
+}
+
+/// Runs `qemu-img convert`. Its complaints go where ours do.
+pub fn convert(args: &[&OsStr], with_progress: bool) -> Outcome {
+    let mut command = Command::new("qemu-img");
+    command.arg("convert").args(with_progress.then_some("-p")).args(args).stdin(Stdio::null());
+    let status = command.status().map_err(not_started)?;
+    if status.success() { Ok(()) } else { Err(Failure::refused("qemu-img convert failed")) }
+}
+
+fn not_started(error: io::Error) -> Failure {
+    Failure::refused(format!(
+        "Formats other than raw need qemu-img, which cannot be started: {}",
+        reason(&error)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nbd_server_is_a_path_or_host_and_port() {
+        let tcp = |host: &str, port: &str| Nbd::Tcp { host: host.into(), port: port.into() };
+        assert_eq!(parse_nbd("/run/nbd.sock").unwrap(), Nbd::Unix("/run/nbd.sock".into()));
+        assert_eq!(parse_nbd("localhost:10809").unwrap(), tcp("localhost", "10809"));
+        assert_eq!(parse_nbd("[::1]:10809").unwrap(), tcp("::1", "10809"));
+        for text in ["", "host", ":1", "host:", "host:0", "host:x", "host:65536"] {
+            assert_eq!(parse_nbd(text).unwrap_err().code, 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_their_place() {
+        let name = vdi_for_qemu(&Nbd::Unix("/s".into()), b"a\",\"x\":1,,b").unwrap();
+        let parsed: Value = serde_json::from_str(name.strip_prefix("json:").unwrap()).unwrap();
+        assert_eq!(parsed["file"]["export"], "a\",\"x\":1,,b");
+        assert_eq!(parsed["file"]["server"], json!({ "type": "unix", "path": "/s" }));
+    }
+
+    #[test]
+    fn formats_are_words() {
+        let parse =
+            |text: &str| format(&Parsed { options: vec![("format", text.into())], ..Parsed::default() });
+        assert_eq!(parse("raw").unwrap(), Format::Raw);
+        assert_eq!(parse("qcow2").unwrap(), Format::Other("qcow2".into()));
+        for text in ["", "-O", "a b", "json:{}"] {
+            assert_eq!(parse(text).unwrap_err().code, 1, "{text}");
+        }
+        assert_eq!(guess(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
+        assert_eq!(guess(b"\xeb\x63\x90"), None);
+    }
+}

@@ -1,0 +1,464 @@
+//! One object on its way here: how long it is, then piece by piece, with the marks of each.
+//!
+//! A change that the source has and this copy was not sent (its owner died in between) comes as content, and must be here
+//! whole or not at all. Every piece tells which changes are part of it, so it shows when one was carried out between two
+//! of them: the earlier piece is fetched again. If a piece tells of a change no more that an earlier one told of, it was settled in between,
+//! and settled is what every copy has.
+//!
+//! A block that this copy's own changes have decided is left alone. If one of the marks is newer than such a change, the object cannot be
+//! taken as it is: the change is on its way here as well, or its owner is dead. Then the next owner's seal resolves it, or, if nobody comes,
+//! this copy starts again, with nothing decided.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proto::checksum::block_checksums;
+use proto::cluster::Action;
+use proto::object::{AMENDED_MAX, BlockRange, Change, ObjectOp, ObjectReply, Stamp, Unsettled, WriteBase};
+use proto::peer::{Fetched, PeerReply, PeerRequest};
+use proto::{BLOCK_BYTES, NodeId, Oid, PgId};
+
+use super::{Asked, CatchUp, source_of};
+use crate::context::{Context, ProposalUse, Purpose, StoreUse};
+use crate::replica::Replica;
+use crate::session::blocks_of;
+
+/// Blocks fetched at once: 1 MiB.
+const FETCH_BLOCKS: u32 = 256;
+/// Attempts, a tick apart, at an object with a change that this copy should have been sent. A living owner sends it
+/// within that time, and a new one has sealed.
+const ATTEMPTS_MAX: u32 = 10;
+
+#[derive(Debug)]
+pub(super) struct Fetching {
+    /// Late answers to earlier attempts do not count.
+    attempt: u64,
+    pub source: NodeId,
+    /// The object that is read there: another one while that is missing from which a change has cloned it.
+    from: Oid,
+    found: Option<Found>,
+    own_blocks: Option<u32>,
+    next: u32,
+    /// All marks that came with it.
+    marks: BTreeMap<Stamp, Unsettled>,
+    seen: Vec<Seen>,
+    turn: u64,
+    /// All is fetched. Changes that decided parts of it, and that the store has not answered yet.
+    unanswered: Option<BTreeSet<u64>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    exists: bool,
+    blocks: u32,
+}
+
+/// What one answer of the source said of the blocks `first .. end`.
+#[derive(Debug)]
+struct Seen {
+    first: u32,
+    end: u64,
+    marks: BTreeSet<Stamp>,
+    turn: u64,
+}
+
+/// What is known of a mark when all pieces are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Included,
+    Settled,
+    /// The piece that begins here, or the length, is older than the change.
+    Torn {
+        first: u32,
+        end: u64,
+    },
+}
+
+impl Fetching {
+    fn new(attempt: u64, source: NodeId, from: Oid) -> Fetching {
+        Fetching {
+            attempt,
+            source,
+            from,
+            found: None,
+            own_blocks: None,
+            next: 0,
+            marks: BTreeMap::new(),
+            seen: Vec::new(),
+            turn: 0,
+            unanswered: None,
+        }
+    }
+
+    fn see(&mut self, first: u32, end: u64, marks: &[Unsettled]) {
+        self.turn += 1;
+        self.seen.retain(|seen| (seen.first, seen.end) != (first, end));
+        let stamps = marks.iter().map(|mark| mark.stamp).collect();
+        self.seen.push(Seen { first, end, marks: stamps, turn: self.turn });
+        self.marks.extend(marks.iter().map(|mark| (mark.stamp, *mark)));
+    }
+
+    fn verdict(&self, mark: &Unsettled) -> Verdict {
+        let overlaps = |seen: &&Seen| {
+            mark.blocks.is_none_or(|b| u64::from(b.first) < seen.end && u64::from(seen.first) < b.end())
+        };
+        let told = self.seen.iter().filter(|seen| seen.marks.contains(&mark.stamp)).map(|seen| seen.turn);
+        let first_told = told.min().unwrap_or(u64::MAX);
+        let lacking = || self.seen.iter().filter(overlaps).filter(|seen| !seen.marks.contains(&mark.stamp));
+        if lacking().any(|seen| seen.turn > first_told) {
+            return Verdict::Settled;
+        }
+        match lacking().next() {
+            None => Verdict::Included,
+            Some(seen) => Verdict::Torn { first: seen.first, end: seen.end },
+        }
+    }
+}
+
+impl CatchUp {
+    pub(super) fn start_object(&mut self, ctx: &mut Context, pg: PgId, oid: Oid) {
+        let failures = self.pgs.get(&pg).and_then(|b| b.failures.get(&oid)).copied().unwrap_or(0);
+        let Some((source, since)) = source_of(ctx, pg, failures) else { return };
+        self.next_attempt += 1;
+        let attempt = self.next_attempt;
+        let from = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied().unwrap_or(oid);
+        self.objects.insert((pg, oid), Fetching::new(attempt, source, from));
+        let asked = Asked { pg, oid, attempt, since };
+        ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength(asked));
+        let ask = PeerRequest::Fetch { pg, since, oid: from, blocks: None };
+        ctx.call(source, ask, Purpose::Length(asked));
+    }
+
+    /// The object that an answer is for, if it is still wanted.
+    ///
+    /// An answer from before the PG's last change of copies is void: its source may not count any more, and a seal that has asked this
+    /// copy since would not hear of the marks.
+    fn awaiting(&mut self, ctx: &Context, asked: Asked) -> Option<&mut Fetching> {
+        let key = (asked.pg, asked.oid);
+        self.objects.get(&key).filter(|fetching| fetching.attempt == asked.attempt)?;
+        if ctx.view.pg(asked.pg).is_none_or(|state| state.since != asked.since) {
+            self.objects.remove(&key);
+        }
+        self.objects.get_mut(&key)
+    }
+
+    pub fn handle_own_length(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        asked: Asked,
+        reply: ObjectReply,
+    ) {
+        let Some(fetching) = self.objects.get_mut(&(asked.pg, asked.oid)) else { return };
+        if fetching.attempt != asked.attempt {
+            return;
+        }
+        fetching.own_blocks = Some(match reply {
+            ObjectReply::Checksums(checksums) => checksums.len() as u32,
+            ObjectReply::Absent => 0,
+            // Damaged: it may be as long as can be.
+            _ => {
+                let vdi = ctx.view.vdi_or_remains(asked.oid.vid());
+                vdi.map_or(0, |vdi| blocks_of(asked.oid, vdi.block_size_shift))
+            }
+        });
+        self.fetch_next(ctx, replica, asked.pg, asked.oid);
+    }
+
+    pub fn handle_length_reply(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        asked: Asked,
+        reply: PeerReply,
+    ) {
+        let Asked { pg, oid, .. } = asked;
+        let Some(fetching) = self.awaiting(ctx, asked) else { return };
+        let is_base = fetching.from != oid;
+        let (found, marks) = match reply {
+            PeerReply::Fetched { found: Fetched::Length(blocks), marks, .. } => {
+                (Found { exists: true, blocks }, marks)
+            }
+            PeerReply::Fetched { found: Fetched::Absent, marks, .. } => {
+                (Found { exists: false, blocks: 0 }, marks)
+            }
+            // Tried again at the next tick.
+            other => return self.fetch_again(pg, oid, &other),
+        };
+        if !is_base && !self.take_marks(ctx, replica, pg, oid, &marks) {
+            return;
+        }
+        let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
+        if is_base && !found.exists && ctx.view.vdi(fetching.from.vid()).is_none() {
+            // Nobody needs the base any more, so the clone is complete everywhere else.
+            fetching.from = oid;
+            let ask = PeerRequest::Fetch { pg, since: asked.since, oid, blocks: None };
+            ctx.call(fetching.source, ask, Purpose::Length(asked));
+            return;
+        }
+        fetching.found = Some(found);
+        if !is_base {
+            fetching.see(found.blocks, u64::MAX, &marks);
+        }
+        self.fetch_next(ctx, replica, pg, oid);
+    }
+
+    /// The marks that came with a part of an object are this copy's as well, from now on. False: the part cannot be taken.
+    fn take_marks(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        pg: PgId,
+        oid: Oid,
+        marks: &[Unsettled],
+    ) -> bool {
+        let Some(behind) = self.pgs.get_mut(&pg) else { return false };
+        let matters = |m: &&Unsettled| ctx.view.vdi(m.vid).is_some() && !replica.has_carried_out(m);
+        let foreign: Vec<Unsettled> = marks.iter().filter(matters).copied().collect();
+        // The view will follow; until then changes of an owner before that one could still come.
+        let early = foreign.iter().any(|m| m.stamp.generation > ctx.view.session(m.vid).generation);
+        let decided = behind.decided.get(&oid);
+        let conflict = decided.is_some_and(|decided| foreign.iter().any(|m| decided.is_outdated_by(m)));
+        if !early && !conflict {
+            replica.inherit(&foreign);
+            return true;
+        }
+        self.objects.remove(&(pg, oid));
+        behind.later.insert(oid);
+        let attempts = behind.conflicts.entry(oid).or_default();
+        *attempts += u32::from(conflict);
+        if *attempts >= ATTEMPTS_MAX {
+            *attempts = 0;
+            tracing::warn!(%oid, "a change has not come here and will not; starting this copy again");
+            give_up(ctx, pg);
+        }
+        false
+    }
+
+    pub(super) fn fetch_next(&mut self, ctx: &mut Context, replica: &mut Replica, pg: PgId, oid: Oid) {
+        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
+        let (Some(found), Some(own_blocks)) = (fetching.found, fetching.own_blocks) else { return };
+        let Some(behind) = self.pgs.get(&pg) else { return };
+        let whole = behind.decided.get(&oid).is_some_and(|decided| decided.whole().is_some());
+        if whole || fetching.next >= found.blocks.max(own_blocks) {
+            return self.all_is_fetched(ctx, replica, pg, oid);
+        }
+        let first = fetching.next;
+        if first >= found.blocks {
+            let rest = BlockRange::new(first, own_blocks - first);
+            fetching.next = own_blocks;
+            self.backfill(ctx, pg, oid, rest, None);
+            return self.fetch_next(ctx, replica, pg, oid);
+        }
+        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(found.blocks - first));
+        self.fetch_piece(ctx, pg, oid, blocks);
+    }
+
+    fn fetch_piece(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, blocks: BlockRange) {
+        let Some(fetching) = self.objects.get(&(pg, oid)) else { return };
+        let Some(since) = ctx.view.pg(pg).map(|state| state.since) else { return };
+        let asked = Asked { pg, oid, attempt: fetching.attempt, since };
+        let ask = PeerRequest::Fetch { pg, since, oid: fetching.from, blocks: Some(blocks) };
+        ctx.call(fetching.source, ask, Purpose::Fetch { asked, blocks });
+    }
+
+    pub fn handle_fetch_reply(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        asked: Asked,
+        blocks: BlockRange,
+        reply: PeerReply,
+    ) {
+        let Asked { pg, oid, .. } = asked;
+        let Some(fetching) = self.awaiting(ctx, asked) else { return };
+        let is_base = fetching.from != oid;
+        let (data, marks) = match reply {
+            PeerReply::Fetched { found: Fetched::Blocks(_), marks, data }
+                if data.len() == blocks.count as usize * BLOCK_BYTES =>
+            {
+                (Some(data), marks)
+            }
+            // The base is gone: all is looked at anew.
+            PeerReply::Fetched { found: Fetched::Absent, .. } if is_base => {
+                return drop(self.objects.remove(&(pg, oid)));
+            }
+            // Deleted since.
+            PeerReply::Fetched { found: Fetched::Absent, marks, .. } => (None, marks),
+            other => return self.fetch_again(pg, oid, &other),
+        };
+        if !is_base && !self.take_marks(ctx, replica, pg, oid, &marks) {
+            return;
+        }
+        let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
+        fetching.next = fetching.next.max(blocks.end() as u32);
+        if !is_base {
+            fetching.see(blocks.first, blocks.end(), &marks);
+        }
+        self.backfill(ctx, pg, oid, blocks, data);
+        self.fetch_next(ctx, replica, pg, oid);
+    }
+
+    /// Gives an object up until the next tick; from another copy if this one cannot give it.
+    fn fetch_again(&mut self, pg: PgId, oid: Oid, reply: &PeerReply) {
+        self.objects.remove(&(pg, oid));
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        behind.later.insert(oid);
+        if matches!(reply, PeerReply::OldView { .. }) {
+            return;
+        }
+        tracing::warn!(%oid, ?reply, "could not fetch a part of an object; trying another copy");
+        *behind.failures.entry(oid).or_default() += 1;
+    }
+
+    /// Every piece was here. What is torn is fetched again; else the object is as its source had it.
+    fn all_is_fetched(&mut self, ctx: &mut Context, replica: &mut Replica, pg: PgId, oid: Oid) {
+        let Some(fetching) = self.objects.get_mut(&(pg, oid)).filter(|f| f.unanswered.is_none()) else {
+            return;
+        };
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        let decided = behind.decided.get(&oid);
+        let whole = decided.and_then(|decided| decided.whole());
+        let foreign = |m: &&Unsettled| !replica.has_carried_out(m) && Some(m.stamp) > whole;
+        let torn = fetching.marks.values().filter(foreign).find_map(|mark| match fetching.verdict(mark) {
+            Verdict::Torn { first, end } => Some((first, end)),
+            Verdict::Included | Verdict::Settled => None,
+        });
+        match torn {
+            // The length itself is older than the change.
+            Some((_, u64::MAX)) => {
+                self.objects.remove(&(pg, oid));
+                behind.later.insert(oid);
+                return;
+            }
+            Some((first, end)) => {
+                let blocks = BlockRange::new(first, (end - u64::from(first)) as u32);
+                return self.fetch_piece(ctx, pg, oid, blocks);
+            }
+            None => {}
+        }
+        let found = fetching.found.expect("all is fetched");
+        if decided.is_none_or(|decided| decided.is_empty()) && found.blocks == 0 {
+            // Deleted while this node was away; or there without any content, and that may matter too.
+            let change = match found.exists {
+                false => Change::Delete,
+                true => {
+                    let (blocks, checksums) = (BlockRange::new(0, 0), Vec::new());
+                    Change::Write { blocks, checksums, base: WriteBase::Keep }
+                }
+            };
+            behind.backfills += 1;
+            let op = ObjectOp::Change { oid, change, data: Bytes::new(), tag: None };
+            ctx.store(op, StoreUse::Backfill { pg, oid });
+        }
+        fetching.unanswered = Some(replica.orders_of(oid).collect());
+        self.complete_if_answered(ctx, replica, pg, oid);
+    }
+
+    /// The store has answered a change.
+    pub fn handle_answered(&mut self, ctx: &mut Context, replica: &mut Replica, order: u64) {
+        let awaits = |f: &mut Fetching| f.unanswered.as_mut().is_some_and(|orders| orders.remove(&order));
+        let found: Vec<(PgId, Oid)> =
+            self.objects.iter_mut().filter_map(|(key, f)| awaits(f).then_some(*key)).collect();
+        for (pg, oid) in found {
+            self.complete_if_answered(ctx, replica, pg, oid);
+        }
+    }
+
+    /// Changes that decided blocks are in the store, and not refused: then no block was left out for nothing.
+    fn complete_if_answered(&mut self, ctx: &mut Context, replica: &mut Replica, pg: PgId, oid: Oid) {
+        let Some(fetching) = self.objects.get(&(pg, oid)) else { return };
+        if fetching.unanswered.as_ref().is_none_or(|orders| !orders.is_empty()) {
+            return;
+        }
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        let whole = behind.decided.get(&oid).and_then(|decided| decided.whole());
+        let is_part = |m: &&Unsettled| Some(m.stamp) < whole || fetching.verdict(m) == Verdict::Included;
+        let included = fetching.marks.values().filter(is_part).map(|mark| mark.stamp).collect();
+        let amendment = replica.complete_object(oid, &included);
+        let forget = amendment.forget.chunks(AMENDED_MAX).map(|some| (some.to_vec(), Vec::new()));
+        let remember = amendment.remember.chunks(AMENDED_MAX).map(|some| (Vec::new(), some.to_vec()));
+        for (forget, remember) in forget.chain(remember) {
+            behind.backfills += 1;
+            ctx.store(ObjectOp::Amend { forget, remember }, StoreUse::Backfill { pg, oid });
+        }
+        behind.cloned.remove(&oid);
+        behind.conflicts.remove(&oid);
+        behind.todo.remove(&oid);
+        self.objects.remove(&(pg, oid));
+        self.start_objects(ctx);
+        self.propose_finish(ctx, replica);
+    }
+
+    /// Puts fetched blocks into the store, except those that changes have decided. `None`: they are holes.
+    ///
+    /// Deciding and submitting happen in one event, and a change that comes later is submitted later: it wins.
+    fn backfill(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, blocks: BlockRange, data: Option<Bytes>) {
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        if ctx.view.vdi_or_remains(oid.vid()).is_none() {
+            // What is fetched was deleted for good meanwhile.
+            return;
+        }
+        let decided = behind.decided.get(&oid);
+        let is_zero = |block: u32| {
+            data.as_ref().is_none_or(|d| {
+                let at = (block - blocks.first) as usize * BLOCK_BYTES;
+                d[at..at + BLOCK_BYTES].iter().all(|b| *b == 0)
+            })
+        };
+        // Runs of blocks of one kind: written, or cleared.
+        let mut runs: Vec<(BlockRange, bool)> = Vec::new();
+        for block in blocks.first..blocks.end() as u32 {
+            if decided.is_some_and(|decided| decided.has(block)) {
+                continue;
+            }
+            let zero = is_zero(block);
+            match runs.last_mut() {
+                Some((run, kind)) if *kind == zero && run.end() == u64::from(block) => run.count += 1,
+                _ => runs.push((BlockRange::new(block, 1), zero)),
+            }
+        }
+        for (run, zero) in runs {
+            let (change, payload) = match (&data, zero) {
+                (Some(data), false) => {
+                    let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
+                    let payload = data.slice(at..at + run.count as usize * BLOCK_BYTES);
+                    let checksums = block_checksums(&payload);
+                    (Change::Write { blocks: run, checksums, base: WriteBase::Keep }, payload)
+                }
+                _ => (Change::Discard { blocks: run }, Bytes::new()),
+            };
+            behind.backfills += 1;
+            ctx.store(
+                ObjectOp::Change { oid, change, data: payload, tag: None },
+                StoreUse::Backfill { pg, oid },
+            );
+        }
+    }
+
+    pub fn handle_backfilled(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        pg: PgId,
+        oid: Oid,
+        reply: ObjectReply,
+    ) {
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        behind.backfills = behind.backfills.saturating_sub(1);
+        if let ObjectReply::Failed(failure) = reply {
+            tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
+            give_up(ctx, pg);
+            behind.todo.insert(oid);
+        }
+        self.propose_finish(ctx, replica);
+    }
+}
+
+/// This copy leaves the PG's sets, to begin anew.
+fn give_up(ctx: &mut Context, pg: PgId) {
+    if let Some(since) = ctx.view.pg(pg).map(|state| state.since) {
+        let drop = Action::DropCopies { node: ctx.me, pgs: vec![(pg, since)] };
+        ctx.propose(drop, ProposalUse::DropCopies);
+    }
+}

@@ -1,0 +1,368 @@
+//! Brings this node's copies up to date: a full resync, PG by PG.
+//!
+//! 1. The node proposes to catch up. From the version at which that is applied, every change of the PG is sent here too and
+//!    awaited. It is remembered which blocks such changes decide. What this copy remembered of earlier changes is forgotten.
+//! 2. The objects of the PG are listed at an in-sync copy, and here. Each is fetched, piece by piece, from a copy whose view
+//!    is as new, which therefore refuses changes that were not sent here; so a fetched block is either current or
+//!    decided here already, and those are left alone ([`decided`]).
+//! 3. What of the content is unsettled comes with it, and is remembered here as it is there ([`fetch`]): should its owner be
+//!    dead and the source leave, the next seal hears of it from this copy.
+//! 4. When all is durable, what was forgotten included, the node proposes to be in sync.
+//!
+//! A node that goes down while it catches up starts again from the first step.
+
+mod decided;
+mod fetch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proto::cluster::Action;
+use proto::object::{Change, ObjectInfo, ObjectOp, WriteBase};
+use proto::peer::{PeerReply, PeerRequest};
+use proto::{NodeId, Oid, PgId, Since};
+
+use crate::Time;
+use crate::context::{Context, ProposalUse, Purpose, StoreUse};
+use crate::replica::{Covered, Replica};
+
+use decided::Decided;
+use fetch::Fetching;
+
+/// Objects fetched at the same time.
+const OBJECTS_MAX: usize = 8;
+/// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
+const PGS_MAX: usize = 1024;
+/// Pause after an attempt that was refused or dropped.
+const BACK_OFF: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub(crate) struct CatchUp {
+    pgs: BTreeMap<PgId, Behind>,
+    rounds: BTreeMap<u64, Round>,
+    next_round: u64,
+    next_attempt: u64,
+    objects: BTreeMap<(PgId, Oid), Fetching>,
+    not_before: BTreeMap<PgId, Time>,
+}
+
+/// A PG that this node is catching up on.
+#[derive(Debug)]
+struct Behind {
+    started: Since,
+    stage: Stage,
+    todo: BTreeSet<Oid>,
+    /// Decided by changes since `started`.
+    decided: BTreeMap<Oid, Decided>,
+    /// Objects that changes cloned from others when those were not here yet.
+    cloned: BTreeMap<Oid, Oid>,
+    /// How often a copy could not give what it has of an object. The next one is asked then.
+    failures: BTreeMap<Oid, usize>,
+    /// How often an object came with a change that this copy should have been sent.
+    conflicts: BTreeMap<Oid, u32>,
+    /// Not to be tried before the next tick.
+    later: BTreeSet<Oid>,
+    backfills: usize,
+}
+
+/// A question about an object that is being fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pg: PgId,
+    oid: Oid,
+    attempt: u64,
+    since: Since,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Unlisted,
+    Listing,
+    Copying,
+    Proposed,
+}
+
+/// One listing of several PGs at one source.
+#[derive(Debug)]
+struct Round {
+    source: NodeId,
+    pgs: Vec<(PgId, Since)>,
+}
+
+impl CatchUp {
+    pub fn pgs_behind(&self) -> u32 {
+        self.pgs.len() as u32
+    }
+
+    /// A change has been accepted: what it covers is current here.
+    pub fn handle_covered(&mut self, covered: Covered) {
+        let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
+        behind.decided.entry(covered.oid).or_default().note(covered.blocks, covered.stamp);
+    }
+
+    /// A change that clones an object which this copy does not have yet is carried out without its base; what the base would have
+    /// given is fetched. Returns that base.
+    pub fn lacks_base_of(&self, ctx: &Context, body: &mut PeerRequest) -> Option<Oid> {
+        let PeerRequest::Change { pg, change: Change::Write { base, .. }, .. } = body else { return None };
+        let WriteBase::CloneOf(from) = *base else { return None };
+        let behind = self.pgs.get(pg).filter(|_| ctx.view.pg(*pg).is_some_and(|s| s.is_catching(ctx.me)))?;
+        let has_it = !behind.todo.contains(&from)
+            && !self.objects.contains_key(&(*pg, from))
+            && behind.backfills == 0
+            && !own_list_pending(ctx);
+        let complete = behind.stage == Stage::Proposed || (behind.stage == Stage::Copying && has_it);
+        if complete {
+            return None;
+        }
+        *base = WriteBase::Keep;
+        Some(from)
+    }
+
+    /// The rest of the object is to be fetched from what it was cloned from, which never changes. There may have been an object
+    /// of this id before, which the clone has replaced: what older changes had decided of that, and what of it is on its way
+    /// here from a source that has not carried out the clone, means nothing any more.
+    pub fn handle_cloned(&mut self, covered: Covered, base: Oid) {
+        let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
+        behind.cloned.insert(covered.oid, base);
+        behind.decided.entry(covered.oid).or_default().forget_before(covered.stamp);
+        behind.fetch_anew(&mut self.objects, covered);
+    }
+
+    /// The store could not take an accepted change after all: its blocks have to be fetched.
+    ///
+    /// Not when all was here before: then they are as they were.
+    pub fn handle_not_covered(&mut self, replica: &Replica, covered: Covered) {
+        let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
+        let mut decided = Decided::default();
+        replica.own_changes(covered.oid).for_each(|(stamp, blocks)| decided.note(blocks, stamp));
+        behind.decided.insert(covered.oid, decided);
+        if behind.stage != Stage::Proposed {
+            behind.fetch_anew(&mut self.objects, covered);
+        }
+    }
+
+    /// Looks at the view and starts or stops what it says.
+    pub fn handle_view(&mut self, ctx: &mut Context, replica: &mut Replica, changed: &[PgId]) {
+        for id in changed {
+            let attempt =
+                ctx.view.pg(*id).and_then(|pg| pg.catching.iter().find(|c| c.node == ctx.me).copied());
+            let known = self.pgs.get(id).map(|b| b.started);
+            match attempt {
+                Some(attempt) if known == Some(attempt.started) => {}
+                Some(attempt) => {
+                    self.stop(ctx, *id);
+                    replica.forget_pg(ctx, *id);
+                    let behind = Behind {
+                        started: attempt.started,
+                        stage: Stage::Unlisted,
+                        todo: BTreeSet::new(),
+                        decided: BTreeMap::new(),
+                        cloned: BTreeMap::new(),
+                        failures: BTreeMap::new(),
+                        conflicts: BTreeMap::new(),
+                        later: BTreeSet::new(),
+                        backfills: 0,
+                    };
+                    self.pgs.insert(*id, behind);
+                }
+                None if known.is_some() => {
+                    self.stop(ctx, *id);
+                    if !ctx.view.pg(*id).is_some_and(|pg| pg.in_sync.contains(&ctx.me)) {
+                        self.not_before.insert(*id, ctx.now.after(BACK_OFF));
+                    }
+                }
+                None => {}
+            }
+        }
+        self.advance(ctx, replica);
+    }
+
+    fn stop(&mut self, ctx: &mut Context, id: PgId) {
+        self.pgs.remove(&id);
+        self.objects.retain(|(pg, _), _| *pg != id);
+        ctx.out.calls.retain(|_, call| {
+            !matches!(&call.purpose, Purpose::Length(asked) | Purpose::Fetch { asked, .. } if asked.pg == id)
+        });
+        for round in self.rounds.values_mut() {
+            round.pgs.retain(|(pg, _)| *pg != id);
+        }
+    }
+
+    /// Does whatever can be done now.
+    pub fn advance(&mut self, ctx: &mut Context, replica: &Replica) {
+        self.pgs.values_mut().for_each(|behind| behind.later.clear());
+        self.propose_start(ctx);
+        self.start_rounds(ctx);
+        self.start_objects(ctx);
+        self.propose_finish(ctx, replica);
+    }
+
+    fn propose_start(&mut self, ctx: &mut Context) {
+        if ctx.is_proposed(&ProposalUse::CatchUp) {
+            return;
+        }
+        let mut wanted = Vec::new();
+        for (number, pool) in ctx.view.pools().iter().enumerate() {
+            for (index, pg) in pool.pgs.iter().enumerate() {
+                let id = PgId { pool: proto::PoolId(number as u8), index: index as u32 };
+                let lacking = pg.targets.contains(&ctx.me) && !pg.writers().any(|n| n == ctx.me);
+                let has_source = pg.in_sync.iter().any(|n| ctx.view.is_up(*n));
+                let may = self.not_before.get(&id).is_none_or(|at| *at <= ctx.now);
+                if lacking && has_source && may && wanted.len() < PGS_MAX {
+                    wanted.push((id, pg.since));
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            for (id, _) in &wanted {
+                self.not_before.insert(*id, ctx.now.after(BACK_OFF));
+            }
+            ctx.propose(Action::StartCatchUp { pgs: wanted }, ProposalUse::CatchUp);
+        }
+    }
+
+    fn start_rounds(&mut self, ctx: &mut Context) {
+        let mut by_source: BTreeMap<NodeId, Vec<(PgId, Since)>> = BTreeMap::new();
+        for (id, _) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Unlisted) {
+            if let Some((source, since)) = source_of(ctx, *id, 0) {
+                let pgs = by_source.entry(source).or_default();
+                if pgs.len() < PGS_MAX {
+                    pgs.push((*id, since));
+                }
+            }
+        }
+        for (source, pgs) in by_source {
+            for (id, _) in &pgs {
+                self.pgs.get_mut(id).expect("from the map").stage = Stage::Listing;
+            }
+            self.next_round += 1;
+            self.rounds.insert(self.next_round, Round { source, pgs: pgs.clone() });
+            // What lies here already is compared as well: it may have been deleted meanwhile.
+            let op = ObjectOp::List { first: Oid(0), last: Oid(u64::MAX), limit: u32::MAX };
+            let own = pgs.iter().map(|(pg, _)| *pg).collect();
+            ctx.store(op, StoreUse::OwnList { pgs: own });
+            ctx.call(
+                source,
+                PeerRequest::List { pgs, after: None },
+                Purpose::List { round: self.next_round },
+            );
+        }
+    }
+
+    pub fn handle_own_list(&mut self, ctx: &mut Context, pgs: &[PgId], objects: Vec<ObjectInfo>) {
+        self.add_objects(ctx, pgs, objects);
+    }
+
+    fn add_objects(&mut self, ctx: &Context, pgs: &[PgId], objects: Vec<ObjectInfo>) {
+        let wanted: BTreeSet<PgId> = pgs.iter().copied().collect();
+        for object in objects {
+            let Some(pg) = ctx.view.pg_of(object.oid).filter(|pg| wanted.contains(pg)) else { continue };
+            if let Some(behind) = self.pgs.get_mut(&pg) {
+                behind.todo.insert(object.oid);
+            }
+        }
+    }
+
+    pub fn handle_list_reply(&mut self, ctx: &mut Context, replica: &Replica, id: u64, reply: PeerReply) {
+        let Some(round) = self.rounds.get(&id) else { return };
+        let (source, pgs) = (round.source, round.pgs.clone());
+        let ids: Vec<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
+        match reply {
+            PeerReply::Objects { objects, complete } => {
+                let after = objects.last().map(|o| o.oid);
+                self.add_objects(ctx, &ids, objects);
+                if complete {
+                    self.end_round(id, Stage::Copying);
+                } else {
+                    ctx.call(source, PeerRequest::List { pgs, after }, Purpose::List { round: id });
+                }
+            }
+            _ => self.end_round(id, Stage::Unlisted),
+        }
+        self.start_objects(ctx);
+        self.propose_finish(ctx, replica);
+    }
+
+    fn end_round(&mut self, id: u64, stage: Stage) {
+        let Some(round) = self.rounds.remove(&id) else { return };
+        for (pg, _) in round.pgs {
+            if let Some(behind) = self.pgs.get_mut(&pg) {
+                behind.stage = stage;
+            }
+        }
+    }
+
+    /// The listing's own half has to come first: `OwnList` is answered before any remote answer can be complete only
+    /// by luck, so a PG counts as listed when both are there.
+    fn start_objects(&mut self, ctx: &mut Context) {
+        if own_list_pending(ctx) {
+            return;
+        }
+        let mut start = Vec::new();
+        for (id, behind) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Copying) {
+            for oid in &behind.todo {
+                if self.objects.len() + start.len() >= OBJECTS_MAX {
+                    break;
+                }
+                if !self.objects.contains_key(&(*id, *oid)) && !behind.later.contains(oid) {
+                    start.push((*id, *oid));
+                }
+            }
+        }
+        for (pg, oid) in start {
+            self.start_object(ctx, pg, oid);
+        }
+    }
+
+    pub fn propose_finish(&mut self, ctx: &mut Context, replica: &Replica) {
+        let mut done = Vec::new();
+        let lists_pending = own_list_pending(ctx);
+        for (id, behind) in self.pgs.iter_mut().filter(|(_, b)| b.stage == Stage::Copying) {
+            let fetched = behind.todo.is_empty() && behind.backfills == 0 && !lists_pending;
+            if fetched && done.len() < PGS_MAX && !replica.is_forgetting(ctx, *id) {
+                behind.stage = Stage::Proposed;
+                done.push((*id, behind.started));
+            }
+        }
+        if !done.is_empty() {
+            ctx.propose(Action::FinishCatchUp { pgs: done }, ProposalUse::CatchUp);
+        }
+    }
+
+    /// Listings and fetches whose source went away start again.
+    pub fn handle_source_lost(&mut self, ctx: &mut Context) {
+        let lost: Vec<u64> =
+            self.rounds.iter().filter(|(_, r)| !ctx.view.is_up(r.source)).map(|(id, _)| *id).collect();
+        for id in lost {
+            self.end_round(id, Stage::Unlisted);
+        }
+        self.objects.retain(|_, fetching| ctx.view.is_up(fetching.source));
+        ctx.out.calls.retain(|_, call| {
+            let ours =
+                matches!(call.purpose, Purpose::List { .. } | Purpose::Length(_) | Purpose::Fetch { .. });
+            !ours || ctx.view.is_up(call.to)
+        });
+    }
+}
+
+impl Behind {
+    /// What is under way of the object does not count.
+    fn fetch_anew(&mut self, objects: &mut BTreeMap<(PgId, Oid), Fetching>, covered: Covered) {
+        objects.remove(&(covered.pg, covered.oid));
+        self.todo.insert(covered.oid);
+    }
+}
+
+fn own_list_pending(ctx: &Context) -> bool {
+    ctx.out.tickets.values().any(|u| matches!(u, StoreUse::OwnList { .. }))
+}
+
+/// An in-sync copy to fetch from; another one after each failure.
+fn source_of(ctx: &Context, pg: PgId, failures: usize) -> Option<(NodeId, Since)> {
+    let state = ctx.view.pg(pg)?;
+    // Spread over the copies by the PG's number, so that one source does not do all the work.
+    let usable: Vec<NodeId> =
+        state.in_sync.iter().copied().filter(|n| ctx.view.is_up(*n) && *n != ctx.me).collect();
+    let source = usable.get((pg.index as usize + failures) % usable.len().max(1))?;
+    Some((*source, state.since))
+}
