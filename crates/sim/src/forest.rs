@@ -39,8 +39,6 @@ pub(crate) struct Forest {
     pub snapshots: BTreeMap<Vid, Snapshot>,
     /// VDIs of which the deletion was ordered: requests on them may be refused.
     pub ended: BTreeSet<Vid>,
-    /// VDIs whose owner died at least once.
-    pub crashed: BTreeSet<Vid>,
     deeds: BTreeMap<RequestId, Deed>,
     clones: u64,
     /// Orders that were carried out, by kind.
@@ -119,7 +117,6 @@ impl Forest {
             commands: Vec::new(),
             snapshots: BTreeMap::new(),
             ended: BTreeSet::new(),
-            crashed: BTreeSet::new(),
             deeds: BTreeMap::new(),
             clones: 0,
             done: BTreeMap::new(),
@@ -418,16 +415,6 @@ impl World {
         entry.objects += 1;
         let op = VolumeOp::Resize { size: entry.objects << shift };
         self.order(sheep, ClientOp::Volume { vid: line, at: Point::Head, op }, Deed::Resize);
-    }
-
-    /// A sheep is about to die.
-    pub(crate) fn note_crash_of(&mut self, sheep: SheepIndex) {
-        let id = self.sheep[sheep].id();
-        let Some(process) = self.sheep[sheep].process() else { return };
-        let view = process.node.view();
-        let owns = |vid: &Vid| view.session(*vid).owner.is_some_and(|(owner, _)| owner == id);
-        let orphans: Vec<Vid> = view.vdis().keys().copied().filter(owns).collect();
-        self.forest.crashed.extend(orphans);
     }
 
     fn finish(&mut self, deed: Deed, result: Option<ClientResult>) {

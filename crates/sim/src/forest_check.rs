@@ -5,9 +5,7 @@
 //!   some moment must be among those of all blocks.
 //! - A command that was answered, or whose sheep died, happened for all of its lines or for none; one that was refused for none.
 //! - What [`VolumeOp::Changes`] calls unchanged is the same.
-//! - Stores hold the objects that living VDIs name, and nothing else; but for objects of a living VDI that an owner began to make
-//!   and died. The next one enters them into the table, unless those copies have left the in-sync set that remember how they
-//!   came into being (a copy that catches up gets the object, and not that memory). They go with the VDI.
+//! - Stores hold the objects that living VDIs name, and nothing else.
 //!
 //! What it cannot see: moments of one block are tried against the order of that block's own requests, anew for each command, so
 //! two snapshots whose moments would need different orders of one block's overlapping writes pass. Blocks that nobody has read
@@ -207,10 +205,7 @@ impl World {
         }
         holders.into_iter().find_map(|(oid, holders)| {
             let is_needed = match oid.kind() {
-                Some(ObjectKind::Data) => {
-                    let is_named = needed.objects.contains(&(oid.vid(), oid.index()));
-                    is_named || (view.vdi(oid.vid()).is_some() && self.forest.crashed.contains(&oid.vid()))
-                }
+                Some(ObjectKind::Data) => needed.objects.contains(&(oid.vid(), oid.index())),
                 _ => needed.tables.contains(&oid.vid()),
             };
             if !is_needed {

@@ -303,7 +303,6 @@ impl World {
 
     /// The process ends at once; what was not durable may be lost.
     pub(crate) fn kill(&mut self, index: SheepIndex, ending: Ending) {
-        self.note_crash_of(index);
         let state = std::mem::replace(&mut self.sheep[index].state, State::Down(Disk::default()));
         let State::Up(mut running) = state else {
             self.sheep[index].state = state;

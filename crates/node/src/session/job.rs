@@ -56,7 +56,7 @@ impl Session {
     fn begin_job(&mut self, ctx: &mut Context, request: Request) {
         let id = self.fresh_id();
         if matches!(request.requester, Requester::Gateway { .. }) && is_mutation(&request.op) {
-            self.forwarded.insert(request.origin, Forwarded::Running { job: id, repeats: Vec::new() });
+            self.forwarded.insert(request.origin, Forwarded::Running { repeats: Vec::new() });
         }
         let plan = self.plan_job(ctx, &request.op);
         let mut job = Job {
