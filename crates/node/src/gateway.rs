@@ -68,8 +68,8 @@ impl Gateway {
                     ctx.answer(id, result);
                 }
             }
-            ClientOp::Volume { vid, op: VolumeOp::Resize { size }, .. } => {
-                self.propose(ctx, id, &request.op, Action::ResizeVdi { vid: *vid, size: *size });
+            ClientOp::Volume { vid, at, op: VolumeOp::Resize { size } } => {
+                self.propose_resize(ctx, id, *vid, *at, *size);
             }
             ClientOp::Object { oid, op: NativeOp::Write { offset, data } }
                 if oid.kind() == Some(ObjectKind::Inode) && (*offset as usize) < HEADER_BYTES =>
@@ -230,6 +230,12 @@ impl Gateway {
         }
     }
 
+    fn propose_resize(&mut self, ctx: &mut Context, id: RequestId, vid: Vid, at: Point, size: u64) {
+        let vid = if at == Point::Head { ctx.view.head_of(vid) } else { vid };
+        let op = ClientOp::Volume { vid, at, op: VolumeOp::Resize { size } };
+        self.propose(ctx, id, &op, Action::ResizeVdi { vid, size });
+    }
+
     fn propose(&mut self, ctx: &mut Context, id: RequestId, op: &ClientOp, action: Action) {
         self.proposed.insert(id, op.clone());
         ctx.propose(action, ProposalUse::Client { request: id });
@@ -262,6 +268,14 @@ impl Gateway {
                     ctx.tell(owner, PeerRequest::Yield { vid: head });
                 }
                 self.delayed.push((id, op));
+                return None;
+            }
+            // It was frozen before the proposal was taken: what took its place is meant.
+            (
+                Some(ClientOp::Volume { vid, at: Point::Head, op: VolumeOp::Resize { size } }),
+                Err(ClientError::ReadOnly | ClientError::NoVdi),
+            ) if ctx.view.head_of(vid) != vid => {
+                self.propose_resize(ctx, id, vid, Point::Head, size);
                 return None;
             }
             (_, Err(error)) => ctx.answer(id, Err(error)),

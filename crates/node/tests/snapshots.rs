@@ -323,6 +323,51 @@ fn rollback_waits_for_no_client_unless_forced() {
 }
 
 #[test]
+fn a_table_that_found_no_space_is_written_when_there_is_some() {
+    for cloned in [false, true] {
+        let (mut cluster, _) = Cluster::with_disk(2);
+        let vid = create(&mut cluster, "v");
+        for object in TOUCHED {
+            write(&mut cluster, 0, vid, object * OBJECT_BYTES, vec![1; 8192]);
+        }
+        let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+        let vdi = if cloned { clone(&mut cluster, vid, "c") } else { head };
+        let be_full = |cluster: &mut Cluster, is_full| {
+            cluster.sheep.iter_mut().for_each(|(_, _, store)| store.is_full = is_full);
+        };
+        let send = |cluster: &mut Cluster, value: u8| -> Vec<RequestId> {
+            let op = |offset| VolumeOp::Write { offset, data: vec![value; 4096].into() };
+            let place = |object| at(vdi, Point::Head, op(object * OBJECT_BYTES));
+            TOUCHED.iter().map(|object| cluster.begin(1, place(*object))).collect()
+        };
+        // Several of them wait for one page of the table.
+        be_full(&mut cluster, true);
+        let refused = send(&mut cluster, 2);
+        cluster.wait_ms(300);
+        for id in refused {
+            assert_eq!(cluster.answers.remove(&id), Some(Err(ClientError::NoSpace)));
+        }
+        for object in TOUCHED {
+            let found = read(&mut cluster, 0, vdi, object * OBJECT_BYTES, 8192);
+            assert!(found[..] == [1; 8192], "object {object} of {vdi}: {} ..", found[0]);
+        }
+        be_full(&mut cluster, false);
+        write(&mut cluster, 0, vdi, 0, vec![3; 4096]);
+        // What is not in the table on the disks is brought there before the table is frozen.
+        let next = vids(snapshot(&mut cluster, vdi, "u"))[0];
+        for vdi in [vdi, next] {
+            for object in TOUCHED {
+                let expected = [vec![if object == 0 { 3 } else { 1 }; 4096], vec![1; 4096]].concat();
+                let found = read(&mut cluster, 0, vdi, object * OBJECT_BYTES, 8192);
+                assert!(found == expected, "object {object} of {vdi}: {} ..", found[0]);
+            }
+        }
+        cluster.wait_ms(1000);
+        assert_exact_objects(&mut cluster, "at the end");
+    }
+}
+
+#[test]
 fn an_old_client_copies_an_inherited_object_as_it_found_it_in_its_table() {
     let (mut cluster, _) = Cluster::with_disk(2);
     let vid = create(&mut cluster, "v");
@@ -642,11 +687,56 @@ fn a_table_page_of_a_deleted_vdi_goes_when_the_last_one_that_read_it_has_its_own
         };
         assert_eq!(read(&mut cluster, 1, reader, 0, 4096)[..], [0; 4096]);
         vdi_op(&mut cluster, VdiOp::Delete { vid }).unwrap();
+        // Whatever the deletion itself has set going is over.
+        cluster.wait_ms(1500);
         assert_exact_objects(&mut cluster, "while the page is needed");
         assert!(cluster.sheep[0].2.objects.contains_key(&Oid::inode(vid)));
         write(&mut cluster, 1, reader, 5 * OBJECT_BYTES, vec![2; 4096]);
         cluster.wait_ms(1500);
         assert_exact_objects(&mut cluster, "when it is not needed any more");
         assert_eq!(read(&mut cluster, 0, reader, 5 * OBJECT_BYTES, 4096)[..], [2; 4096]);
+    }
+}
+
+#[test]
+fn a_vdi_grows_whatever_snapshots_were_taken_of_it() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    let first = vids(snapshot(&mut cluster, vid, "t"))[0];
+    let grow = |cluster: &mut Cluster, point, objects: u64| {
+        cluster.ask(1, at(vid, point, VolumeOp::Resize { size: objects * OBJECT_BYTES }))
+    };
+    assert_eq!(grow(&mut cluster, Point::Head, OBJECTS + 1), Ok(ClientReply::Done));
+    assert_eq!(grow(&mut cluster, Point::Exact, OBJECTS + 2), Err(ClientError::ReadOnly));
+    // Frozen once more while the order is on its way.
+    let snap = VdiOp::Snapshot { vids: vec![first], tag: b"u".to_vec() };
+    let asked = cluster.begin(0, ClientOp::Vdi(snap));
+    let size = (OBJECTS + 3) * OBJECT_BYTES;
+    let grown = cluster.begin(1, at(vid, Point::Head, VolumeOp::Resize { size }));
+    cluster.run();
+    assert_eq!(cluster.answers.remove(&grown), Some(Ok(ClientReply::Done)));
+    let head = vids(cluster.answers.remove(&asked).expect("answered"))[0];
+    let view = cluster.sheep[0].1.view();
+    let sizes = [vid, first, head].map(|vid| view.vdi(vid).expect("alive").size / OBJECT_BYTES);
+    assert_eq!(sizes, [OBJECTS, OBJECTS + 1, OBJECTS + 3]);
+}
+
+#[test]
+fn a_snapshot_that_is_deleted_while_it_is_read_gives_no_zeros() {
+    let (mut cluster, _) = Cluster::with_disk(3);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, 0, vec![1; OBJECT_BYTES as usize * 2]);
+    let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+    vdi_op(&mut cluster, VdiOp::Delete { vid: head }).unwrap();
+    let op = |object: u64| VolumeOp::Read { offset: object * OBJECT_BYTES, len: 4096 };
+    let reads: Vec<RequestId> =
+        (0..6).map(|i| cluster.begin(i % 3, at(vid, Point::Exact, op(i as u64 / 3)))).collect();
+    cluster.begin(1, ClientOp::Vdi(VdiOp::Delete { vid }));
+    cluster.run();
+    for id in reads {
+        match cluster.answers.remove(&id) {
+            Some(Ok(ClientReply::Data(data))) => assert!(data.iter().all(|b| *b == 1)),
+            other => assert_eq!(other, Some(Err(ClientError::NoVdi))),
+        }
     }
 }

@@ -16,11 +16,13 @@ pub(crate) enum Fault {
     QuorumLost {
         sheep: SheepIndex,
         start: u64,
+        cut: u64,
     },
     /// The others give a cut-off sheep up. Never before it was told that it lost its quorum.
     Expel {
         sheep: SheepIndex,
         start: u64,
+        cut: u64,
     },
     Reconnect(SheepIndex),
     DiskRecovers(SheepIndex),
@@ -95,14 +97,14 @@ impl World {
     pub(crate) fn apply_fault(&mut self, fault: Fault) {
         match fault {
             Fault::Mend(pair) => self.mend(pair),
-            Fault::QuorumLost { sheep, start } => {
-                if self.sheep[sheep].cut_off && self.sheep[sheep].start == start {
+            Fault::QuorumLost { sheep, start, cut } => {
+                if self.is_still_cut_off(sheep, start, cut) {
                     self.log(|| format!("sheep {sheep} is told that it lost its quorum"));
                     self.quorum_lost(sheep, start);
                 }
             }
-            Fault::Expel { sheep, start } => {
-                if self.sheep[sheep].cut_off && self.sheep[sheep].start == start {
+            Fault::Expel { sheep, start, cut } => {
+                if self.is_still_cut_off(sheep, start, cut) {
                     self.log(|| format!("sheep {sheep} is given up"));
                     self.driver.expel(self.sheep[sheep].id());
                     self.step_now(Event::NoticeDeaths);
@@ -142,6 +144,12 @@ impl World {
                 None => {}
             },
         }
+    }
+
+    /// By that very cut: after another one the lease begins anew.
+    fn is_still_cut_off(&self, sheep: SheepIndex, start: u64, cut: u64) -> bool {
+        let sheep = &self.sheep[sheep];
+        sheep.cut_off && sheep.start == start && sheep.cuts == cut
     }
 
     fn wait_for(&mut self, fault: Fault) {
@@ -245,15 +253,17 @@ impl World {
             return;
         }
         self.sheep[index].cut_off = true;
+        self.sheep[index].cuts += 1;
+        let cut = self.sheep[index].cuts;
         self.driver.cut_off(self.sheep[index].id());
         let start = self.sheep[index].start;
         let lease = self.fault_rng.duration(50 * MS..300 * MS);
         let given_up = lease + self.fault_rng.duration(MS..300 * MS);
         let mended = self.fault_rng.duration(20 * MS..1000 * MS);
         if self.scenario.bug != PlantedBug::NoQuorumLost {
-            self.queue.put_after(lease, Event::Fault(Fault::QuorumLost { sheep: index, start }));
+            self.queue.put_after(lease, Event::Fault(Fault::QuorumLost { sheep: index, start, cut }));
         }
-        self.queue.put_after(given_up, Event::Fault(Fault::Expel { sheep: index, start }));
+        self.queue.put_after(given_up, Event::Fault(Fault::Expel { sheep: index, start, cut }));
         self.queue.put_after(mended, Event::Fault(Fault::Reconnect(index)));
         if self.fault_rng.percent(50) {
             let others = (0..self.sheep.len()).filter(|p| *p != index);

@@ -49,12 +49,19 @@ struct Open {
 }
 
 /// Recorder of a run. Every request is invoked once, and answered or abandoned at most once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct History {
     steps: Step,
     open: BTreeMap<u64, Open>,
     blocks: BTreeMap<BlockId, Vec<BlockOp>>,
     ops: u64,
+}
+
+impl Default for History {
+    /// Steps 0 and 1 are left for what was there before.
+    fn default() -> History {
+        History { steps: 1, open: BTreeMap::new(), blocks: BTreeMap::new(), ops: 0 }
+    }
 }
 
 impl History {
@@ -116,7 +123,8 @@ impl History {
         &self.blocks
     }
 
-    fn step(&mut self) -> Step {
+    /// A point in the order of its own.
+    pub fn step(&mut self) -> Step {
         self.steps += 1;
         self.steps
     }

@@ -6,6 +6,8 @@ mod damage;
 pub mod driver;
 pub mod engine_store;
 mod faults;
+mod forest;
+mod forest_check;
 pub mod history;
 pub mod linearize;
 pub mod model_store;

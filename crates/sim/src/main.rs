@@ -148,12 +148,13 @@ fn run_many(arguments: &Arguments) -> ExitCode {
                     runs.fetch_add(1, Ordering::Relaxed);
                     if arguments.verbose {
                         println!(
-                            "seed {seed}: {:?}, {} requests, {} faults, {} events, {} syncs, {} ms",
+                            "seed {seed}: {:?}, {} requests, {} faults, {} events, {} syncs, {:?}, {} ms",
                             outcome.store,
                             outcome.requests,
                             outcome.faults,
                             outcome.events,
                             outcome.syncs,
+                            outcome.deeds,
                             outcome.virtual_time
                         );
                     }

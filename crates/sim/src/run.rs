@@ -8,6 +8,7 @@ use bytes::Bytes;
 use proto::client::{ClientOp, ClientReply, ClientResult, ClusterOp, VdiOp};
 use proto::{BLOCK_BYTES, NodeId, Oid, RequestId, Vid};
 
+use crate::history::BlockId;
 use crate::linearize;
 use crate::object_store::StoreKind;
 use crate::queue::Moment;
@@ -41,6 +42,8 @@ pub struct Outcome {
     pub syncs: u64,
     /// How often a disk was damaged.
     pub damages: u64,
+    /// Snapshots, clones, rollbacks, deletions and resizes that were carried out.
+    pub deeds: BTreeMap<&'static str, u64>,
     pub virtual_time: Moment,
     pub trace: Option<String>,
 }
@@ -66,6 +69,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         store: world.scenario.store,
         syncs,
         damages: world.damages.count,
+        deeds: world.forest.done.clone(),
         virtual_time: world.now(),
         trace: world.trace().map(String::from),
     }
@@ -85,7 +89,13 @@ impl World {
         self.read_everything()?;
         self.become_quiet()?;
         self.scrub()?;
+        if self.scenario.forest {
+            self.check_objects()?;
+        }
         self.compare_copies()?;
+        if self.scenario.forest {
+            self.check_forest()?;
+        }
         self.check_histories()
     }
 
@@ -112,7 +122,7 @@ impl World {
         }
     }
 
-    fn run_for(&mut self, time: Duration) -> Result<(), String> {
+    pub(crate) fn run_for(&mut self, time: Duration) -> Result<(), String> {
         let end = self.now().after(time);
         loop {
             if let Some(violation) = &self.violation {
@@ -147,7 +157,11 @@ impl World {
             let (name, size) = (format!("vdi{n}").into_bytes(), self.population.vdi_bytes);
             let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
             match self.ask_and_wait(ClientOp::Vdi(create))? {
-                Ok(ClientReply::Vdi(info)) => self.vdis.push(info.vid),
+                Ok(ClientReply::Vdi(info)) => {
+                    self.vdis.push(info.vid);
+                    let objects = self.population.vdi_bytes >> self.scenario.format.block_size_shift;
+                    self.forest.add_shared(info.vid, objects);
+                }
                 other => return Err(format!("creating a VDI gave {other:?}")),
             }
         }
@@ -163,6 +177,9 @@ impl World {
         }
         if self.scenario.churn {
             self.queue.put_after(self.scenario.think_time, Event::ChurnTurn);
+        }
+        if self.scenario.forest {
+            self.queue.put_after(self.scenario.think_time, Event::ForestTurn);
         }
         let first = self.fault_rng.duration(Duration::ZERO..self.scenario.fault_pause);
         self.queue.put_after(first, Event::NextFault);
@@ -219,7 +236,16 @@ impl World {
     /// never acknowledged.
     fn read_everything(&mut self) -> Result<(), String> {
         let view = self.sheep[0].process().expect("all are up").node.view();
-        let vids: Vec<Vid> = view.vdis().keys().copied().filter(|vid| view.vdi(*vid).is_some()).collect();
+        let is_of_forest = |vid: Vid| self.scenario.forest && self.forest.line_of(view, vid).is_some();
+        let vids: Vec<Vid> = view
+            .vdis()
+            .keys()
+            .copied()
+            .filter(|vid| view.vdi(*vid).is_some() && !is_of_forest(*vid))
+            .collect();
+        if self.scenario.forest {
+            self.read_forest();
+        }
         for sheep in 0..self.sheep.len() {
             for &vid in &vids {
                 for window in self.population.windows().to_vec() {
@@ -247,7 +273,8 @@ impl World {
             }
         }
         for (oid, copies) in copies {
-            if view.vdi(oid.vid()).is_none() {
+            let keeps_remains = self.scenario.forest;
+            if view.vdi(oid.vid()).is_none() && !keeps_remains {
                 let holders: Vec<&NodeId> = copies.keys().collect();
                 return Err(format!("object {oid} of a deleted VDI is still held by {holders:?}"));
             }
@@ -268,7 +295,10 @@ impl World {
 
     fn check_histories(&self) -> Result<(), String> {
         assert_eq!(self.history.open_ops().count(), 0, "all requests were answered");
-        for (block, history) in self.history.blocks() {
+        // Those of the forest are checked with what their snapshots show.
+        let forest = self.scenario.forest.then_some(&self.forest.lines);
+        let is_other = |block: &BlockId| forest.is_none_or(|lines| !lines.contains_key(&block.vid));
+        for (block, history) in self.history.blocks().iter().filter(|(block, _)| is_other(block)) {
             linearize::check(history).map_err(|why| format!("{block}: {why}"))?;
         }
         Ok(())

@@ -12,6 +12,8 @@ const MS: Duration = Duration::from_millis(1);
 /// Any number: keeps the draws for the store apart from all others of a seed.
 const SUCCESSION_SALT: u64 = 0x73_7563_6365_7373;
 const STORE_SALT: u64 = 0x73_746f_7265;
+/// The same for snapshots.
+const FOREST_SALT: u64 = 0x66_6f72_6573;
 
 /// A kind of fault that a run may contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +68,12 @@ pub enum PlantedBug {
     NoQuorumLost,
     /// Disks report success of a sync and do nothing.
     DropSyncs,
+    /// A snapshot of several VDIs freezes one after another.
+    SplitSnapshots,
+    /// Sheep are told to keep nothing of deleted VDIs.
+    KeepNothing,
+    /// Stores answer orders to delete what nobody needs, and keep some of it.
+    SkipPurges,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +83,8 @@ pub struct Scenario {
     pub vdis: usize,
     /// Other VDIs come and go meanwhile.
     pub churn: bool,
+    /// VDIs are snapshotted, cloned, rolled back and deleted meanwhile.
+    pub forest: bool,
     pub clients: usize,
     pub client_depth: usize,
     pub think_time: Duration,
@@ -128,6 +138,7 @@ impl Scenario {
             },
             vdis: rng.in_range(1..4) as usize,
             churn: rng.percent(40),
+            forest: false,
             clients: rng.in_range(2..6) as usize,
             client_depth: rng.in_range(1..4) as usize,
             think_time: rng.duration(MS..20 * MS),
@@ -175,6 +186,20 @@ impl Scenario {
         if reads_matter || self.bug == PlantedBug::DropSyncs {
             self.checkpoints_permille = 20;
         }
+    }
+
+    /// Whether there are snapshots. Draws from a generator of its own, which it returns for them: a run without them is what it
+    /// would be if there never were any.
+    pub fn draw_forest(&mut self, seed: u64) -> Rng {
+        let mut rng = Rng::new(seed ^ FOREST_SALT);
+        let bugs = [PlantedBug::SplitSnapshots, PlantedBug::KeepNothing, PlantedBug::SkipPurges];
+        self.forest = rng.percent(50) || bugs.contains(&self.bug);
+        if self.forest {
+            // A block of a snapshot that rots, or cannot be read when its slot is copied, is read from other copies, but nobody
+            // mends it yet.
+            self.faults.retain(|kind| ![FaultKind::BitRot, FaultKind::ReadError].contains(kind));
+        }
+        rng
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Sheep {
     pub disk_slowness: u32,
     /// Cannot reach the cluster driver.
     pub cut_off: bool,
+    /// How often it was.
+    pub cuts: u64,
 }
 
 pub enum State {
@@ -46,6 +48,7 @@ impl Sheep {
             clock: Clock::default(),
             disk_slowness: 1,
             cut_off: false,
+            cuts: 0,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use node::Ticket;
 use proto::BLOCK_BYTES;
-use proto::object::ObjectOp;
+use proto::object::{Change, ObjectOp};
 use store::{IoId, IoOp};
 
 use crate::network::SheepIndex;
@@ -18,7 +18,12 @@ impl World {
         self.log(|| format!("  sheep {index} store {} {}", ticket.0, brief_op(&op)));
         let start = self.sheep[index].start;
         let is_change = matches!(op, ObjectOp::Change { .. });
-        let skip = is_change && self.scenario.bug == PlantedBug::SkipWrites && self.rng.permille(10);
+        let is_purge = matches!(op, ObjectOp::Change { change: Change::Delete, tag: None, .. });
+        let skip = match self.scenario.bug {
+            PlantedBug::SkipWrites => is_change && self.rng.permille(10),
+            PlantedBug::SkipPurges => is_purge && self.rng.permille(500),
+            _ => false,
+        };
         let op = if skip { ObjectOp::Flush } else { op };
         let Some(running) = self.sheep[index].running(start) else { return };
         match &mut running.store {

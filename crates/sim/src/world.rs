@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
-use proto::cluster::Proposal;
+use proto::cluster::{Action, Proposal};
 use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage, PeerReply, PeerRequest};
 use proto::{NodeId, RequestId, Vid};
 use store::IoId;
@@ -20,6 +20,7 @@ use crate::client::{BlockRequest, Client, Population};
 use crate::damage::Damages;
 use crate::driver::Driver;
 use crate::faults::Fault;
+use crate::forest::Forest;
 use crate::history::History;
 use crate::network::{Departure, Frame, Network, Pair, SheepIndex};
 use crate::object_store::{Disk, Ending};
@@ -81,6 +82,7 @@ pub(crate) enum Event {
     NoticeDeaths,
     ClientTurn(usize),
     ChurnTurn,
+    ForestTurn,
     NextFault,
     Fault(Fault),
 }
@@ -95,6 +97,13 @@ pub(crate) enum Purpose {
     },
     /// Answered into [`World::answers`].
     Ask,
+    /// An order of the forest.
+    Deed,
+    /// A window of a snapshot is read.
+    Snapshot {
+        vid: Vid,
+        window: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +132,7 @@ pub struct World {
     pub(crate) lost_asks: BTreeSet<RequestId>,
     pub(crate) churn: Churn,
     pub(crate) churn_rng: Rng,
+    pub(crate) forest: Forest,
     pub(crate) clients_busy: bool,
     pub(crate) faults_on: bool,
     pub(crate) fault_count: u64,
@@ -144,6 +154,7 @@ impl World {
         let mut scenario = Scenario::draw(&mut rng, options.bug);
         scenario.draw_store(seed, options.store);
         scenario.draw_succession(seed);
+        let forest = Forest::new(scenario.draw_forest(seed));
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
             scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
@@ -167,6 +178,7 @@ impl World {
             lost_asks: BTreeSet::new(),
             churn: Churn::default(),
             churn_rng,
+            forest,
             clients_busy: false,
             faults_on: false,
             fault_count: 0,
@@ -197,13 +209,7 @@ impl World {
             Event::Boot(sheep) => self.boot(sheep),
             Event::Join { sheep, start } => self.join(sheep, start),
             Event::Hear { sheep, start } => self.hear(sheep, start),
-            Event::Propose { sheep, start, proposal } => {
-                if self.sheep[sheep].running(start).is_some() {
-                    let time = self.wall_clock();
-                    self.driver.take(self.sheep[sheep].id(), proposal, time);
-                    self.announce();
-                }
-            }
+            Event::Propose { sheep, start, proposal } => self.take_proposal(sheep, start, proposal),
             Event::Arrive { pair, life } => self.arrive(pair, life),
             Event::LateFrame { pair, frame } => self.receive(pair, frame),
             Event::ResetLink(pair) => self.reset_link(pair),
@@ -220,6 +226,7 @@ impl World {
             }
             Event::ClientTurn(client) => self.client_turn(client),
             Event::ChurnTurn => self.churn_turn(),
+            Event::ForestTurn => self.forest_turn(),
             Event::NextFault => self.next_fault(),
             Event::Fault(fault) => self.apply_fault(fault),
         }
@@ -328,6 +335,8 @@ impl World {
                     self.lost_asks.insert(id);
                     self.answers.insert(id, Err(ClientError::Io));
                 }
+                Purpose::Deed => self.finish_deed(id, None),
+                Purpose::Snapshot { .. } => {}
             }
         }
         let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(400));
@@ -338,6 +347,25 @@ impl World {
 
     fn wall_clock(&self) -> u64 {
         1_700_000_000_000_000_000 + self.now().0
+    }
+
+    fn take_proposal(&mut self, sheep: SheepIndex, start: u64, mut proposal: Proposal) {
+        if self.sheep[sheep].running(start).is_none() {
+            return;
+        }
+        if self.scenario.bug == PlantedBug::SplitSnapshots
+            && let Action::Snapshot { vids, tag } = &mut proposal.action
+            && vids.len() > 1
+        {
+            let action = Action::Snapshot { vids: vids.split_off(1), tag: tag.clone() };
+            let rest = Proposal { id: proposal.id, action };
+            // Nobody waits for the outcome of the first one.
+            proposal.id = u64::MAX;
+            self.queue.put_after(Duration::from_millis(60), Event::Propose { sheep, start, proposal: rest });
+        }
+        let time = self.wall_clock();
+        self.driver.take(self.sheep[sheep].id(), proposal, time);
+        self.announce();
     }
 
     /// Has every sheep with news hear it soon.
@@ -396,7 +424,12 @@ impl World {
 
     // Links.
 
-    fn send(&mut self, from: SheepIndex, to: NodeId, message: PeerMessage) {
+    fn send(&mut self, from: SheepIndex, to: NodeId, mut message: PeerMessage) {
+        if self.scenario.bug == PlantedBug::KeepNothing
+            && let PeerMessage::Request { body: PeerRequest::Purge { keep, table, .. }, .. } = &mut message
+        {
+            (*keep, *table) = (Vec::new(), false);
+        }
         let Some(receiver) = self.sheep.iter().position(|s| s.id() == to) else {
             return self.violate(format!("sheep {from} sends to the unknown {to}"));
         };
@@ -534,7 +567,7 @@ impl World {
         self.issue(None, sheep, op, Purpose::Ask)
     }
 
-    fn issue(
+    pub(crate) fn issue(
         &mut self,
         client: Option<usize>,
         sheep: SheepIndex,
@@ -616,10 +649,15 @@ impl World {
             return self.violate(format!("request {id} is answered twice, or was never made: {result:?}"));
         };
         self.close_client_request(&request, if result.is_ok() { "answered" } else { "refused" });
-        let Purpose::Blocks { op, request: blocks, .. } = request.purpose else {
-            self.log(|| format!("request {id} is answered: {result:?}"));
-            self.answers.insert(id, result);
-            return;
+        let (op, blocks) = match request.purpose {
+            Purpose::Blocks { op, request: blocks, .. } => (op, blocks),
+            Purpose::Ask => {
+                self.log(|| format!("request {id} is answered: {result:?}"));
+                self.answers.insert(id, result);
+                return;
+            }
+            Purpose::Deed => return self.finish_deed(id, Some(result)),
+            Purpose::Snapshot { vid, window } => return self.finish_snapshot_read(vid, window, result),
         };
         match (&blocks, result) {
             (BlockRequest::Read(range), Ok(ClientReply::Data(data))) => match decode(*range, &data) {

@@ -1,5 +1,6 @@
 //! Seeded runs: what clients may rely on holds under every mix of faults, and the checker would notice if not.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,11 +39,15 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     let write_backs = AtomicU64::new(0);
     let engine_runs = AtomicU64::new(0);
     let damages = AtomicU64::new(0);
+    let deeds: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let failed = search(SEEDS, Options::default(), |outcome| {
         requests.fetch_add(outcome.requests, Ordering::Relaxed);
         faults.fetch_add(outcome.faults, Ordering::Relaxed);
         write_backs.fetch_add(outcome.syncs, Ordering::Relaxed);
         damages.fetch_add(outcome.damages, Ordering::Relaxed);
+        for (kind, count) in &outcome.deeds {
+            *deeds.lock().unwrap().entry(kind).or_default() += count;
+        }
         engine_runs.fetch_add(u64::from(outcome.store == StoreKind::Engine), Ordering::Relaxed);
         outcome.failure.is_some()
     });
@@ -57,6 +62,13 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
         engine_runs > SEEDS / 4 && write_backs > 10 * engine_runs && damages > engine_runs / 4,
         "{write_backs} rounds of write-back and {damages} damages in {engine_runs} runs"
     );
+    let deeds = deeds.into_inner().unwrap();
+    let done = |kind| deeds.get(kind).copied().unwrap_or(0);
+    assert!(
+        done("snapshot") > SEEDS && done("clone") > SEEDS / 2 && done("deletion") > SEEDS / 2,
+        "{deeds:?} were carried out"
+    );
+    assert!(done("rollback") > SEEDS / 20 && done("resize") > SEEDS / 4, "{deeds:?} were carried out");
 }
 
 #[test]
@@ -74,6 +86,14 @@ fn two_runs_of_a_seed_have_the_same_event_log() {
 fn assert_found(bug: PlantedBug) {
     let found = search(600, Options { bug, ..Options::default() }, |outcome| outcome.failure.is_some());
     assert!(found.is_some(), "{bug:?} was not found in 600 seeds");
+}
+
+/// Mistakes that only one part of the checker can notice.
+fn assert_found_by(bug: PlantedBug, complaint: &str) {
+    let options = Options { bug, ..Options::default() };
+    let complains = |o: &Outcome| o.failure.as_ref().is_some_and(|why| why.contains(complaint));
+    let found = search(600, options, complains);
+    assert!(found.is_some(), "in 600 seeds nothing said of {bug:?} that it {complaint:?}");
 }
 
 #[test]
@@ -94,6 +114,21 @@ fn writes_that_never_reach_the_store_are_found() {
 #[test]
 fn a_sheep_that_serves_after_it_was_given_up_is_found() {
     assert_found(PlantedBug::NoQuorumLost);
+}
+
+#[test]
+fn snapshots_of_several_vdis_at_several_moments_are_found() {
+    assert_found_by(PlantedBug::SplitSnapshots, "shows no single moment");
+}
+
+#[test]
+fn objects_of_deleted_vdis_that_others_need_are_missed() {
+    assert_found_by(PlantedBug::KeepNothing, "held");
+}
+
+#[test]
+fn objects_that_nobody_needs_are_found() {
+    assert_found_by(PlantedBug::SkipPurges, "nobody needs object");
 }
 
 #[test]

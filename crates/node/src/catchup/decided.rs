@@ -29,6 +29,12 @@ impl Decided {
         }
     }
 
+    /// A change has replaced the object: older ones decide nothing of it any more.
+    pub fn forget_before(&mut self, stamp: Stamp) {
+        self.whole = self.whole.filter(|whole| *whole >= stamp);
+        self.blocks.retain(|_, newest| *newest >= stamp);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.whole.is_none() && self.blocks.is_empty()
     }
@@ -78,6 +84,8 @@ mod tests {
         assert!(!decided.is_outdated_by(&mark(6, Some((3, 5)))));
         assert!(!decided.is_outdated_by(&mark(5, Some((0, 9)))));
         assert!(decided.is_outdated_by(&mark(6, None)) && !decided.is_outdated_by(&mark(4, None)));
+        decided.forget_before(stamp(9));
+        assert!(!decided.has(2) && decided.has(3));
         decided.note(None, stamp(7));
         assert!(!decided.is_outdated_by(&mark(6, Some((0, 3)))) && decided.has(100));
         assert!(decided.is_outdated_by(&mark(8, Some((0, 1)))));

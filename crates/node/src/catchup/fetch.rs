@@ -34,7 +34,7 @@ pub(super) struct Fetching {
     /// Late answers to earlier attempts do not count.
     attempt: u64,
     pub source: NodeId,
-    /// The object that is read there: another one where the source has not carried out the clone yet.
+    /// The object that is read there: another one while that is missing from which a change has cloned it.
     from: Oid,
     found: Option<Found>,
     own_blocks: Option<u32>,
@@ -75,11 +75,11 @@ enum Verdict {
 }
 
 impl Fetching {
-    fn new(attempt: u64, source: NodeId, oid: Oid) -> Fetching {
+    fn new(attempt: u64, source: NodeId, from: Oid) -> Fetching {
         Fetching {
             attempt,
             source,
-            from: oid,
+            from,
             found: None,
             own_blocks: None,
             next: 0,
@@ -121,10 +121,11 @@ impl CatchUp {
         let Some((source, since)) = source_of(ctx, pg, failures) else { return };
         self.next_attempt += 1;
         let attempt = self.next_attempt;
-        self.objects.insert((pg, oid), Fetching::new(attempt, source, oid));
+        let from = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied().unwrap_or(oid);
+        self.objects.insert((pg, oid), Fetching::new(attempt, source, from));
         let asked = Asked { pg, oid, attempt, since };
         ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength(asked));
-        let ask = PeerRequest::Fetch { pg, since, oid, blocks: None };
+        let ask = PeerRequest::Fetch { pg, since, oid: from, blocks: None };
         ctx.call(source, ask, Purpose::Length(asked));
     }
 
@@ -187,20 +188,13 @@ impl CatchUp {
         if !is_base && !self.take_marks(ctx, replica, pg, oid, &marks) {
             return;
         }
-        let base = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied();
         let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
-        match base {
-            Some(base) if !found.exists && !is_base => {
-                // The source has not cloned it yet, so the base is still there.
-                fetching.from = base;
-                let since = asked.since;
-                let ask = PeerRequest::Fetch { pg, since, oid: base, blocks: None };
-                ctx.call(fetching.source, ask, Purpose::Length(asked));
-                return;
-            }
-            // It has meanwhile.
-            _ if !found.exists && is_base => return drop(self.objects.remove(&(pg, oid))),
-            _ => {}
+        if is_base && !found.exists && ctx.view.vdi(fetching.from.vid()).is_none() {
+            // Nobody needs the base any more, so the clone is complete everywhere else.
+            fetching.from = oid;
+            let ask = PeerRequest::Fetch { pg, since: asked.since, oid, blocks: None };
+            ctx.call(fetching.source, ask, Purpose::Length(asked));
+            return;
         }
         fetching.found = Some(found);
         if !is_base {
@@ -285,7 +279,7 @@ impl CatchUp {
             {
                 (Some(data), marks)
             }
-            // The base is gone, so the clone is there.
+            // The base is gone: all is looked at anew.
             PeerReply::Fetched { found: Fetched::Absent, .. } if is_base => {
                 return drop(self.objects.remove(&(pg, oid)));
             }

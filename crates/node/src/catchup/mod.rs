@@ -118,11 +118,13 @@ impl CatchUp {
         Some(from)
     }
 
-    /// The rest of the object is to be fetched: of itself where the source has it, else of what it was cloned from, which never
-    /// changes.
+    /// The rest of the object is to be fetched from what it was cloned from, which never changes. There may have been an object
+    /// of this id before, which the clone has replaced: what older changes had decided of that, and what of it is on its way
+    /// here from a source that has not carried out the clone, means nothing any more.
     pub fn handle_cloned(&mut self, covered: Covered, base: Oid) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
         behind.cloned.insert(covered.oid, base);
+        behind.decided.entry(covered.oid).or_default().forget_before(covered.stamp);
         behind.fetch_anew(&mut self.objects, covered);
     }
 

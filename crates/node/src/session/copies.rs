@@ -207,7 +207,8 @@ impl Session {
         }
     }
 
-    /// Everything up to here is on all copies, and no gateway will ask for it again.
+    /// Everything up to here is on all copies, and no gateway will ask for it again; nor is it a part of what a request has only begun:
+    /// an object that is on all copies and not in the table yet is still to be found by the next owner.
     pub(super) fn settled(&self) -> Seq {
         if self.state == super::State::Sealing || !self.survived.is_empty() {
             return Seq(0);
@@ -215,8 +216,9 @@ impl Session {
         let first_in_flight = self.in_flight.keys().next().map_or(self.next_seq.0, |s| s.0);
         let unconfirmed = self.forwarded.values().filter_map(|f| match f {
             super::Forwarded::Done { first_seq, .. } => *first_seq,
-            super::Forwarded::Running { job, .. } => self.jobs.get(job).and_then(|j| j.first_seq),
+            super::Forwarded::Running { .. } => None,
         });
+        let unconfirmed = unconfirmed.chain(self.jobs.values().filter_map(|job| job.first_seq));
         Seq(unconfirmed.map(|s| s.0).min().unwrap_or(u64::MAX).min(first_in_flight) - 1)
     }
 

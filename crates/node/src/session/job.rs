@@ -56,7 +56,7 @@ impl Session {
     fn begin_job(&mut self, ctx: &mut Context, request: Request) {
         let id = self.fresh_id();
         if matches!(request.requester, Requester::Gateway { .. }) && is_mutation(&request.op) {
-            self.forwarded.insert(request.origin, Forwarded::Running { job: id, repeats: Vec::new() });
+            self.forwarded.insert(request.origin, Forwarded::Running { repeats: Vec::new() });
         }
         let plan = self.plan_job(ctx, &request.op);
         let mut job = Job {
@@ -304,6 +304,12 @@ impl Session {
         let job = self.jobs.remove(&id).expect("looked up by the caller");
         let result: ClientResult = match (job.error, job.reply) {
             (Some(error), _) => Err(error),
+            // Deleted while it was read: objects that were gone already looked like zeros.
+            (None, _)
+                if matches!(job.request.op, ClientOp::Volume { .. }) && ctx.view.vdi(self.vid).is_none() =>
+            {
+                Err(ClientError::NoVdi)
+            }
             (None, Some(reply)) => Ok(reply),
             (None, None) if is_read(&job.request.op) => Ok(ClientReply::Data(join(job.parts))),
             (None, None) => Ok(ClientReply::Done),

@@ -70,7 +70,6 @@ pub(crate) struct Request {
 #[derive(Debug)]
 enum Forwarded {
     Running {
-        job: u64,
         repeats: Vec<(NodeId, u64)>,
     },
     /// Kept until the gateway has confirmed the answer: it may ask again.

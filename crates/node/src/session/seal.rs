@@ -269,8 +269,17 @@ impl Session {
         match found {
             Found::Data(data) => {
                 // Never `Empty`: the source itself takes part, and its later pieces are still to be read. The pieces of a
-                // whole object cover it with zeros where it has none.
-                self.send_write(ctx, oid, blocks, data, WriteBase::Keep, mend.origin, purpose);
+                // whole object cover it with zeros where it has none, which take no space.
+                for (run, is_zero) in runs_of_zeros(blocks, &data) {
+                    let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
+                    let part = data.slice(at..at + run.count as usize * BLOCK_BYTES);
+                    if is_zero {
+                        let discard = Change::Discard { blocks: run };
+                        self.send_change(ctx, oid, discard, Bytes::new(), mend.origin, purpose);
+                    } else {
+                        self.send_write(ctx, oid, run, part, WriteBase::Keep, mend.origin, purpose);
+                    }
+                }
             }
             Found::Absent => {
                 let rest = seal.running.get_mut(&oid).expect("just seen");
@@ -297,7 +306,7 @@ impl Session {
             // Full everywhere: the copies stay as they are, so the seal cannot end. It is tried again when space is freed.
             seal.restart = true;
         }
-        // Which mend it was follows from what is under way: at most one change per object.
+        // Which mend it was follows from what is under way: the changes of one piece per object.
         let finished: Vec<Oid> = seal
             .running
             .keys()
@@ -323,6 +332,21 @@ impl Session {
         }
         self.advance_seal(ctx);
     }
+}
+
+/// The blocks cut into runs of zeros, in steps as large as a store's slot, and others.
+fn runs_of_zeros(blocks: BlockRange, data: &[u8]) -> Vec<(BlockRange, bool)> {
+    const STEP: usize = 16 * BLOCK_BYTES;
+    let mut runs: Vec<(BlockRange, bool)> = Vec::new();
+    for (i, step) in data.chunks(STEP).enumerate() {
+        let is_zero = step.iter().all(|byte| *byte == 0);
+        let count = (step.len() / BLOCK_BYTES) as u32;
+        match runs.last_mut() {
+            Some((run, kind)) if *kind == is_zero => run.count += count,
+            _ => runs.push((BlockRange::new(blocks.first + i as u32 * 16, count), is_zero)),
+        }
+    }
+    runs
 }
 
 /// The size of an object.
@@ -466,5 +490,14 @@ mod tests {
     fn a_creation_with_newer_changes_was_complete() {
         let changes = [(node(2), change(5, None)), (node(2), change(6, Some((9, 1))))];
         assert_eq!(plan(&changes), vec![(node(2), BlockRange::new(9, 1), false)]);
+    }
+
+    #[test]
+    fn zeros_of_a_copied_object_take_no_space() {
+        let block = |value| [value; BLOCK_BYTES];
+        let data: Vec<u8> = (0..40u8).flat_map(|i| block(u8::from(i == 17 || i == 39))).collect();
+        let runs = runs_of_zeros(BlockRange::new(256, 40), &data);
+        let r = |first, count| BlockRange::new(first, count);
+        assert_eq!(runs, vec![(r(256, 16), true), (r(272, 24), false)]);
     }
 }

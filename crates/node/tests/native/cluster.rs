@@ -7,7 +7,7 @@ use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
-use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, Tag, Unsettled, WriteBase};
+use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase};
 use proto::peer::PeerMessage;
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
@@ -19,6 +19,8 @@ pub struct Store {
     pub objects: BTreeMap<Oid, BTreeMap<u32, Bytes>>,
     /// Changes by owners, with how many bytes each brought.
     pub changes: Vec<(Oid, Change, usize)>,
+    /// Takes no more data.
+    pub is_full: bool,
     /// Changes that may be missing elsewhere.
     pub remembered: Vec<Unsettled>,
 }
@@ -26,6 +28,9 @@ pub struct Store {
 impl Store {
     fn apply(&mut self, op: ObjectOp) -> ObjectReply {
         match op {
+            ObjectOp::Change { data, .. } if self.is_full && !data.is_empty() => {
+                ObjectReply::Failed(StoreFailure::NoSpace)
+            }
             ObjectOp::Change { oid, change, data, tag } => {
                 if let Some(Tag { vid, stamp, origin, .. }) = tag {
                     self.changes.push((oid, change.clone(), data.len()));
