@@ -91,13 +91,13 @@ async fn listen(bell: AsyncFd<OwnedFd>, ring: Weak<Ring>) {
         let Some(ring) = ring.upgrade() else { return };
         let mut inner = ring.inner.borrow_mut();
         // The kernel rings for work that it has put off and again when that work posts its completion. Silencing the bell only
-        // after reaping takes both at once; whatever came in between is seen by looking again.
-        loop {
+        // after reaping takes both at once. What came in between has been announced before its ring, so looking once more finds
+        // it, and what comes later rings again. Never until there are no news: the kernel may announce work that an earlier
+        // reaping has already done, and says so until it has more.
+        inner.reap();
+        let _ = rustix::io::read(bell.get_ref(), &mut [0; 8]);
+        if inner.has_news() {
             inner.reap();
-            let _ = rustix::io::read(bell.get_ref(), &mut [0; 8]);
-            if !inner.has_news() {
-                break;
-            }
         }
         guard.clear_ready();
         // What was waiting for a place, and rests of orders that were cut short.
@@ -124,7 +124,7 @@ impl Inner {
         }
     }
 
-    /// Is there a completion, or work of the kernel's that would post one when the ring is entered?
+    /// Is there a completion, or may there be work of the kernel's that would post one when the ring is entered?
     fn has_news(&mut self) -> bool {
         !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
