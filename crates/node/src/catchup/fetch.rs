@@ -189,7 +189,11 @@ impl CatchUp {
             return;
         }
         let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
-        if is_base && !found.exists && ctx.view.vdi(fetching.from.vid()).is_none() {
+        if is_base && !found.exists {
+            if ctx.view.vdi(fetching.from.vid()).is_some() {
+                // Its VDI is deleted in a view that has not come here yet: a base does not go before.
+                return self.fetch_later(pg, oid);
+            }
             // Nobody needs the base any more, so the clone is complete everywhere else.
             fetching.from = oid;
             let ask = PeerRequest::Fetch { pg, since: asked.since, oid, blocks: None };
@@ -299,11 +303,18 @@ impl CatchUp {
         self.fetch_next(ctx, replica, pg, oid);
     }
 
+    /// Gives an object up until the next tick.
+    fn fetch_later(&mut self, pg: PgId, oid: Oid) {
+        self.objects.remove(&(pg, oid));
+        if let Some(behind) = self.pgs.get_mut(&pg) {
+            behind.later.insert(oid);
+        }
+    }
+
     /// Gives an object up until the next tick; from another copy if this one cannot give it.
     fn fetch_again(&mut self, pg: PgId, oid: Oid, reply: &PeerReply) {
-        self.objects.remove(&(pg, oid));
+        self.fetch_later(pg, oid);
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
-        behind.later.insert(oid);
         if matches!(reply, PeerReply::OldView { .. }) {
             return;
         }
@@ -326,11 +337,7 @@ impl CatchUp {
         });
         match torn {
             // The length itself is older than the change.
-            Some((_, u64::MAX)) => {
-                self.objects.remove(&(pg, oid));
-                behind.later.insert(oid);
-                return;
-            }
+            Some((_, u64::MAX)) => return self.fetch_later(pg, oid),
             Some((first, end)) => {
                 let blocks = BlockRange::new(first, (end - u64::from(first)) as u32);
                 return self.fetch_piece(ctx, pg, oid, blocks);
