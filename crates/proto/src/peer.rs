@@ -158,6 +158,8 @@ pub enum PeerReply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fetched {
     Absent,
+    /// It is absent, and its VDI is deleted: so there may have been one.
+    Removed,
     /// It exists; one past the last block that is not a hole, at least.
     Length(u32),
     /// The blocks asked for, with these checksums.

@@ -175,11 +175,12 @@ impl CatchUp {
         let Asked { pg, oid, .. } = asked;
         let Some(fetching) = self.awaiting(ctx, asked) else { return };
         let is_base = fetching.from != oid;
+        let is_removed = matches!(reply, PeerReply::Fetched { found: Fetched::Removed, .. });
         let (found, marks) = match reply {
             PeerReply::Fetched { found: Fetched::Length(blocks), marks, .. } => {
                 (Found { exists: true, blocks }, marks)
             }
-            PeerReply::Fetched { found: Fetched::Absent, marks, .. } => {
+            PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, marks, .. } => {
                 (Found { exists: false, blocks: 0 }, marks)
             }
             // Tried again at the next tick.
@@ -189,11 +190,9 @@ impl CatchUp {
             return;
         }
         let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
-        if is_base && !found.exists {
-            if ctx.view.vdi(fetching.from.vid()).is_some() {
-                // Its VDI is deleted in a view that has not come here yet: a base does not go before.
-                return self.fetch_later(pg, oid);
-            }
+        // The view that deletes the base may not have come here yet. A base that was never written to is absent as well.
+        let is_removed = is_removed || ctx.view.vdi(fetching.from.vid()).is_none();
+        if is_base && !found.exists && is_removed {
             // Nobody needs the base any more, so the clone is complete everywhere else.
             fetching.from = oid;
             let ask = PeerRequest::Fetch { pg, since: asked.since, oid, blocks: None };
@@ -284,11 +283,11 @@ impl CatchUp {
                 (Some(data), marks)
             }
             // The base is gone: all is looked at anew.
-            PeerReply::Fetched { found: Fetched::Absent, .. } if is_base => {
+            PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, .. } if is_base => {
                 return drop(self.objects.remove(&(pg, oid)));
             }
             // Deleted since.
-            PeerReply::Fetched { found: Fetched::Absent, marks, .. } => (None, marks),
+            PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, marks, .. } => (None, marks),
             other => return self.fetch_again(pg, oid, &other),
         };
         if !is_base && !self.take_marks(ctx, replica, pg, oid, &marks) {

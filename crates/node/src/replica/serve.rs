@@ -24,6 +24,7 @@ pub(super) struct Serving {
 struct Fetch {
     to: NodeId,
     call: u64,
+    oid: Oid,
     marks: Vec<Unsettled>,
     /// Orders of `marks` that the store has not answered.
     awaited: BTreeMap<u64, Stamp>,
@@ -49,7 +50,7 @@ impl Replica {
         let awaited = entries.iter().filter_map(|e| Some((e.order?, e.change.stamp))).collect();
         self.serving.next += 1;
         let fetch = self.serving.next;
-        self.serving.fetches.insert(fetch, Fetch { to, call, marks, awaited, found: None });
+        self.serving.fetches.insert(fetch, Fetch { to, call, oid, marks, awaited, found: None });
         let op = match blocks {
             Some(blocks) => ObjectOp::Read { oid, blocks },
             None => ObjectOp::Checksums { oid },
@@ -77,8 +78,9 @@ impl Replica {
     fn answer_fetches(&mut self, ctx: &mut Context) {
         let complete = |_: &u64, f: &mut Fetch| f.awaited.is_empty() && f.found.is_some();
         for (_, fetch) in self.serving.fetches.extract_if(.., complete) {
-            let Fetch { to, call, marks, found, .. } = fetch;
+            let Fetch { to, call, oid, marks, found, .. } = fetch;
             let (found, data) = match found.expect("it is complete") {
+                ObjectReply::Absent if ctx.view.vdi(oid.vid()).is_none() => (Fetched::Removed, Bytes::new()),
                 ObjectReply::Absent => (Fetched::Absent, Bytes::new()),
                 ObjectReply::Checksums(checksums) => (Fetched::Length(checksums.len() as u32), Bytes::new()),
                 ObjectReply::Data { data, checksums } => (Fetched::Blocks(checksums), data),

@@ -12,6 +12,7 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{Incarnation, ObjectKind, Oid, Seq};
 use volume::{Piece, pieces};
 
+use super::seal::Touched;
 use super::task::{Kind, WriteMode};
 use super::{Forwarded, Inner, Request, Requester, Session};
 use crate::context::Context;
@@ -362,7 +363,7 @@ impl Session {
     }
 
     /// Lets a seal's end wait for the objects that earlier owners may have made: the table is to name those that exist.
-    pub(super) fn start_adoption(&mut self, touched: BTreeMap<u32, Vec<BlockRange>>) -> u64 {
+    pub(super) fn start_adoption(&mut self, touched: BTreeMap<u32, Touched>) -> u64 {
         let id = self.fresh_id();
         let job = Job {
             request: Request {
@@ -370,7 +371,7 @@ impl Session {
                 origin: Default::default(),
                 op: ClientOp::Volume { vid: self.vid, at: Point::Head, op: VolumeOp::Flush },
             },
-            waiting: touched.into_iter().map(|(index, ranges)| (index, Kind::Adopt(ranges))).collect(),
+            waiting: touched.into_iter().map(|(index, touched)| (index, Kind::Adopt(touched))).collect(),
             running: 0,
             parts: BTreeMap::new(),
             reply: None,

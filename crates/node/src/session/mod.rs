@@ -40,6 +40,11 @@ use task::Task;
 pub(crate) use inner::Inner;
 pub(crate) use seal::blocks_of;
 
+/// The first change of a session after its seal. 1 stands for the seal, and those between are the seal's own: so it shows of every
+/// change whether it is a copy that a seal made.
+const FIRST_SEQ: Seq = Seq(1 << 32);
+const FIRST_SEQ_OF_SEAL: Seq = Seq(2);
+
 /// How long a session without clients of its own is kept.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -82,6 +87,15 @@ enum Forwarded {
     },
 }
 
+/// A change of an earlier owner that is on all copies.
+#[derive(Clone, Copy, Debug)]
+struct Survivor {
+    oid: proto::Oid,
+    blocks: Option<proto::object::BlockRange>,
+    /// Only a seal's copy of it is known.
+    is_copy: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Sealing,
@@ -119,7 +133,7 @@ pub(crate) struct Session {
     forwarded: BTreeMap<Origin, Forwarded>,
     /// Changes of earlier owners that survived, by the request they came from: not carried out again. Until their gateways
     /// need none of them any more nothing is settled, so that the next owner would learn of them too.
-    survived: BTreeMap<Origin, Vec<(proto::Oid, Option<proto::object::BlockRange>)>>,
+    survived: BTreeMap<Origin, Vec<Survivor>>,
     /// When the gateways of `survived` were last asked what they still wait for.
     recalled: Option<Time>,
     /// Tasks that can go on; emptied before control returns to the node.
@@ -139,6 +153,7 @@ impl Session {
         let mut session = Session::new(ctx, vid, state.generation, false);
         if needs_seal {
             session.state = State::Sealing;
+            session.next_seq = FIRST_SEQ_OF_SEAL;
             session.start_seal(ctx);
         }
         session
@@ -166,8 +181,7 @@ impl Session {
             tasks: BTreeMap::new(),
             locks: Locks::default(),
             reads: BTreeMap::new(),
-            // 1 stands for the seal.
-            next_seq: Seq(2),
+            next_seq: FIRST_SEQ,
             in_flight: BTreeMap::new(),
             table: BlockTable::default(),
             pages: Pages::default(),
@@ -211,6 +225,7 @@ impl Session {
 
     fn seal_is_complete(&mut self, ctx: &mut Context) {
         self.seal = None;
+        self.next_seq = FIRST_SEQ;
         self.serve_queue(ctx);
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::cluster::Action;
 use proto::{Generation, Seq, Vid};
 
-use super::{Request, Session, State};
+use super::{FIRST_SEQ, Request, Session, State};
 use crate::Time;
 use crate::context::{Context, ProposalUse};
 
@@ -66,8 +66,7 @@ impl Session {
         self.pages = std::mem::take(&mut self.pages).handed_down(self.vid);
         self.vid = head;
         self.generation = Generation(1);
-        // 1 stands for the seal.
-        self.next_seq = Seq(2);
+        self.next_seq = FIRST_SEQ;
         self.told_settled = Seq(0);
         self.resting = None;
         self.state = State::Serving;

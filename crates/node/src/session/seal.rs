@@ -20,9 +20,9 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid, ViewVersion};
 use volume::PAGE_BLOCKS;
 
-use super::Session;
 use super::copies::{COPY_TIMEOUT, ChangeUse};
 use super::reads::{Found, ReadUse};
+use super::{FIRST_SEQ, Session, Survivor};
 use crate::Time;
 use crate::context::{Context, ProposalUse, Purpose};
 
@@ -44,10 +44,27 @@ pub(super) struct Seal {
     /// Mends under way, by object (one at a time for each object).
     running: BTreeMap<Oid, Mend>,
     /// Data objects with unsettled changes: the table must name those that exist.
-    touched: BTreeMap<u32, Vec<BlockRange>>,
+    touched: BTreeMap<u32, Touched>,
     adoption: Option<u64>,
     /// Copies that could not be read.
     bad: BTreeSet<(Oid, NodeId)>,
+}
+
+/// What owners have done to a data object, as copies tell that can be read. What a seal copied does not count, since a copy may be of a
+/// part only.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Touched {
+    pub whole: Option<Whole>,
+    pub ranges: Vec<BlockRange>,
+}
+
+/// Why an object was changed as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Whole {
+    /// It was cloned from an ancestor's, so that it could be changed: nothing else is seen in it.
+    Prepared,
+    /// A request has made it, or removed it.
+    Asked,
 }
 
 /// Makes a part of an object alike on all copies.
@@ -162,6 +179,7 @@ impl Session {
     }
 
     fn plan_mends(&mut self, ctx: &mut Context) {
+        let table_end = self.table_end(ctx);
         let seal = self.seal.as_mut().expect("called while sealing");
         let mut by_object: BTreeMap<Oid, Vec<(NodeId, Unsettled)>> = BTreeMap::new();
         for (node, (_, changes)) in &seal.answers {
@@ -177,20 +195,35 @@ impl Session {
             if counted.is_empty() {
                 continue;
             }
+            let known: Vec<Unsettled> = counted.iter().map(|(_, c)| *c).collect();
             if oid.kind() == Some(ObjectKind::Data) && oid.vid() == self.vid {
-                let blocks = counted.iter().filter_map(|(_, change)| change.blocks);
-                seal.touched.entry(oid.index()).or_default().extend(blocks);
+                let touched = seal.touched.entry(oid.index()).or_default();
+                // What only a copy has that does not count is undone.
+                let is_readable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
+                let counts = |c: &Unsettled| !is_copy(c) && !is_undone(c, &known);
+                for (_, change) in counted.iter().filter(|(n, c)| is_readable(n) && counts(c)) {
+                    let whole = if change.origin == Origin::default() { Whole::Prepared } else { Whole::Asked };
+                    touched.whole = touched.whole.max(change.blocks.is_none().then_some(whole));
+                    touched.ranges.extend(change.blocks);
+                }
             }
             let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
-            for (node, change) in &counted {
+            for (node, change) in counted.iter().filter(|(_, c)| !is_undone(c, &known)) {
                 if usable(node) && ctx.view.is_incarnation_alive(change.origin.incarnation) {
-                    self.survived.entry(change.origin).or_default().push((oid, change.blocks));
+                    let survivor = Survivor { oid, blocks: change.blocks, is_copy: is_copy(change) };
+                    self.survived.entry(change.origin).or_default().push(survivor);
                 }
             }
             let writers: Vec<NodeId> = pg.writers().collect();
             let fallback = writers.iter().copied().find(|n| usable(n)).or(pg.in_sync.first().copied());
             let Some(fallback) = fallback else { continue };
-            seal.todo.extend(plan_object(oid, self.shift, &counted, &writers, usable, fallback));
+            let blocks = if is_page(oid) {
+                let before = oid.index() * PAGE_BLOCKS;
+                table_end.saturating_sub(before).clamp(1, PAGE_BLOCKS)
+            } else {
+                blocks_of(oid, self.shift)
+            };
+            seal.todo.extend(plan_object(oid, blocks, &counted, &writers, usable, fallback));
         }
     }
 
@@ -251,7 +284,7 @@ impl Session {
 
     fn read_for_mend(&mut self, ctx: &mut Context, mend: Mend) {
         let attempt = self.seal.as_ref().expect("called while sealing").attempt;
-        let blocks = BlockRange::new(mend.blocks.first, mend.blocks.count.min(MEND_BLOCKS));
+        let blocks = BlockRange::new(mend.blocks.first, mend.blocks.count.min(mend_blocks(mend.oid)));
         self.start_read(ctx, mend.oid, blocks, Some(mend.source), ReadUse::Seal { attempt });
     }
 
@@ -270,7 +303,8 @@ impl Session {
             Found::Data(data) => {
                 // Never `Empty`: the source itself takes part, and its later pieces are still to be read. The pieces of a
                 // whole object cover it with zeros where it has none, which take no space.
-                for (run, is_zero) in runs_of_zeros(blocks, &data) {
+                let runs = if is_page(oid) { vec![(blocks, false)] } else { runs_of_zeros(blocks, &data) };
+                for (run, is_zero) in runs {
                     let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
                     let part = data.slice(at..at + run.count as usize * BLOCK_BYTES);
                     if is_zero {
@@ -319,7 +353,7 @@ impl Session {
         let mut next = Vec::new();
         for oid in finished {
             let mend = seal.running.get_mut(&oid).expect("from the keys");
-            let copied = mend.blocks.count.min(MEND_BLOCKS);
+            let copied = mend.blocks.count.min(mend_blocks(mend.oid));
             mend.blocks = BlockRange::new(mend.blocks.first + copied, mend.blocks.count - copied);
             if mend.blocks.count == 0 || seal.restart {
                 seal.running.remove(&oid);
@@ -332,6 +366,34 @@ impl Session {
         }
         self.advance_seal(ctx);
     }
+}
+
+/// Did a seal make this change, as a copy of another one?
+fn is_copy(change: &Unsettled) -> bool {
+    change.stamp.seq < FIRST_SEQ
+}
+
+/// Has a seal that did not end put something in its place that was not newer? `known` are the changes of the same object. Of what no
+/// request asked for it need not be known whether it was that itself: to do without it is harmless.
+fn is_undone(change: &Unsettled, known: &[Unsettled]) -> bool {
+    known.iter().filter(|copy| is_copy(copy) && copy.stamp > change.stamp).any(|copy| {
+        let overlaps = match (copy.blocks, change.blocks) {
+            (Some(copied), Some(blocks)) => copied.overlaps(blocks),
+            _ => true,
+        };
+        let is_of = |c: &Unsettled| c.origin == copy.origin && c.origin != Origin::default();
+        let is_of_newer = || known.iter().any(|c| !is_copy(c) && is_of(c) && c.stamp > change.stamp);
+        overlaps && !is_of(change) && !is_of_newer()
+    })
+}
+
+fn is_page(oid: Oid) -> bool {
+    matches!(oid.kind(), Some(ObjectKind::Inode | ObjectKind::BTree))
+}
+
+/// A page of the block table goes over in one change: a part of one would hide the rest of an ancestor's.
+fn mend_blocks(oid: Oid) -> u32 {
+    if is_page(oid) { PAGE_BLOCKS } else { MEND_BLOCKS }
 }
 
 /// The blocks cut into runs of zeros, in steps as large as a store's slot, and others.
@@ -360,7 +422,7 @@ pub(crate) fn blocks_of(oid: Oid, shift: u8) -> u32 {
 /// Which parts of one object have to be copied, and from where.
 fn plan_object(
     oid: Oid,
-    shift: u8,
+    object_blocks: u32,
     changes: &[(NodeId, Unsettled)],
     writers: &[NodeId],
     usable: impl Fn(&NodeId) -> bool,
@@ -383,17 +445,21 @@ fn plan_object(
         changes.iter().any(|(_, c)| proves(c)) || writers.iter().all(|n| holds(n, whole))
     };
     let mut winners: BTreeMap<u32, (Stamp, NodeId)> = BTreeMap::new();
+    // A copy that catches up may hold one that cannot win.
+    let mut newest_of: BTreeMap<u32, Stamp> = BTreeMap::new();
     if let Some((whole, source)) = newest_whole.zip(source_of_whole).filter(|(w, _)| !is_complete(*w)) {
         if whole == newest {
-            let blocks = BlockRange::new(0, blocks_of(oid, shift));
+            let blocks = BlockRange::new(0, object_blocks);
             return vec![Mend { oid, source, blocks, whole: true, origin: origin_of(whole) }];
         }
-        winners.extend((0..blocks_of(oid, shift)).map(|block| (block, (whole, source))));
+        winners.extend((0..object_blocks).map(|block| (block, (whole, source))));
     }
     for (node, change) in changes {
         let Some(blocks) = change.blocks.filter(|_| Some(change.stamp) > newest_whole) else { continue };
         let source = if usable(node) { *node } else { fallback };
         for block in blocks.first..blocks.end() as u32 {
+            let newest = newest_of.entry(block).or_default();
+            *newest = change.stamp.max(*newest);
             let candidate = if usable(node) { (change.stamp, source) } else { (Stamp::default(), source) };
             let best = winners.entry(block).or_insert(candidate);
             if best.0 < candidate.0 {
@@ -402,7 +468,10 @@ fn plan_object(
         }
     }
     // Where every copy has the newest change of a block there is nothing to do.
-    winners.retain(|_, (stamp, _)| *stamp == Stamp::default() || !writers.iter().all(|n| holds(n, *stamp)));
+    winners.retain(|block, (stamp, _)| {
+        let is_newest = newest_of.get(block).is_none_or(|newest| newest <= stamp);
+        *stamp == Stamp::default() || !is_newest || !writers.iter().all(|n| holds(n, *stamp))
+    });
     let mut mends: Vec<Mend> = Vec::new();
     for (block, (stamp, source)) in winners {
         let origin = origin_of(stamp);
@@ -446,7 +515,7 @@ mod tests {
 
     fn plan(changes: &[(NodeId, Unsettled)]) -> Vec<(NodeId, BlockRange, bool)> {
         let writers = [node(1), node(2)];
-        let mends = plan_object(OID, 22, changes, &writers, |_| true, node(1));
+        let mends = plan_object(OID, 1024, changes, &writers, |_| true, node(1));
         mends.into_iter().map(|m| (m.source, m.blocks, m.whole)).collect()
     }
 
@@ -466,6 +535,38 @@ mod tests {
                 (node(1), BlockRange::new(2, 1), false),
             ]
         );
+    }
+
+    #[test]
+    fn a_change_is_undone_by_what_a_later_seal_copied_over_it() {
+        let by =
+            |request: u64| Origin { incarnation: proto::Incarnation(1), request: proto::RequestId(request) };
+        let made = |generation, origin, blocks| Unsettled {
+            stamp: Stamp { generation: Generation(generation), seq: Seq(9) },
+            origin,
+            ..change(9, blocks)
+        };
+        let (written, none) = (made(1, by(7), Some((0, 16))), Origin::default());
+        assert!(is_undone(&written, &[made(2, none, Some((8, 1)))]));
+        assert!(is_undone(&written, &[made(2, by(8), None)]));
+        assert!(!is_undone(&written, &[made(2, none, Some((16, 1)))]), "of other blocks");
+        assert!(!is_undone(&written, &[made(2, by(7), Some((0, 8)))]), "it is that change");
+        assert!(!is_undone(&made(3, by(7), Some((0, 16))), &[made(2, none, None)]), "it came later");
+        assert!(is_undone(&made(1, none, None), &[made(2, none, Some((0, 1)))]));
+        let newer = Unsettled {
+            stamp: Stamp { generation: Generation(1), seq: Seq(FIRST_SEQ.0 + 9) },
+            ..made(1, by(8), None)
+        };
+        assert!(!is_undone(&written, &[made(2, by(8), None), newer]), "that came later and won");
+    }
+
+    #[test]
+    fn what_a_copy_that_does_not_count_has_alone_is_undone() {
+        let all = Some((0, 1));
+        let changes = [(node(1), change(5, all)), (node(2), change(5, all)), (node(2), change(7, all))];
+        let mends = plan_object(OID, 1024, &changes, &[node(1), node(2)], |n| *n == node(1), node(1));
+        let found: Vec<_> = mends.into_iter().map(|m| (m.source, m.blocks)).collect();
+        assert_eq!(found, vec![(node(1), BlockRange::new(0, 1))]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::Session;
 use super::copies::ChangeUse;
 use super::locks::Claim;
 use super::reads::{Found, ReadUse};
+use super::seal::{Touched, Whole};
 use crate::context::Context;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +67,8 @@ pub(super) enum Kind {
     },
     /// An old client says that it has created the object.
     Claimed,
-    /// An earlier owner may have made the object, or these parts of it, and not lived to say so in the table.
-    Adopt(Vec<BlockRange>),
+    /// An earlier owner may have made the object, or parts of it, and not lived to say so in the table.
+    Adopt(Touched),
     Check {
         blocks: BlockRange,
         repair: bool,
@@ -109,8 +110,6 @@ enum Stage {
     /// They are on their way to the own object.
     CopiedUp,
     Changing,
-    /// The object no longer refers to its base; it is removed next.
-    Parting,
     /// The object is gone, its table entry is being cleared.
     Clearing,
     /// The table entry is being set to what the object has become.
@@ -162,15 +161,9 @@ impl Session {
             Stage::Queued | Stage::Reading | Stage::CopyingUp => {}
             Stage::Granted => self.execute(ctx, id),
             Stage::Merge => self.merge(ctx, id),
-            Stage::Preparing | Stage::CopiedUp | Stage::Parting if task.failure.is_some() => {
-                self.end_task(ctx, id, Ok(()))
-            }
+            Stage::Preparing | Stage::CopiedUp if task.failure.is_some() => self.end_task(ctx, id, Ok(())),
             Stage::Preparing => self.prepared(ctx, id),
             Stage::CopiedUp => self.copied_up(ctx, id),
-            Stage::Parting => {
-                let oid = task.oid;
-                self.change(ctx, id, oid, Change::Delete, Bytes::new());
-            }
             Stage::Changing => self.changed(ctx, id),
             Stage::Clearing | Stage::Adopting => self.end_task(ctx, id, Ok(())),
         }
@@ -268,25 +261,16 @@ impl Session {
             Kind::Zero { piece, .. } if self.has_survived(id, piece.blocks()) => {
                 self.end_task(ctx, id, Ok(()))
             }
-            // From now on zeros are read where the base was: of a discard of everything, a part.
-            Kind::Zero { whole: true, .. } if entry.owner == self.vid && entry.is_partial() => {
-                self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Parting);
-            }
-            Kind::Zero { whole: true, .. } if entry.owner == self.vid => {
+            // An inherited object stays with its owner, and only the table changes. The deletion, of what may not be there, tells
+            // another owner what was asked (see `adopt_object`).
+            Kind::Zero { whole: true, .. } => {
                 let oid = self.tasks[&id].oid;
                 self.change(ctx, id, oid, Change::Delete, Bytes::new());
             }
-            // Inherited: the data stays with its owner, this VDI stops referring to it.
-            Kind::Zero { whole: true, .. } => self.clear_entry(ctx, id),
             Kind::Zero { .. } if entry.owner != self.vid => self.prepare(ctx, id, entry),
             Kind::Zero { piece, whole: false } => {
                 if self.copy_up(ctx, id, entry, &piece) {
                     return;
-                }
-                let now = entry.with_present(piece.blocks(), self.chunk_blocks, self.object_blocks());
-                if now != entry {
-                    // Chunks that are zeroed whole: nothing was ever written to them in the own object.
-                    return self.set_entry_then(ctx, id, now, Stage::Preparing);
                 }
                 self.read_ends(ctx, id, self.vid, &piece);
             }
@@ -304,7 +288,7 @@ impl Session {
             Kind::Claimed if entry.owner == self.vid => self.end_task(ctx, id, Ok(())),
             Kind::Claimed => self.merge(ctx, id),
             Kind::Check { .. } => self.check_next(ctx, id),
-            Kind::Adopt(ranges) => self.adopt_object(ctx, id, entry, &ranges),
+            Kind::Adopt(touched) => self.adopt_object(ctx, id, entry, &touched),
             Kind::ReadInode { .. }
             | Kind::BlockStatus { .. }
             | Kind::Table { .. }
@@ -530,15 +514,20 @@ impl Session {
         let object_bytes = (1u64 << self.shift) as usize;
         let is_made_anew = task.ends.get(&0).is_some_and(|data| data.len() == object_bytes);
         match kind {
-            Kind::Adopt(_) => {
+            Kind::Adopt(touched) => {
                 let exists = task.ends.remove(&0).is_some_and(|data| !data.is_empty());
-                if !exists {
-                    return self.end_task(ctx, id, Ok(()));
-                }
                 let entry = self.table.entry(self.tasks[&id].index).unwrap_or_default();
-                let is_clone = entry.is_partial() && self.is_of_lineage(ctx, entry.owner);
-                let now = if is_clone { Entry { owner: self.vid, ..entry } } else { Entry::whole(self.vid) };
-                self.set_entry_then(ctx, id, now, Stage::Adopting);
+                let is_asked = touched.whole == Some(Whole::Asked);
+                let is_clone = !is_asked && entry.is_partial() && self.is_of_lineage(ctx, entry.owner);
+                match exists {
+                    true if is_clone => {
+                        self.set_entry_then(ctx, id, Entry { owner: self.vid, ..entry }, Stage::Adopting)
+                    }
+                    true => self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Adopting),
+                    // What was there has been discarded.
+                    false if is_asked && !entry.is_hole() => self.clear_entry(ctx, id),
+                    false => self.end_task(ctx, id, Ok(())),
+                }
             }
             Kind::Read { piece, .. } => {
                 let parts = std::mem::take(&mut task.ends);
@@ -685,7 +674,7 @@ impl Session {
         let (kind, index) = (task.kind.clone(), task.index);
         let entry = self.table.entry(index).unwrap_or_default();
         match kind {
-            Kind::Zero { whole: true, .. } if entry.owner == self.vid => self.clear_entry(ctx, id),
+            Kind::Zero { whole: true, .. } => self.clear_entry(ctx, id),
             Kind::Write { mode: WriteMode::Replace | WriteMode::CopyOf(_), .. }
                 if entry.owner == self.vid && entry.is_partial() =>
             {
@@ -694,7 +683,7 @@ impl Session {
             Kind::Write { .. } | Kind::Claimed if entry.owner != self.vid => {
                 self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Adopting);
             }
-            Kind::Write { piece, .. } if entry.is_partial() => {
+            Kind::Write { piece, .. } | Kind::Zero { piece, .. } if entry.is_partial() => {
                 let now = entry.with_present(piece.blocks(), self.chunk_blocks, self.object_blocks());
                 if now == entry {
                     return self.end_task(ctx, id, Ok(()));
@@ -706,21 +695,40 @@ impl Session {
         }
     }
 
-    /// Enters what an earlier owner made: an object, or chunks of a partial one, which are written whole first.
-    fn adopt_object(&mut self, ctx: &mut Context, id: u64, entry: Entry, ranges: &[BlockRange]) {
-        if entry.owner != self.vid {
-            let oid = self.tasks[&id].oid;
-            let task = self.tasks.get_mut(&id).expect("seen by the caller");
-            task.stage = Stage::Reading;
-            task.outstanding = 1;
-            return self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
+    /// Enters into the table what an earlier owner has done and did not live to enter: an object made or removed as a whole, or chunks of
+    /// a partial one, which are written whole first.
+    ///
+    /// An object of which only the copies are known that an earlier seal made may be a part of what its maker meant: that seal
+    /// did not end. Nobody was told of it, so it goes. The same holds of chunks.
+    fn adopt_object(&mut self, ctx: &mut Context, id: u64, entry: Entry, touched: &Touched) {
+        let oid = self.tasks[&id].oid;
+        let (chunk, is_own) = (self.chunk_blocks, entry.owner == self.vid);
+        let is_there = |blocks: BlockRange| {
+            (blocks.first..blocks.end() as u32).all(|block| is_own && entry.has_block(block, chunk))
+        };
+        for changes in self.survived.values_mut() {
+            changes.retain(|c| c.oid != oid || !c.is_copy || c.blocks.map_or(is_own, is_there));
         }
-        let (chunk, object) = (self.chunk_blocks, self.object_blocks());
+        match touched.whole {
+            None if !is_own => {
+                return self.change_as(ctx, id, oid, Change::Delete, Bytes::new(), Origin::default());
+            }
+            None | Some(Whole::Prepared) if is_own => {}
+            // A request has replaced it, or else removed it.
+            Some(Whole::Asked) if is_own && !entry.is_partial() => return self.end_task(ctx, id, Ok(())),
+            _ => {
+                let task = self.tasks.get_mut(&id).expect("seen by the caller");
+                task.stage = Stage::Reading;
+                task.outstanding = 1;
+                return self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
+            }
+        }
+        let object = self.object_blocks();
         let mut now = entry;
         for c in (0..object.div_ceil(chunk)).filter(|_| entry.is_partial()) {
             let blocks = BlockRange::new(c * chunk, chunk.min(object - c * chunk));
             let whole = |r: &BlockRange| r.first <= blocks.first && r.end() >= blocks.end();
-            if ranges.iter().any(whole) {
+            if touched.ranges.iter().any(whole) {
                 now = now.with_present(blocks, chunk, object);
             }
         }
@@ -730,7 +738,7 @@ impl Session {
         self.set_entry_then(ctx, id, now, Stage::Adopting);
     }
 
-    /// The object is gone from all copies, or belongs to an ancestor: the table may forget it.
+    /// The object is gone from all copies: the table may forget it.
     fn clear_entry(&mut self, ctx: &mut Context, id: u64) {
         self.set_entry_then(ctx, id, Entry::HOLE, Stage::Clearing);
     }
@@ -753,11 +761,11 @@ impl Session {
         }
         let Some(changes) = self.survived.get(&job.request.origin) else { return false };
         let covers = |block: u32| {
-            changes.iter().any(|(oid, done)| *oid == task.oid && done.is_none_or(|done| done.contains(block)))
+            changes.iter().any(|c| c.oid == task.oid && c.blocks.is_none_or(|done| done.contains(block)))
         };
         match blocks.count {
             // A creation without data.
-            0 => changes.iter().any(|(oid, done)| *oid == task.oid && done.is_none()),
+            0 => changes.iter().any(|c| c.oid == task.oid && c.blocks.is_none()),
             _ => (blocks.first..blocks.end() as u32).all(covers),
         }
     }
