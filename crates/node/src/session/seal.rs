@@ -202,7 +202,8 @@ impl Session {
                 let is_readable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
                 let counts = |c: &Unsettled| !is_copy(c) && !is_undone(c, &known);
                 for (_, change) in counted.iter().filter(|(n, c)| is_readable(n) && counts(c)) {
-                    let whole = if change.origin == Origin::default() { Whole::Prepared } else { Whole::Asked };
+                    let whole =
+                        if change.origin == Origin::default() { Whole::Prepared } else { Whole::Asked };
                     touched.whole = touched.whole.max(change.blocks.is_none().then_some(whole));
                     touched.ranges.extend(change.blocks);
                 }

@@ -112,6 +112,10 @@ pub struct Cluster {
     pub cut: bool,
     /// Only what goes from the one to the other is lost.
     pub cut_links: BTreeSet<(NodeId, NodeId)>,
+    /// A sheep that can send so many messages more.
+    pub dying: Option<(NodeId, usize)>,
+    /// Does nothing until it is woken; messages to it are lost. It had heard so many entries of the log.
+    asleep: Option<(NodeId, usize)>,
     log: Vec<LogEntry>,
 }
 
@@ -142,6 +146,12 @@ impl Cluster {
         Cluster::of((0..4).map(|i| member(i, if i == 0 { 0 } else { 1 << 30 })).collect(), 3)
     }
 
+    /// The same, and sheep 4 stores nothing either.
+    pub fn with_two_gateways() -> (Cluster, Vid) {
+        let space = |i| if i == 0 || i == 4 { 0 } else { 1 << 30 };
+        Cluster::of((0..5).map(|i| member(i, space(i))).collect(), 3)
+    }
+
     fn of(members: Vec<MemberInfo>, copies: u8) -> (Cluster, Vid) {
         let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
         let mut cluster = Cluster {
@@ -152,6 +162,8 @@ impl Cluster {
             answers: BTreeMap::new(),
             cut: false,
             cut_links: BTreeSet::new(),
+            dying: None,
+            asleep: None,
             log: Vec::new(),
         };
         members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
@@ -198,8 +210,27 @@ impl Cluster {
     fn append(&mut self, event: ClusterEvent) {
         self.version += 1;
         let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
+        self.deliver(entry);
+        self.run();
+    }
+
+    fn deliver(&mut self, entry: LogEntry) {
         self.log.push(entry.clone());
-        self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+        let asleep = self.asleep.map(|(id, _)| id);
+        let awake = self.sheep.iter_mut().filter(|(id, ..)| Some(*id) != asleep);
+        awake.for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+    }
+
+    pub fn put_to_sleep(&mut self, id: NodeId) {
+        self.asleep = Some((id, self.log.len()));
+    }
+
+    pub fn wake(&mut self) {
+        let Some((id, heard)) = self.asleep.take() else { return };
+        let now = self.now;
+        for entry in self.log[heard..].to_vec() {
+            self.node(id).handle_log(entry, now);
+        }
         self.run();
     }
 
@@ -214,7 +245,13 @@ impl Cluster {
                     match effect {
                         Effect::Send { .. } if self.cut => {}
                         Effect::Send { to, .. } if self.cut_links.contains(&(*id, to)) => {}
-                        Effect::Send { to, message } => sent.push_back((*id, to, message)),
+                        Effect::Send { .. } if self.dying == Some((*id, 0)) => {}
+                        Effect::Send { to, message } => {
+                            if let Some((_, left)) = self.dying.as_mut().filter(|(dying, _)| dying == id) {
+                                *left -= 1;
+                            }
+                            sent.push_back((*id, to, message));
+                        }
                         Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
                         Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
                         Effect::Answer { request, result } => {
@@ -228,7 +265,7 @@ impl Cluster {
             let now = self.now;
             if let Some((from, to, message)) = sent.pop_front() {
                 // Or else it is lost with its receiver.
-                if self.sheep.iter().any(|(id, ..)| *id == to) {
+                if self.sheep.iter().any(|(id, ..)| *id == to) && self.asleep.is_none_or(|(id, _)| id != to) {
                     self.node(to).handle_peer(from, message, now);
                 }
             } else if let Some((id, ticket, reply)) = stored.pop_front() {
@@ -238,8 +275,7 @@ impl Cluster {
                 self.version += 1;
                 let event = ClusterEvent::Message { from, incarnation, proposal };
                 let entry = LogEntry { version: ViewVersion(self.version), time_ns: 1, event };
-                self.log.push(entry.clone());
-                self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_log(entry.clone(), now));
+                self.deliver(entry);
             } else {
                 return;
             }
@@ -267,7 +303,9 @@ impl Cluster {
                 break;
             }
             self.now = Time(self.now.0 + 200_000_000);
-            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
+            let asleep = self.asleep.map(|(id, _)| id);
+            let awake = self.sheep.iter_mut().filter(|(id, ..)| Some(*id) != asleep);
+            awake.for_each(|(_, node, _)| node.handle_timeout(self.now));
             self.run();
         }
         self.answers.remove(&id).expect("an answer within four seconds")
@@ -277,7 +315,9 @@ impl Cluster {
     pub fn wait_ms(&mut self, ms: u64) {
         for _ in 0..ms.div_ceil(100) {
             self.now = Time(self.now.0 + 100_000_000);
-            self.sheep.iter_mut().for_each(|(_, node, _)| node.handle_timeout(self.now));
+            let asleep = self.asleep.map(|(id, _)| id);
+            let awake = self.sheep.iter_mut().filter(|(id, ..)| Some(*id) != asleep);
+            awake.for_each(|(_, node, _)| node.handle_timeout(self.now));
             self.run();
         }
     }
