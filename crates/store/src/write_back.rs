@@ -4,7 +4,7 @@
 //! still unsettled tags anew; write the superblock with the new tail, durably; only then is the room free. Why each of these
 //! steps is where it is stands in docs/formats.md ("Why the tail may move").
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use proto::checksum::crc32c;
@@ -18,9 +18,13 @@ use crate::store::{IoOwner, Store, map_place};
 use crate::tables::{bits, runs};
 use crate::written::Removed;
 
-/// Chunks brought home in one round. Their entries fit into the room that is kept for them in the smallest journal.
-const JOBS_MAX: usize = 64;
+/// Chunks brought home in one round, if the journal has room for so many: a round ends with a sync, which durable writes wait for.
+const JOBS_MAX: usize = 512;
+/// The entries of so many fit into the room that is kept for them in the smallest journal.
+const JOBS_MIN: usize = 64;
 const PAGES_MAX: usize = 256;
+/// Writes of a round under way at a time: the journal's own are not to wait behind hundreds.
+const WRITES_AT_ONCE: usize = 8;
 const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
 const JOB_ENTRIES_BYTES: usize = 128;
@@ -43,6 +47,9 @@ struct Round {
     jobs: Vec<Job>,
     pages: Vec<PageId>,
     tags: Vec<(u64, TagKey)>,
+    /// Writes that have not begun: where, and what.
+    writes: VecDeque<(u64, Vec<Bytes>)>,
+    /// I/O under way.
     io_left: usize,
     /// Set once the superblock with this tail is being written.
     tail_seq: Option<u64>,
@@ -141,9 +148,11 @@ impl Store {
                 }
             }
         }
-        let bound = found.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
-        if !self.journal.admits(bound, 0, true) {
-            found.clear();
+        for most in [JOBS_MAX, JOBS_MIN, 0] {
+            found.truncate(most);
+            if self.journal.admits(found.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES, 0, true) {
+                break;
+            }
         }
         let jobs = found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
         let mut dirty: Vec<_> = self
@@ -155,7 +164,7 @@ impl Store {
             .collect();
         dirty.sort_unstable();
         let pages = dirty.into_iter().take(PAGES_MAX).map(|(_, page)| page).collect();
-        Round { upto, jobs, pages, tags, io_left: 0, tail_seq: None }
+        Round { upto, jobs, pages, tags, writes: VecDeque::new(), io_left: 0, tail_seq: None }
     }
 
     /// Unsettled changes in records that nothing else needs, from the tail on.
@@ -269,7 +278,7 @@ impl Store {
     fn begin_writes(&mut self) {
         let round = self.write_back.round.as_mut().expect("a round began");
         let geometry = self.superblock.geometry;
-        let mut writes = Vec::new();
+        let mut writes = VecDeque::new();
         for job in &round.jobs {
             let slot = job.fresh.unwrap_or(job.base.slot);
             let mut content: [Option<Bytes>; SLOT_BLOCKS as usize] = Default::default();
@@ -289,7 +298,7 @@ impl Store {
                 let data = (first..first + count)
                     .map(|i| crate::buffer::aligned(content[i as usize].as_ref().expect("present")))
                     .collect();
-                writes.push((geometry.slot_offset(slot) + u64::from(first) * BLOCK, data));
+                writes.push_back((geometry.slot_offset(slot) + u64::from(first) * BLOCK, data));
             }
         }
         // The reads took time: a page may hold newer changes by now, and must not run ahead of their records.
@@ -299,13 +308,21 @@ impl Store {
             // From here on a change makes it dirty again, from that change on.
             self.tables.dirty.remove(page);
             let bytes = AlignedBuf::copy_of(&self.tables.encode_page(*page)).freeze();
-            writes.push((geometry.page_offset(*page), vec![bytes]));
+            writes.push_back((geometry.page_offset(*page), vec![bytes]));
         }
-        round.io_left = writes.len();
         if writes.is_empty() {
             return self.finish_round();
         }
-        for (offset, data) in writes {
+        round.writes = writes;
+        self.continue_writes();
+    }
+
+    fn continue_writes(&mut self) {
+        let round = self.round();
+        let room = WRITES_AT_ONCE - round.io_left;
+        let next: Vec<_> = round.writes.drain(..room.min(round.writes.len())).collect();
+        round.io_left += next.len();
+        for (offset, data) in next {
             self.request_io(IoOp::Write { offset, data, durable: false }, IoOwner::WriteBackWrite);
         }
     }
@@ -313,8 +330,10 @@ impl Store {
     pub(crate) fn handle_write_back_written(&mut self) {
         let round = self.round();
         round.io_left -= 1;
-        if round.io_left == 0 {
-            self.request_io(IoOp::Sync, IoOwner::WriteBackSync);
+        match round.writes.is_empty() {
+            true if round.io_left == 0 => self.request_io(IoOp::Sync, IoOwner::WriteBackSync),
+            true => {}
+            false => self.continue_writes(),
         }
     }
 
