@@ -228,7 +228,8 @@ impl Cluster {
     pub fn wake(&mut self) {
         let Some((id, heard)) = self.asleep.take() else { return };
         let now = self.now;
-        for entry in self.log[heard..].to_vec() {
+        let missed = self.log[heard..].to_vec();
+        for entry in missed {
             self.node(id).handle_log(entry, now);
         }
         self.run();
