@@ -1,0 +1,36 @@
+#!/usr/bin/python3
+"""Writes a block of every object of a VDI and trims it again: `enter_objects.py URI [OBJECT_BYTES]`.
+
+Each object is in the block table then, and takes no space.
+"""
+import sys
+
+import nbd
+
+BLOCK = 4096
+IN_FLIGHT = 64
+
+
+def main():
+    object_bytes = int(sys.argv[2]) if len(sys.argv) > 2 else 4 << 20
+    handle = nbd.NBD()
+    handle.connect_uri(sys.argv[1])
+    flying = set()
+
+    def settle(most):
+        while len(flying) > most:
+            handle.poll(-1)
+            for cookie in [c for c in flying if handle.aio_command_completed(c)]:
+                flying.discard(cookie)
+
+    data = nbd.Buffer.from_bytearray(bytearray(b"\x5a" * BLOCK))
+    offsets = range(0, handle.get_size(), object_bytes)
+    for begin in (lambda at: handle.aio_pwrite(data, at), lambda at: handle.aio_trim(BLOCK, at)):
+        for at in offsets:
+            settle(IN_FLIGHT - 1)
+            flying.add(begin(at))
+        settle(0)
+    handle.shutdown()
+
+
+main()
