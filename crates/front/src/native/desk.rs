@@ -1,11 +1,17 @@
 //! What all native connections of one sheep share: who has a VDI open, and the counters of `dog node stat`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::Vid;
+use proto::client::{Guest, NodeAccess};
 use proto::sd::Opcode;
 use proto::sd::structs::SdStat;
+
+use crate::guests::Guests;
 
 /// Cheap to clone; clones share. Held by every connection, on whatever thread.
 #[derive(Clone, Default)]
@@ -21,13 +27,23 @@ struct State {
     /// Connections that have read or written data of the VDI.
     at_work: BTreeMap<Vid, u32>,
     stat: SdStat,
-    disks_path: String,
+    about: About,
+}
+
+/// What a sheep tells of itself.
+#[derive(Default)]
+pub struct About {
+    /// What MD_INFO shows as the path of its store.
+    pub disks_path: String,
+    pub nbd_socket: PathBuf,
+    pub nbd_address: Option<SocketAddr>,
+    /// Clients of other protocols.
+    pub guests: Guests,
 }
 
 impl Desk {
-    /// `disks_path` is what MD_INFO shows as the path of this sheep's store.
-    pub fn new(disks_path: String) -> Desk {
-        Desk { state: Arc::new(Mutex::new(State { disks_path, ..State::default() })) }
+    pub fn new(about: About) -> Desk {
+        Desk { state: Arc::new(Mutex::new(State { about, ..State::default() })) }
     }
 
     pub fn stat(&self) -> SdStat {
@@ -35,7 +51,18 @@ impl Desk {
     }
 
     pub(super) fn disks_path(&self) -> String {
-        self.state().disks_path.clone()
+        self.state().about.disks_path.clone()
+    }
+
+    /// Native clients are nameless: they open and close VDIs on connections of their own.
+    pub(super) fn access(&self) -> NodeAccess {
+        let state = self.state();
+        let native = state.opens.keys().map(|vid| Guest { vid: *vid, client: "native client".to_string() });
+        NodeAccess {
+            nbd_socket: state.about.nbd_socket.as_os_str().as_bytes().to_vec(),
+            nbd_address: state.about.nbd_address,
+            guests: state.about.guests.list().into_iter().chain(native).collect(),
+        }
     }
 
     pub(super) fn opened(&self, vid: Vid) {
