@@ -11,7 +11,7 @@ use crate::getopt::{Opt, Parsed};
 
 /// One subcommand.
 pub struct Command {
-    /// `vdi`, `node` or `cluster`.
+    /// `vdi`, `vm`, `node` or `cluster`.
     pub group: &'static str,
     pub name: &'static str,
     pub summary: &'static str,
@@ -77,6 +77,7 @@ pub const COMMANDS: &[&Command] = &[
     &crate::vdi::export::COMMAND,
     &crate::vdi::import::COMMAND,
     &crate::vdi::lock::COMMAND,
+    &crate::vm::list::COMMAND,
     &crate::node::kill::COMMAND,
     &crate::node::list::COMMAND,
     &crate::node::info::COMMAND,
@@ -282,6 +283,7 @@ mod tests {
             ("vdi export", "sfaphT"),
             ("vdi import", "faphT"),
             ("vdi lock", "saphT"),
+            ("vm list", "aprhT"),
             ("node kill", "aprhlT"),
             ("node list", "aprhT"),
             ("node info", "aprhT"),
@@ -295,7 +297,7 @@ mod tests {
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 29);
+        assert_eq!(COMMANDS.len(), 30);
     }
 
     #[test]

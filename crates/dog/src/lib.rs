@@ -23,5 +23,6 @@ mod size;
 mod target;
 mod terminal;
 mod vdi;
+mod vm;
 
 pub use dispatch::{Environment, run};

@@ -26,11 +26,12 @@ pub struct Stay {
 }
 
 impl Guests {
-    pub fn enter(&self, vid: Vid, client: &str) -> Stay {
+    /// `working`: name of the working VDI, empty for a snapshot.
+    pub fn enter(&self, vid: Vid, working: &[u8], client: &str) -> Stay {
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
-        state.present.insert(number, Guest { vid, client: client.to_string() });
+        state.present.insert(number, Guest { vid, working: working.to_vec(), client: client.to_string() });
         Stay { guests: self.clone(), number }
     }
 
@@ -69,8 +70,8 @@ mod tests {
     #[test]
     fn a_guest_is_listed_until_it_goes() {
         let guests = Guests::default();
-        let first = guests.enter(Vid(1), "a 1");
-        let second = guests.enter(Vid(1), "b 2");
+        let first = guests.enter(Vid(1), b"alice", "a 1");
+        let second = guests.enter(Vid(1), b"alice", "b 2");
         let clients = || guests.list().into_iter().map(|guest| guest.client).collect::<Vec<_>>();
         assert_eq!(clients(), ["a 1", "b 2"]);
         drop(first);

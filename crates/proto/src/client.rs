@@ -443,8 +443,10 @@ pub struct NodeAccess {
 /// A client that has a VDI open through this sheep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
-    /// What it opened. The working VDI may have another vid by now.
+    /// What it opened.
     pub vid: Vid,
+    /// Of the working VDI that it uses, whatever vid that has by now. Empty for a snapshot.
+    pub working: Vec<u8>,
     /// Who it is, as far as the sheep can tell: a program and its process, or an address.
     pub client: String,
 }

@@ -23,7 +23,7 @@ pub mod write;
 
 mod image;
 mod inode_file;
-mod names;
+pub mod names;
 mod ranges;
 mod span;
 mod stream;

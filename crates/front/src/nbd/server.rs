@@ -120,7 +120,9 @@ where
     };
     let receiver = Receiver::new(&agreement, &rest);
     drop(rest);
-    let _stay = client.guests.enter(agreement.export.vid, &client.name);
+    let export = &agreement.export;
+    let working: &[u8] = if export.read_only { b"" } else { &export.name };
+    let _stay = client.guests.enter(export.vid, working, &client.name);
     let ending = transmit(&mut io, &svc, &agreement, receiver, limits).await;
     export::close(&svc, &agreement.export).await;
     ending

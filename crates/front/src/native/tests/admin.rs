@@ -250,7 +250,7 @@ fn a_sheep_tells_how_it_is_reached_and_who_is_there() {
         let create = Request::new_vdi(b"test", 1 << 20, None, None).unwrap();
         assert_eq!(sheep.result(&create).await, ResultCode::SUCCESS);
         let vid = vid_of_name(b"test");
-        let stay = guests.enter(vid, "qemu 4711");
+        let stay = guests.enter(vid, b"test", "qemu 4711");
         let lock = Request::on_vdi(Opcode::LockVdi, b"test", b"", 0).unwrap();
         assert_eq!(sheep.result(&lock).await, ResultCode::SUCCESS);
 
@@ -259,7 +259,7 @@ fn a_sheep_tells_how_it_is_reached_and_who_is_there() {
         let Some(Ok(ClientReply::Access(access))) = decode_list::<ClientResult>(&payload) else {
             panic!("{payload:?}")
         };
-        let guest = |client: &str| Guest { vid, client: client.to_string() };
+        let guest = |client: &str| Guest { vid, working: b"test".to_vec(), client: client.to_string() };
         assert_eq!(access.nbd_socket, b"/srv/d0/nbd.sock");
         assert_eq!(access.nbd_address, Some("127.0.0.1:10809".parse().unwrap()));
         assert_eq!(access.guests, [guest("qemu 4711"), guest("native client")]);
