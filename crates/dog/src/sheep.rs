@@ -86,6 +86,11 @@ impl Sheep {
         Ok(Sheep { link: Link::connect(target)? })
     }
 
+    /// Is it a sheep of this machine?
+    pub fn is_local(&self) -> bool {
+        self.link.is_local()
+    }
+
     /// The members of the cluster, in their order.
     pub fn nodes(&mut self) -> Call<Vec<NodeInfo>> {
         let (_, data) = self.call(&Request::get_node_list())?;

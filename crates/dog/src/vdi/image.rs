@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::names::lossy;
 use crate::context::Context;
-use crate::failure::{Failure, Outcome, reason};
+use crate::failure::{Failure, Outcome, exit, reason};
 use crate::getopt::Parsed;
 use crate::target::Target;
 
@@ -88,7 +88,7 @@ pub fn find_nbd(context: &Context, parsed: &Parsed) -> Outcome<Nbd> {
 }
 
 /// A path has a slash, `HOST:PORT` has none.
-fn parse_nbd(text: &str) -> Outcome<Nbd> {
+pub fn parse_nbd(text: &str) -> Outcome<Nbd> {
     if text.contains('/') {
         return Ok(Nbd::Unix(text.to_string()));
     }
@@ -122,16 +122,37 @@ pub fn file_for_qemu(path: &Path, format: &str) -> Outcome<String> {
 
 /// Bytes of the disk in an image.
 pub fn virtual_size(image: &str, path: &Path) -> Outcome<u64> {
+    measure([image.as_ref()]).map_err(|failure| match failure.message.is_empty() {
+        true => Failure::refused(format!("qemu-img cannot tell the size of {}", path.display())),
+        false => failure,
+    })
+}
+
+/// The same, of what these words name to `qemu-img info`; the image is the last one.
+pub fn virtual_size_of(words: &[Vec<u8>]) -> Outcome<u64> {
+    measure(words.iter().map(|word| OsStr::from_bytes(word))).map_err(|failure| {
+        match failure.message.is_empty() {
+            true => {
+                let image = words.last().map_or(String::new(), |word| lossy(word));
+                Failure::refused(format!("qemu-img cannot tell the size of {image}"))
+            }
+            false => failure,
+        }
+    })
+}
+
+/// Fails silently where qemu-img has complained.
+fn measure<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Outcome<u64> {
     let output = Command::new("qemu-img")
-        .args(["info", "--output=json", image])
+        .args(["info", "--output=json"])
+        .args(words)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .map_err(not_started)?;
     let info: Option<Value> = serde_json::from_slice(&output.stdout).ok();
     let size = info.and_then(|info| info["virtual-size"].as_u64());
-    size.filter(|_| output.status.success())
-        .ok_or_else(|| Failure::refused(format!("qemu-img cannot tell the size of {}", path.display())))
+    size.filter(|_| output.status.success()).ok_or_else(|| Failure::silent(exit::FAILURE))
 }
 
 /// Runs `qemu-img convert`. Its complaints go where ours do.

@@ -21,10 +21,10 @@ pub mod track;
 pub mod tree;
 pub mod write;
 
-mod image;
+pub mod image;
 mod inode_file;
 pub mod names;
-mod ranges;
+pub mod ranges;
 mod span;
 mod stream;
 mod table;
