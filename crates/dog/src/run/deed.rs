@@ -107,6 +107,14 @@ impl Deed {
     }
 
     pub fn carry_out(&self, context: &mut Context, flock: &mut Flock) -> Outcome {
+        // The usage block of dog run would explain nothing.
+        self.try_carry_out(context, flock).map_err(|failure| match failure.with_usage {
+            true => Failure::refused(failure.message),
+            false => failure,
+        })
+    }
+
+    fn try_carry_out(&self, context: &mut Context, flock: &mut Flock) -> Outcome {
         let sheep = flock.sheep(&self.name.server)?;
         let name = self.name.vdi.as_bytes();
         match &self.act {

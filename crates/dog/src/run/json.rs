@@ -11,7 +11,11 @@ pub fn rewrite_filename(text: &str, finder: &mut dyn Finder) -> Outcome<(String,
     let Some(document) = text.strip_prefix("json:").filter(|document| document.contains("sheepdog")) else {
         return Ok((text.to_string(), false));
     };
-    let (value, has_snapshot) = rewrite(document, finder)?;
+    let (mut value, has_snapshot) = rewrite(document, finder)?;
+    if value["file"]["driver"] == "nbd" && value["driver"].is_null() {
+        // QEMU would guess it.
+        value["driver"] = "raw".into();
+    }
     Ok((format!("json:{value}"), has_snapshot))
 }
 

@@ -174,6 +174,10 @@ mod tests {
                 "-drive format=qcow2,file.driver=nbd,file.export=Alice,SERVER(file.)",
             ),
             (
+                "-drive file.driver=sheepdog,file.vdi=Alice",
+                "-drive file.driver=nbd,file.export=Alice,SERVER(file.),format=raw",
+            ),
+            (
                 "-drive driver=sheepdog,vdi=Alice,if=none,id=d",
                 "-drive driver=nbd,export=Alice,SERVER(),if=none,id=d",
             ),

@@ -62,27 +62,24 @@ impl Options {
         {
             let (key, value) = self.0[at].clone();
             let value = value.expect("it has been looked at");
-            let place = match volume_at(&key, Some(&value)).expect("it was found") {
-                Volume::Name => {
-                    let prefix = key.strip_suffix("filename").map_or(format!("{key}."), str::to_string);
-                    let place = finder.find(&name::parse(&value)?)?;
-                    self.0.retain(|(other, _)| *other != format!("{prefix}driver"));
-                    self.put(&key, &prefix, &place);
-                    place
-                }
-                Volume::Driver => {
-                    let prefix = key.strip_suffix("driver").expect("found by it").to_string();
-                    let filename = format!("{prefix}filename");
-                    let place = match self.get(&filename).map(str::to_string) {
-                        Some(text) => finder.find(&name::parse(&text)?)?,
-                        None => finder.find(&self.take_fields(&prefix)?)?,
-                    };
-                    self.0.retain(|(other, _)| *other != filename);
-                    self.put(&key, &prefix, &place);
-                    place
-                }
+            let prefix = match key.strip_suffix("filename").or(key.strip_suffix("driver")) {
+                Some(prefix) => prefix.to_string(),
+                None => format!("{key}."),
             };
-            rewritten.add(&place, key == "file");
+            let filename = format!("{prefix}filename");
+            let place = match volume_at(&key, Some(&value)).expect("it was found") {
+                Volume::Name => finder.find(&name::parse(&value)?)?,
+                Volume::Driver => match self.get(&filename).map(str::to_string) {
+                    Some(text) => finder.find(&name::parse(&text)?)?,
+                    None => finder.find(&self.take_fields(&prefix)?)?,
+                },
+            };
+            // Either may say the other as well.
+            let twin = if key.ends_with("driver") { filename } else { format!("{prefix}driver") };
+            self.0.retain(|(other, _)| *other != twin);
+            self.put(&key, &prefix, &place);
+            rewritten.has_snapshot |= place.is_snapshot;
+            rewritten.is_probed |= prefix == "file.";
         }
         for (key, value) in &mut self.0 {
             match value {
@@ -124,15 +121,8 @@ impl Options {
 #[derive(Debug, Default)]
 pub struct Rewritten {
     pub has_snapshot: bool,
-    /// The image itself was named by `file=`, so that QEMU would look at its bytes to find its format.
+    /// The image's bytes are a volume: unless a format is said, QEMU looks at them to guess it.
     pub is_probed: bool,
-}
-
-impl Rewritten {
-    fn add(&mut self, place: &Place, is_probed: bool) {
-        self.has_snapshot |= place.is_snapshot;
-        self.is_probed |= is_probed;
-    }
 }
 
 enum Volume {
@@ -154,7 +144,10 @@ pub fn rewrite_image_opts(text: &str, finder: &mut dyn Finder) -> Outcome<Option
     let before = Options::parse(text);
     let mut options = before.clone();
     options.imply("driver");
-    options.rewrite(finder)?;
+    let found = options.rewrite(finder)?;
+    if found.is_probed && options.get("driver").is_none() {
+        options.push("driver", "raw");
+    }
     Ok((options != before).then(|| options.render()))
 }
 

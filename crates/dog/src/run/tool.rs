@@ -110,6 +110,11 @@ mod tests {
                 ("--image-opts driver=sheepdog,vdi=Alice", "--image-opts driver=nbd,export=Alice,SERVER()"),
                 ("--image-opts driver=file,filename=a", "--image-opts driver=file,filename=a"),
                 (
+                    "--image-opts file.filename=sheepdog:Alice",
+                    "--image-opts file.driver=nbd,file.export=Alice,SERVER(file.),driver=raw",
+                ),
+                (r#"json:{"file":"sheepdog:Alice"}"#, ALICE),
+                (
                     r#"json:{"driver":"sheepdog","vdi":"Alice"}"#,
                     r#"json:{"driver":"nbd","export":"Alice",SERVER}"#,
                 ),
