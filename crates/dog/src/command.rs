@@ -167,7 +167,7 @@ pub mod option {
         short: None,
         long: "nbd",
         has_value: true,
-        help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nnbd.sock beside the socket given with -a",
+        help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nwhat the sheep tells",
     };
     pub const DELETE: Opt = flag('d', "delete", "delete the attribute");
     pub const EXCLUSIVE: Opt = flag('x', "exclusive", "only if there is no such attribute yet");

@@ -16,6 +16,7 @@ mod context;
 mod failure;
 mod getopt;
 mod link;
+mod nbd;
 mod node;
 mod redundancy;
 mod run;

@@ -47,7 +47,7 @@ impl Link {
         match &self.stream {
             Stream::Unix(_) => true,
             Stream::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
-                (Ok(own), Ok(other)) => own.ip() == other.ip(),
+                (Ok(own), Ok(other)) => own.ip() == other.ip() || other.ip().is_loopback(),
                 _ => false,
             },
         }

@@ -1,14 +1,14 @@
 //! Where a named volume is: through which sheep, and where that sheep serves NBD.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use super::name::{Name, Server};
 use crate::failure::{Failure, Outcome};
-use crate::sheep::{CallError, Sheep};
+use crate::nbd::{self, Nbd};
+use crate::sheep::{CallError, Selector, Sheep};
 use crate::target::Target;
-use crate::vdi::image::{self, Nbd};
+use crate::vdi::image;
 use crate::vdi::names::{open, open_failure};
 
 /// A volume as QEMU reaches it.
@@ -99,8 +99,8 @@ impl Flock {
         if self.known[at].2.is_none() {
             let target = self.target(server)?;
             let found = match (server, &self.chosen_nbd) {
-                (Server::Chosen, Some(text)) => image::parse_nbd(&text.to_string_lossy()),
-                _ => ask_for_nbd(&mut self.known[at].1, &target),
+                (Server::Chosen, Some(text)) => nbd::parse(&text.to_string_lossy()),
+                _ => nbd::ask(&mut self.known[at].1, &target),
             };
             self.known[at].2 = Some(found?);
         }
@@ -129,7 +129,15 @@ impl Finder for Flock {
 
     fn find(&mut self, name: &Name) -> Outcome<Place> {
         let selector = name.selector()?;
-        open(self.sheep(&name.server)?, name.vdi.as_bytes(), &selector)?;
+        let sheep = self.sheep(&name.server)?;
+        open(sheep, name.vdi.as_bytes(), &selector)?;
+        let export = name.export();
+        // NBD's names of snapshots are names of volumes as well, and those come first.
+        if name.is_snapshot() && sheep.lookup(export.as_bytes(), &Selector::default()).is_ok() {
+            return Err(Failure::refused(format!(
+                "There is a VDI named {export}, which hides the snapshot from NBD: make a clone of it and use that"
+            )));
+        }
         self.place(name)
     }
 
@@ -139,43 +147,6 @@ impl Finder for Flock {
 
     fn tell(&mut self, text: &str) {
         crate::context::notice(text);
-    }
-}
-
-/// On this machine its socket, elsewhere its TCP port.
-pub fn ask_for_nbd(sheep: &mut Sheep, target: &Target) -> Outcome<Nbd> {
-    let access = sheep.access().map_err(|error| {
-        error.or_refused(|reason| {
-            format!(
-                "The sheep at {target} does not tell where it serves NBD ({reason}): it may be of another version. \
-                 Name its NBD server in SHEEPDOG_NBD"
-            )
-        })
-    })?;
-    if sheep.is_local() {
-        let path = PathBuf::from(OsString::from_vec(access.nbd_socket));
-        if !path.exists() {
-            return Err(Failure::refused(format!(
-                "The sheep at {target} has no NBD socket at {}: restart it, or name its NBD server in SHEEPDOG_NBD",
-                path.display()
-            )));
-        }
-        return match path.to_str() {
-            Some(path) => Ok(Nbd::Unix(path.to_string())),
-            None => Err(Failure::refused(format!("QEMU takes only paths in UTF-8: {}", path.display()))),
-        };
-    }
-    match (access.nbd_address, target) {
-        (Some(address), _) if !address.ip().is_unspecified() && !address.ip().is_loopback() => {
-            Ok(Nbd::Tcp { host: address.ip().to_string(), port: address.port().to_string() })
-        }
-        (Some(address), Target::Tcp { addresses, .. }) if address.ip().is_unspecified() => {
-            Ok(Nbd::Tcp { host: addresses[0].to_string(), port: address.port().to_string() })
-        }
-        _ => Err(Failure::refused(format!(
-            "The sheep at {target} serves NBD on its own machine only: start it with --nbd ADDRESS:PORT, or name a \
-             sheep of this machine"
-        ))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Images in files: which format, and qemu-img for those that are not raw.
 //!
 //! dog moves raw images itself, by the native protocol. For every other format qemu-img reads or writes the file and a sheep's
-//! NBD server has the VDI; where that is has to be said, since a sheep does not tell.
+//! NBD server has the VDI.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -15,7 +15,8 @@ use super::names::lossy;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit, reason};
 use crate::getopt::Parsed;
-use crate::target::Target;
+use crate::nbd::{self, Nbd};
+use crate::sheep::Sheep;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -62,42 +63,14 @@ pub fn read_begin(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> 
     Ok(got)
 }
 
-/// Where a sheep serves NBD.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Nbd {
-    Unix(String),
-    Tcp { host: String, port: String },
-}
-
-/// From the options, else from the environment, else beside the socket that dog itself uses.
-pub fn find_nbd(context: &Context, parsed: &Parsed) -> Outcome<Nbd> {
+/// From the options, else from the environment, else from the sheep.
+pub fn find_nbd(context: &Context, parsed: &Parsed, sheep: &mut Sheep) -> Outcome<Nbd> {
     if let Some(path) = parsed.text("socket") {
         return Ok(Nbd::Unix(path));
     }
-    let given = parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes()));
-    match (given, &context.target) {
-        (Some(text), _) => parse_nbd(&lossy(text)),
-        (None, Target::Unix(path)) => {
-            Ok(Nbd::Unix(path.with_file_name("nbd.sock").to_string_lossy().into_owned()))
-        }
-        (None, Target::Tcp { .. }) => Err(Failure::refused(
-            "Formats other than raw go through a sheep's NBD server: name it with --socket PATH, --nbd HOST:PORT or \
-             SHEEPDOG_NBD",
-        )),
-    }
-}
-
-/// A path has a slash, `HOST:PORT` has none.
-pub fn parse_nbd(text: &str) -> Outcome<Nbd> {
-    if text.contains('/') {
-        return Ok(Nbd::Unix(text.to_string()));
-    }
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
-            Ok(Nbd::Tcp { host, port: port.to_string() })
-        }
-        _ => Err(Failure::refused(format!("Invalid NBD server '{text}': HOST:PORT or a path is expected"))),
+    match parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes())) {
+        Some(text) => nbd::parse(&lossy(text)),
+        None => nbd::ask(sheep, &context.target),
     }
 }
 
@@ -173,17 +146,6 @@ fn not_started(error: io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_nbd_server_is_a_path_or_host_and_port() {
-        let tcp = |host: &str, port: &str| Nbd::Tcp { host: host.into(), port: port.into() };
-        assert_eq!(parse_nbd("/run/nbd.sock").unwrap(), Nbd::Unix("/run/nbd.sock".into()));
-        assert_eq!(parse_nbd("localhost:10809").unwrap(), tcp("localhost", "10809"));
-        assert_eq!(parse_nbd("[::1]:10809").unwrap(), tcp("::1", "10809"));
-        for text in ["", "host", ":1", "host:", "host:0", "host:x", "host:65536"] {
-            assert_eq!(parse_nbd(text).unwrap_err().code, 1, "{text}");
-        }
-    }
 
     #[test]
     fn names_cannot_break_out_of_their_place() {
