@@ -179,7 +179,13 @@ impl Deed {
         if wanted == header.vdi_size {
             return Ok(());
         }
-        resize::grow(sheep, name, made.vid, &header, wanted)
+        resize::grow(sheep, name, made.vid, &header, wanted).inspect_err(|_| {
+            // One of the wrong size is of no use.
+            if let Err(error) = sheep.delete_vid(made.vid) {
+                let failure = Failure::from(error);
+                notice(&format!("Failed to remove the clone {}: {}", lossy(name), failure.message));
+            }
+        })
     }
 }
 
