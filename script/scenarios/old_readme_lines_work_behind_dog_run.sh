@@ -188,6 +188,13 @@ expect 1 'VDI exists already' dog run -- qemu-img create sheepdog:Alice 1G
 expect 1 'Only snapshots of volumes' dog run -- qemu-img create -b sheepdog:Alice sheepdog:Dave
 expect 1 'number of coroutines' dog run -- qemu-img convert -m 99 amd64.raw sheepdog:Dave
 no_volume Dave
+dave_is_gone() { [[ -z $(dog vdi list -r Dave) ]]; }
+# As the terminal does it: both get the interrupt.
+code=0
+head -c 64M /dev/urandom >slow.raw
+timeout -s INT 2 dog run -- qemu-img convert -r 1M slow.raw sheepdog:Dave || code=$?
+((code == 124)) || die "an interrupted conversion ended with $code"
+wait_for 10 "the end of the incomplete volume" dave_is_gone
 [[ $(dog vdi list -r | sort) == "$before" ]] || die "what was refused changed something"
 run rm "$dir/2/nbd.sock"
 expect 1 "has no NBD socket at $dir/2/nbd.sock: restart it" dog run -p "${port}2" -- qemu-io -c 'read 0 4k' sheepdog:Alice

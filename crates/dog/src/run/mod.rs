@@ -126,8 +126,19 @@ fn not_started(words: &[Vec<u8>], error: &io::Error) -> Failure {
 }
 
 fn fill(words: &[Vec<u8>]) -> Outcome {
+    outlive_the_terminal();
     let status = process(words).status().map_err(|error| not_started(words, &error))?;
     if status.success() { Ok(()) } else { Err(Failure::silent(code_of(status))) }
+}
+
+/// The terminal's interrupt goes to the command as well: it ends, and then the incomplete volume has to be removed.
+fn outlive_the_terminal() {
+    extern "C" fn ignore(_: libc::c_int) {}
+    let handler = ignore as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+        // SAFETY: the handler does nothing. Unlike SIG_IGN it is not inherited by the command.
+        unsafe { libc::signal(signal, handler) };
+    }
 }
 
 /// As a shell tells it.
