@@ -4,6 +4,8 @@
 
 guest_packages=(qemu-utils qemu-block-extra qemu-system-x86 busybox-static e2fsprogs)
 guest_cache=$target/guest
+# What boots it, before the arguments.
+guest_qemu=(qemu-system-x86_64)
 # What the kernel has built in has no file and is passed over.
 guest_modules=(crc16 crc32c_generic mbcache jbd2 ext4
     virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk)
@@ -90,13 +92,13 @@ make_image() {
     run debugfs -w -R "write $1.sums SHA256SUMS" "$1" 2>/dev/null
 }
 
-# boot_guest NBD_URI CONSOLE_FILE: boots, waits for the guest to power off, and checks what it said. Words after these
+# boot_guest IMAGE CONSOLE_FILE: boots, waits for the guest to power off, and checks what it said. Words after these
 # go to QEMU.
 boot_guest() {
     make_initramfs "$dir/initramfs.gz"
     local code=0 kernel
     kernel=$(echo "$guest_cache"/root/boot/vmlinuz-*)
-    run timeout 120 qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu max -smp 2 -m 384 -nodefaults \
+    run timeout 120 "${guest_qemu[@]}" -accel tcg,thread=multi -machine q35 -cpu max -smp 2 -m 384 -nodefaults \
         -no-reboot -display none -serial "file:$2" -kernel "$kernel" -initrd "$dir/initramfs.gz" \
         -append "console=ttyS0 quiet panic=-1 tsc=unstable" \
         -drive "file=$1,format=raw,if=virtio,cache=none,discard=unmap" "${@:3}" </dev/null || code=$?

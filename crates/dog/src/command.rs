@@ -11,8 +11,9 @@ use crate::getopt::{Opt, Parsed};
 
 /// One subcommand.
 pub struct Command {
-    /// `vdi`, `node` or `cluster`.
+    /// `vdi`, `vm`, `node` or `cluster`; a command that stands alone is its own group.
     pub group: &'static str,
+    /// Empty for one that stands alone.
     pub name: &'static str,
     pub summary: &'static str,
     /// Positionals as the usage line shows them.
@@ -46,6 +47,16 @@ pub struct SubCommand {
 }
 
 impl Command {
+    /// As one types it after `dog`.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.group, self.name).trim_end().to_string()
+    }
+
+    /// Does the first positional end the options? It is a command with options of its own.
+    pub fn runs_another(&self) -> bool {
+        self.name.is_empty()
+    }
+
     /// What the first positional chooses.
     pub fn chosen(&self, parsed: &Parsed) -> Option<&SubCommand> {
         let Action::Sub(subs) = &self.action else { return None };
@@ -77,6 +88,8 @@ pub const COMMANDS: &[&Command] = &[
     &crate::vdi::export::COMMAND,
     &crate::vdi::import::COMMAND,
     &crate::vdi::lock::COMMAND,
+    &crate::vm::list::COMMAND,
+    &crate::run::COMMAND,
     &crate::node::kill::COMMAND,
     &crate::node::list::COMMAND,
     &crate::node::info::COMMAND,
@@ -154,7 +167,7 @@ pub mod option {
         short: None,
         long: "nbd",
         has_value: true,
-        help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nnbd.sock beside the socket given with -a",
+        help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nwhat the sheep tells",
     };
     pub const DELETE: Opt = flag('d', "delete", "delete the attribute");
     pub const EXCLUSIVE: Opt = flag('x', "exclusive", "only if there is no such attribute yet");
@@ -179,6 +192,7 @@ pub mod option {
     pub const RECYCLE: Opt = flag('R', "recyclevid", "use VDI ids again (not supported yet: refused)");
     pub const AVOID_FULL: Opt =
         flag('F', "avoid-diskfull", "start no recovery that would fill disks (not\nsupported yet: refused)");
+    pub const PRINT: Opt = flag('P', "print", "print the commands instead of running them");
     pub const FORCE: Opt = flag('f', "force", "do not ask");
 }
 
@@ -190,7 +204,7 @@ pub fn overview() -> String {
         env!("CARGO_PKG_VERSION")
     );
     for command in COMMANDS {
-        let _ = writeln!(text, "  {:<24}{}", format!("{} {}", command.group, command.name), command.summary);
+        let _ = writeln!(text, "  {:<24}{}", command.title(), command.summary);
     }
     text.push_str(
         "\nFor help on one of them: dog <command> <subcommand> --help\nEnvironment: SHEEPDOG_DOG_ADDR and \
@@ -214,7 +228,7 @@ pub fn find(group: &str, name: &str) -> Option<&'static Command> {
 
 /// `Usage: dog vdi create [-P] [-c copies] ... <vdiname> <size>` and the options, one line each.
 pub fn usage(command: &Command) -> String {
-    let mut text = format!("Usage: dog {} {}", command.group, command.name);
+    let mut text = format!("Usage: dog {}", command.title());
     if let Action::Sub(subs) = &command.action {
         let names: Vec<&str> = subs.iter().map(|sub| sub.name).collect();
         let _ = write!(text, " {{{}}}", names.join("|"));
@@ -282,6 +296,8 @@ mod tests {
             ("vdi export", "sfaphT"),
             ("vdi import", "faphT"),
             ("vdi lock", "saphT"),
+            ("vm list", "aprhT"),
+            ("run ", "Paph"),
             ("node kill", "aprhlT"),
             ("node list", "aprhT"),
             ("node info", "aprhT"),
@@ -295,7 +311,7 @@ mod tests {
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 29);
+        assert_eq!(COMMANDS.len(), 31);
     }
 
     #[test]
@@ -314,7 +330,7 @@ mod tests {
     fn every_option_line_separates_name_and_description() {
         for command in COMMANDS {
             let text = usage(command);
-            assert!(text.starts_with(&format!("Usage: dog {} {}", command.group, command.name)));
+            assert!(text.starts_with(&format!("Usage: dog {}", command.title())));
             for line in text.lines().filter(|line| line.starts_with("  -") || line.starts_with("      --")) {
                 let description = line.trim_start().split_once("--").unwrap().1;
                 assert!(description.contains(' '), "{line}");

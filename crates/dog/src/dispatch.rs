@@ -48,6 +48,7 @@ pub fn run(args: Vec<Vec<u8>>, environment: Environment) -> u8 {
     let words: Vec<&[u8]> = args.iter().skip(1).map(Vec::as_slice).collect();
     let result = match words.as_slice() {
         [] | [b"help" | b"-h" | b"--help", ..] => print_to_stdout(&command::overview()),
+        [b"run", ..] => run_command(&crate::run::COMMAND, &args[2..], &environment),
         [group, rest @ ..] => match command::group_list(&String::from_utf8_lossy(group)) {
             None => Err(unknown_command(group, HINT)),
             Some(list) => find_and_run(group, rest, list.trim_end(), &args, &environment),
@@ -78,7 +79,11 @@ fn find_and_run(
     let Some(command) = command::find(&text(group), &text(name)) else {
         return Err(unknown_command(&[group, b" ", name].concat(), list));
     };
-    let outcome = prepare(command, &args[3..], environment)
+    run_command(command, &args[3..], environment)
+}
+
+fn run_command(command: &Command, args: &[Vec<u8>], environment: &Environment) -> Outcome {
+    let outcome = prepare(command, args, environment)
         .and_then(|prepared| prepared.map_or(Ok(()), |(parsed, context)| execute(command, &parsed, context)));
     outcome.map_err(|failure| with_usage(failure, command))
 }
@@ -96,7 +101,10 @@ fn prepare(
     if let Some(port) = &environment.port {
         target.set_port(port.as_bytes())?;
     }
-    let parsed = getopt::parse(command.options, args);
+    let parsed = match command.runs_another() {
+        true => getopt::parse_leading(command.options, args),
+        false => getopt::parse(command.options, args),
+    };
     for (option, value) in &parsed.options {
         match *option {
             "help" => return print_to_stdout(&command::usage(command)).map(|()| None),
@@ -106,7 +114,7 @@ fn prepare(
         }
     }
     if let Some(error) = &parsed.error {
-        let hint = format!("Try 'dog {} {} --help' for more information.", command.group, command.name);
+        let hint = format!("Try 'dog {} --help' for more information.", command.title());
         return Err(Failure::bad_value(format!("{error}\n{hint}")));
     }
     (command.check)(&parsed)?;

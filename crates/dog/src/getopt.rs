@@ -72,6 +72,22 @@ impl fmt::Display for GetoptError {
     }
 }
 
+/// Options up to the first positional; all that follows is positional.
+pub fn parse_leading(offered: &[Opt], args: &[Vec<u8>]) -> Parsed {
+    let mut at = 0;
+    while let Some(arg) = args.get(at).filter(|arg| arg.len() > 1 && arg[0] == b'-' && *arg != b"--") {
+        let alone = parse(offered, std::slice::from_ref(arg));
+        let lacks_value =
+            matches!(alone.error, Some(GetoptError::ShortNeedsValue(_) | GetoptError::LongNeedsValue(_)));
+        at += if lacks_value { 2 } else { 1 };
+    }
+    let (leading, rest) = args.split_at(at.min(args.len()));
+    let mut parsed = parse(offered, leading);
+    let rest = rest.strip_prefix(&[b"--".to_vec()][..]).unwrap_or(rest);
+    parsed.positionals.extend_from_slice(rest);
+    parsed
+}
+
 pub fn parse(offered: &[Opt], args: &[Vec<u8>]) -> Parsed {
     let mut parsed = Parsed::default();
     let mut rest = args.iter();
@@ -174,6 +190,10 @@ mod tests {
 
     /// Renders what was understood: options as `long=value`, then `|`, positionals, and the error.
     fn check(line: &str, expect: &str) {
+        check_parsed(parse, line, expect);
+    }
+
+    fn check_parsed(parse: fn(&[Opt], &[Vec<u8>]) -> Parsed, line: &str, expect: &str) {
         let args: Vec<Vec<u8>> = line.split_whitespace().map(|word| word.as_bytes().to_vec()).collect();
         let parsed = parse(OFFERED, &args);
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
@@ -199,6 +219,19 @@ mod tests {
         check("a -- -r --", " | a -r --");
         check("- -r", "raw= | -");
         check("-c -r", "copies=-r | ");
+    }
+
+    #[test]
+    fn options_of_another_command_are_left_to_it() {
+        let check = |line: &str, expect: &str| check_parsed(parse_leading, line, expect);
+        check("-r -c 3 -- qemu -c 4 --", "raw= copies=3 | qemu -c 4 --");
+        check("-rc3 qemu -c 4", "raw= copies=3 | qemu -c 4");
+        check("--copies 3 qemu -- -r", "copies=3 | qemu -- -r");
+        check("qemu", " | qemu");
+        check("-- -r", " | -r");
+        check("-r", "raw= | ");
+        check("-c", " |  | dog: option requires an argument -- 'c'");
+        check("-Z qemu", " | qemu | dog: invalid option -- 'Z'");
     }
 
     #[test]

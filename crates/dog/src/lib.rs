@@ -1,4 +1,4 @@
-//! The Sheepdog command line: `dog vdi ...`, `dog node ...`, `dog cluster ...`.
+//! The Sheepdog command line: `dog vdi ...`, `dog vm ...`, `dog node ...`, `dog cluster ...`, and `dog run`.
 //!
 //! Every subcommand is one file that fetches what it needs from a sheep and then renders it; what is rendered
 //! is a pure function of what was fetched. Output formats and exit codes are an interface that other programs
@@ -16,12 +16,15 @@ mod context;
 mod failure;
 mod getopt;
 mod link;
+mod nbd;
 mod node;
 mod redundancy;
+mod run;
 mod sheep;
 mod size;
 mod target;
 mod terminal;
 mod vdi;
+mod vm;
 
 pub use dispatch::{Environment, run};

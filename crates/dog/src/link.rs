@@ -42,6 +42,17 @@ impl Link {
         Ok(Link { stream, target: target.clone(), next_id: 1 })
     }
 
+    /// Is the other end on this machine?
+    pub fn is_local(&self) -> bool {
+        match &self.stream {
+            Stream::Unix(_) => true,
+            Stream::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
+                (Ok(own), Ok(other)) => own.ip() == other.ip() || other.ip().is_loopback(),
+                _ => false,
+            },
+        }
+    }
+
     pub fn target(&self) -> &Target {
         &self.target
     }

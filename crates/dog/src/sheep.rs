@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use proto::client::{
     AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo,
-    Extent, NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
+    ClusterOp, Extent, NodeAccess, NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
 };
 use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
 use proto::sd::extension::{UsageReply, decode_list};
@@ -86,6 +86,11 @@ impl Sheep {
         Ok(Sheep { link: Link::connect(target)? })
     }
 
+    /// Is it a sheep of this machine?
+    pub fn is_local(&self) -> bool {
+        self.link.is_local()
+    }
+
     /// The members of the cluster, in their order.
     pub fn nodes(&mut self) -> Call<Vec<NodeInfo>> {
         let (_, data) = self.call(&Request::get_node_list())?;
@@ -128,6 +133,14 @@ impl Sheep {
     /// The connected sheep alone ends.
     pub fn kill_node(&mut self) -> Call<()> {
         self.call(&Request::plain(Opcode::KillNode, 0)).map(drop)
+    }
+
+    /// How the connected sheep is reached over NBD, and who uses VDIs through it.
+    pub fn access(&mut self) -> Call<NodeAccess> {
+        match self.ask(&ClientOp::Cluster(ClusterOp::Access))? {
+            ClientReply::Access(access) => Ok(access),
+            _ => Err(self.nonsense()),
+        }
     }
 
     /// Capacity and free space of the connected sheep, in bytes.

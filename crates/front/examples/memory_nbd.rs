@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let listener = tokio::net::UnixListener::bind(&socket)?;
-        serve_unix(listener, memory, Limits::default()).await;
+        serve_unix(listener, memory, Limits::default(), Default::default()).await;
         Ok(())
     })
 }

@@ -4,6 +4,7 @@
 //! the sheep only as a [`Service`].
 
 pub mod buffer;
+pub mod guests;
 pub mod native;
 pub mod nbd;
 mod service;

@@ -113,7 +113,7 @@ impl Gateway {
                 let pg = ctx.view.pg_of(oid).and_then(|pg| ctx.view.pg(pg));
                 ctx.answer(id, pg.map(|pg| ClientReply::Nodes(pg.targets.clone())).ok_or(ClientError::NoVdi));
             }
-            ClusterOp::KillNode | ClusterOp::NodeStat => {
+            ClusterOp::KillNode | ClusterOp::NodeStat | ClusterOp::Access => {
                 ctx.answer(id, Err(ClientError::Unsupported("the daemon answers this itself".into())));
             }
         }

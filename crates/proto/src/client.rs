@@ -4,6 +4,8 @@
 //! back into bytes. All of them are answered once, in any order; I/O is held, not failed, while the
 //! cluster repairs itself.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -257,6 +259,8 @@ pub enum ClusterOp {
     Locate {
         oid: Oid,
     },
+    /// How this sheep is reached over NBD, and who uses VDIs through it.
+    Access,
 }
 
 /// The payload of a [`ClientOp`], which travels beside its encoding.
@@ -310,6 +314,7 @@ pub enum ClientReply {
     Nodes(Vec<NodeId>),
     Digest(u32),
     Checked(CheckReport),
+    Access(NodeAccess),
 }
 
 impl ClientReply {
@@ -422,6 +427,28 @@ pub struct NodeStat {
     /// PGs this sheep is catching up on, and all it should hold.
     pub pgs_behind: u32,
     pub pgs: u32,
+}
+
+/// One sheep as its clients reach it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAccess {
+    /// Path of its NBD socket, on its machine.
+    pub nbd_socket: Vec<u8>,
+    /// Where else it serves NBD.
+    pub nbd_address: Option<SocketAddr>,
+    /// In the order in which they came.
+    pub guests: Vec<Guest>,
+}
+
+/// A client that has a VDI open through this sheep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// What it opened.
+    pub vid: Vid,
+    /// Of the working VDI that it uses, whatever vid that has by now. Empty for a snapshot.
+    pub working: Vec<u8>,
+    /// Who it is, as far as the sheep can tell: a program and its process, or an address.
+    pub client: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,8 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use cluster::Driver;
 use cluster::local::{LocalDriver, default_directory};
-use front::native::{self, Desk};
+use front::guests::Guests;
+use front::native::{self, About, Desk};
 use front::nbd;
 use node::{Node, NodeConfig};
 use proto::NodeId;
@@ -36,6 +37,8 @@ use crate::shell::{Parts, Shell};
 
 /// Pause after a failed accept: nothing tells when there are descriptors again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// In the store directory.
+const NBD_SOCKET: &str = "nbd.sock";
 const OPEN_FILES_WANTED: u64 = 6_144_000;
 
 /// Options, with all paths absolute.
@@ -142,7 +145,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         None => None,
     };
     let unix = listen_unix("sock")?;
-    let nbd_unix = listen_unix("nbd.sock")?;
+    let nbd_unix = listen_unix(NBD_SOCKET)?;
 
     let own = NodeId::new(addresses.advertise, options.port);
     let member = MemberInfo {
@@ -168,12 +171,18 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         directory: (!options.gateway).then(|| home.path.clone()),
     });
 
-    let desk = Desk::new(home.path.display().to_string());
+    let guests = Guests::default();
+    let desk = Desk::new(About {
+        disks_path: home.path.display().to_string(),
+        nbd_socket: home.path.join(NBD_SOCKET),
+        nbd_address: options.nbd,
+        guests: guests.clone(),
+    });
     spawn_local(accept(listener, own, shell.clone(), desk.clone()));
     spawn_local(accept_unix(unix, shell.clone(), desk));
-    spawn_local(nbd::serve_unix(nbd_unix, shell.clone(), nbd::Limits::default()));
+    spawn_local(nbd::serve_unix(nbd_unix, shell.clone(), nbd::Limits::default(), guests.clone()));
     if let Some(listener) = nbd_listener {
-        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default()));
+        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default(), guests));
     }
     if let Some(launch) = launch.take() {
         launch.ready().context("cannot detach from the terminal")?;

@@ -52,6 +52,14 @@ struct Options {
     prealloc: bool,
 }
 
+/// A volume to be made. What is `None` is as the cluster has it.
+pub struct Wanted {
+    pub size: u64,
+    pub policy: Option<CopyPolicy>,
+    pub shift: Option<u8>,
+    pub prealloc: bool,
+}
+
 impl Options {
     fn parse(parsed: &Parsed) -> Outcome<Options> {
         if parsed.has("hyper") {
@@ -88,13 +96,8 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let name = name_at(parsed, 0)?;
     let vdi_size = parse_size(&parsed.positionals[1])?;
     let mut sheep = context.connect()?;
-    check_size(vdi_size, &options, &mut sheep)?;
-    let vid = sheep.create(&name, vdi_size, options.policy, options.shift).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(&name)))
-    })?;
-    if options.prealloc {
-        preallocate(context, &mut sheep, vid, vdi_size)?;
-    }
+    let Options { policy, shift, prealloc } = options;
+    let vid = make(context, &mut sheep, &name, &Wanted { size: vdi_size, policy, shift, prealloc })?;
     if context.verbose {
         let text = render(vid, context.is_raw());
         context.print(&text)?;
@@ -102,13 +105,25 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     Ok(())
 }
 
+/// Makes it, and allocates it if that is wanted.
+pub fn make(context: &mut Context, sheep: &mut Sheep, name: &[u8], wanted: &Wanted) -> Outcome<Vid> {
+    check_size(wanted, sheep)?;
+    let vid = sheep.create(name, wanted.size, wanted.policy, wanted.shift).map_err(|error| {
+        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
+    })?;
+    if wanted.prealloc {
+        preallocate(context, sheep, vid, wanted.size)?;
+    }
+    Ok(vid)
+}
+
 /// A cluster that was never formatted says so itself when the VDI is created.
-fn check_size(vdi_size: u64, options: &Options, sheep: &mut Sheep) -> Outcome {
-    let shift = match options.shift {
+fn check_size(wanted: &Wanted, sheep: &mut Sheep) -> Outcome {
+    let shift = match wanted.shift {
         Some(shift) => shift,
         None => sheep.default_shift()?,
     };
-    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) || vdi_size <= max_vdi_bytes(shift) {
+    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) || wanted.size <= max_vdi_bytes(shift) {
         return Ok(());
     }
     Err(Failure::usage(format!(

@@ -58,7 +58,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         Format::Other(format) => {
             let snap_id = (selector != Selector::default()).then_some(header.snap_id);
             let export = export_name(&mut sheep, &name, snap_id)?;
-            let vdi = image::vdi_for_qemu(&image::find_nbd(context, parsed)?, &export)?;
+            let vdi = image::vdi_for_qemu(&image::find_nbd(context, parsed, &mut sheep)?, &export)?;
             // qemu-img looks for a protocol in a name that does not begin with a slash.
             let partial = std::path::absolute(&partial).map_err(|error| failed(&path, &error))?;
             let args = ["-O".as_ref(), OsStr::new(&format), vdi.as_ref(), partial.as_os_str()];

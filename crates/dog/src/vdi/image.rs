@@ -1,7 +1,7 @@
 //! Images in files: which format, and qemu-img for those that are not raw.
 //!
 //! dog moves raw images itself, by the native protocol. For every other format qemu-img reads or writes the file and a sheep's
-//! NBD server has the VDI; where that is has to be said, since a sheep does not tell.
+//! NBD server has the VDI.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::names::lossy;
 use crate::context::Context;
-use crate::failure::{Failure, Outcome, reason};
+use crate::failure::{Failure, Outcome, exit, reason};
 use crate::getopt::Parsed;
-use crate::target::Target;
+use crate::nbd::{self, Nbd};
+use crate::sheep::Sheep;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -62,42 +63,14 @@ pub fn read_begin(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> 
     Ok(got)
 }
 
-/// Where a sheep serves NBD.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Nbd {
-    Unix(String),
-    Tcp { host: String, port: String },
-}
-
-/// From the options, else from the environment, else beside the socket that dog itself uses.
-pub fn find_nbd(context: &Context, parsed: &Parsed) -> Outcome<Nbd> {
+/// From the options, else from the environment, else from the sheep.
+pub fn find_nbd(context: &Context, parsed: &Parsed, sheep: &mut Sheep) -> Outcome<Nbd> {
     if let Some(path) = parsed.text("socket") {
         return Ok(Nbd::Unix(path));
     }
-    let given = parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes()));
-    match (given, &context.target) {
-        (Some(text), _) => parse_nbd(&lossy(text)),
-        (None, Target::Unix(path)) => {
-            Ok(Nbd::Unix(path.with_file_name("nbd.sock").to_string_lossy().into_owned()))
-        }
-        (None, Target::Tcp { .. }) => Err(Failure::refused(
-            "Formats other than raw go through a sheep's NBD server: name it with --socket PATH, --nbd HOST:PORT or \
-             SHEEPDOG_NBD",
-        )),
-    }
-}
-
-/// A path has a slash, `HOST:PORT` has none.
-fn parse_nbd(text: &str) -> Outcome<Nbd> {
-    if text.contains('/') {
-        return Ok(Nbd::Unix(text.to_string()));
-    }
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
-            Ok(Nbd::Tcp { host, port: port.to_string() })
-        }
-        _ => Err(Failure::refused(format!("Invalid NBD server '{text}': HOST:PORT or a path is expected"))),
+    match parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes())) {
+        Some(text) => nbd::parse(&lossy(text)),
+        None => nbd::ask(sheep, &context.target),
     }
 }
 
@@ -122,16 +95,37 @@ pub fn file_for_qemu(path: &Path, format: &str) -> Outcome<String> {
 
 /// Bytes of the disk in an image.
 pub fn virtual_size(image: &str, path: &Path) -> Outcome<u64> {
+    measure([image.as_ref()]).map_err(|failure| match failure.message.is_empty() {
+        true => Failure::refused(format!("qemu-img cannot tell the size of {}", path.display())),
+        false => failure,
+    })
+}
+
+/// The same, of what these words name to `qemu-img info`; the image is the last one.
+pub fn virtual_size_of(words: &[Vec<u8>]) -> Outcome<u64> {
+    measure(words.iter().map(|word| OsStr::from_bytes(word))).map_err(|failure| {
+        match failure.message.is_empty() {
+            true => {
+                let image = words.last().map_or(String::new(), |word| lossy(word));
+                Failure::refused(format!("qemu-img cannot tell the size of {image}"))
+            }
+            false => failure,
+        }
+    })
+}
+
+/// Fails silently where qemu-img has complained.
+fn measure<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Outcome<u64> {
     let output = Command::new("qemu-img")
-        .args(["info", "--output=json", image])
+        .args(["info", "--output=json"])
+        .args(words)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .map_err(not_started)?;
     let info: Option<Value> = serde_json::from_slice(&output.stdout).ok();
     let size = info.and_then(|info| info["virtual-size"].as_u64());
-    size.filter(|_| output.status.success())
-        .ok_or_else(|| Failure::refused(format!("qemu-img cannot tell the size of {}", path.display())))
+    size.filter(|_| output.status.success()).ok_or_else(|| Failure::silent(exit::FAILURE))
 }
 
 /// Runs `qemu-img convert`. Its complaints go where ours do.
@@ -152,17 +146,6 @@ fn not_started(error: io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_nbd_server_is_a_path_or_host_and_port() {
-        let tcp = |host: &str, port: &str| Nbd::Tcp { host: host.into(), port: port.into() };
-        assert_eq!(parse_nbd("/run/nbd.sock").unwrap(), Nbd::Unix("/run/nbd.sock".into()));
-        assert_eq!(parse_nbd("localhost:10809").unwrap(), tcp("localhost", "10809"));
-        assert_eq!(parse_nbd("[::1]:10809").unwrap(), tcp("::1", "10809"));
-        for text in ["", "host", ":1", "host:", "host:0", "host:x", "host:65536"] {
-            assert_eq!(parse_nbd(text).unwrap_err().code, 1, "{text}");
-        }
-    }
 
     #[test]
     fn names_cannot_break_out_of_their_place() {

@@ -70,7 +70,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             settle(&mut sheep, &place, &name, moved)
         }
         Format::Other(format) => {
-            let nbd = image::find_nbd(context, parsed)?;
+            let nbd = image::find_nbd(context, parsed, &mut sheep)?;
             let absolute = std::path::absolute(&path).map_err(|error| unreadable(&path, &error))?;
             let source = image::file_for_qemu(&absolute, &format)?;
             let target = image::vdi_for_qemu(&nbd, &name)?;

@@ -120,7 +120,7 @@ pub(super) fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
     }
 }
 
-fn bytes(objects: u32, info: &VdiInfo) -> u64 {
+pub fn bytes(objects: u32, info: &VdiInfo) -> u64 {
     u64::from(objects).checked_shl(u32::from(info.block_size_shift)).unwrap_or(u64::MAX)
 }
 
@@ -148,22 +148,27 @@ fn render(rows: &[Row]) -> Vec<u8> {
     out
 }
 
-pub(super) fn padded(text: &[u8], width: usize) -> Vec<u8> {
+pub fn padded(text: &[u8], width: usize) -> Vec<u8> {
     let mut out = text.to_vec();
     out.resize(width.max(text.len()), b' ');
     out
+}
+
+/// With a backslash before what could end a word.
+pub fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
+    for byte in text {
+        if byte.is_ascii_whitespace() || *byte == 0x0b || *byte == b'\\' {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
 }
 
 fn render_raw(rows: &[Row]) -> Vec<u8> {
     let mut out = Vec::new();
     for Row { info, own_objects, shared_objects } in rows {
         out.extend(format!("{} ", Standing::of(info).letter('=')).bytes());
-        for byte in &info.name {
-            if byte.is_ascii_whitespace() || *byte == 0x0b || *byte == b'\\' {
-                out.push(b'\\');
-            }
-            out.push(*byte);
-        }
+        push_escaped(&mut out, &info.name);
         let middle = format!(
             " {} {} {} {} {} {} {} ",
             shown_snap_id(info),

@@ -21,10 +21,10 @@ pub mod track;
 pub mod tree;
 pub mod write;
 
-mod image;
+pub mod image;
 mod inode_file;
-mod names;
-mod ranges;
+pub mod names;
+pub mod ranges;
 mod span;
 mod stream;
 mod table;

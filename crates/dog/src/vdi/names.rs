@@ -52,6 +52,11 @@ pub fn selector_of(parsed: &Parsed, option: &str) -> Outcome<Selector> {
     let Some(text) = parsed.value(option).filter(|text| !text.is_empty()) else {
         return Ok(Selector::default());
     };
+    select(text)
+}
+
+/// The snapshot of this id or tag.
+pub fn select(text: &[u8]) -> Outcome<Selector> {
     if !text.iter().all(u8::is_ascii_digit) {
         return Ok(Selector { snap_id: 0, tag: text[..text.len().min(NAME_MAX)].to_vec() });
     }

@@ -1,6 +1,7 @@
 //! `dog vdi resize NAME SIZE`: makes a working VDI larger. Silent on success.
 
-use proto::inode::max_vdi_bytes;
+use proto::Vid;
+use proto::inode::{InodeHeader, max_vdi_bytes};
 
 use super::names::{lossy, name_at, open};
 use super::span::parse_size;
@@ -8,7 +9,7 @@ use crate::command::{Action, Command, no_values, option};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
-use crate::sheep::Selector;
+use crate::sheep::{Selector, Sheep};
 
 pub const COMMAND: Command = Command {
     group: "vdi",
@@ -28,10 +29,15 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let new_size = parse_size(&parsed.positionals[1])?;
     let mut sheep = context.connect()?;
     let (vid, header) = open(&mut sheep, &name, &Selector::default())?;
+    grow(&mut sheep, &name, vid, &header, new_size)
+}
+
+/// `header` is the one of `vid`, or of what it was cloned from.
+pub fn grow(sheep: &mut Sheep, name: &[u8], vid: Vid, header: &InodeHeader, new_size: u64) -> Outcome {
     check_size(header.vdi_size, new_size, max_vdi_bytes(header.block_size_shift.min(31)))?;
-    sheep.resize(vid, new_size).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to resize VDI {}: {reason}", lossy(&name)))
-    })
+    sheep
+        .resize(vid, new_size)
+        .map_err(|error| error.or_refused(|reason| format!("Failed to resize VDI {}: {reason}", lossy(name))))
 }
 
 /// Cinder matches the beginnings of both messages.

@@ -63,22 +63,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if wanted.is_empty() {
         return Ok(());
     }
-    let vids: Vec<Vid> = wanted.iter().map(|(vid, _)| *vid).collect();
-    let heads = match sheep.snapshot(&vids, &tag) {
-        Ok(heads) => heads,
-        Err(CallError::Declined(ClientError::TagExists)) => {
-            let name = find_name_with_tag(&mut sheep, &wanted, &tag)?;
-            return Err(Failure::refused(format!(
-                "Failed to create snapshot for {}, maybe snapshot id (0) or tag ({}) is existed",
-                lossy(&name),
-                lossy(&tag)
-            )));
-        }
-        Err(error) => {
-            let names: Vec<&[u8]> = wanted.iter().map(|(_, name)| name.as_slice()).collect();
-            return Err(failure_of(&names.join(&b", "[..]), error));
-        }
-    };
+    let heads = take(&mut sheep, &wanted, &tag)?;
     if context.verbose {
         let text: String = heads.iter().map(|head| render(head, context.is_raw())).collect();
         context.print(&text)?;
@@ -86,9 +71,33 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     Ok(())
 }
 
+/// Freezes all of them. Returns the VDIs that took their places.
+pub fn take(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome<Vec<VdiInfo>> {
+    let vids: Vec<Vid> = wanted.iter().map(|(vid, _)| *vid).collect();
+    match sheep.snapshot(&vids, tag) {
+        Ok(heads) => Ok(heads),
+        Err(CallError::Declined(ClientError::TagExists)) => {
+            let name = find_name_with_tag(sheep, wanted, tag)?;
+            Err(Failure::refused(format!(
+                "Failed to create snapshot for {}, maybe snapshot id (0) or tag ({}) is existed",
+                lossy(&name),
+                lossy(tag)
+            )))
+        }
+        Err(error) => {
+            let names: Vec<&[u8]> = wanted.iter().map(|(_, name)| name.as_slice()).collect();
+            Err(failure_of(&names.join(&b", "[..]), error))
+        }
+    }
+}
+
 /// Digits would select the snapshot of that id.
 fn parse_tag(parsed: &Parsed) -> Outcome<Vec<u8>> {
-    let tag = parsed.value("snapshot").unwrap_or_default();
+    check_tag(parsed.value("snapshot").unwrap_or_default())
+}
+
+/// Cut to the longest that is possible.
+pub fn check_tag(tag: &[u8]) -> Outcome<Vec<u8>> {
     if !tag.is_empty() && tag.iter().all(u8::is_ascii_digit) {
         return Err(Failure::usage(format!(
             "The tag '{}' is a number: it would be taken for a snapshot id",

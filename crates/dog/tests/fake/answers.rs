@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::client::{CheckReport, ClusterInfo, ClusterStatus, EpochInfo, NodeInfo, VdiInfo};
+use proto::client::{CheckReport, ClusterInfo, ClusterStatus, EpochInfo, Guest, NodeInfo, VdiInfo};
 use proto::cluster::FormatOptions;
 use proto::inode::{HEADER_BYTES, InodeHeader, NAME_BYTES, decode_policy, until_nul};
 use proto::object::BlockRange;
@@ -32,10 +32,18 @@ pub struct State {
     /// Bytes of VDIs that were written; everything else is zero.
     pub(super) bytes: BTreeMap<Vid, Vec<u8>>,
     pub(super) attributes: BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
+    pub(super) guests: Vec<Guest>,
+    pub(super) nbd_socket: Vec<u8>,
 }
 
 impl State {
-    pub fn new(nodes: Vec<NodeId>, status: ClusterStatus, has_vdis: bool, is_full: bool) -> State {
+    pub fn new(
+        nodes: Vec<NodeId>,
+        status: ClusterStatus,
+        has_vdis: bool,
+        is_full: bool,
+        nbd_socket: Vec<u8>,
+    ) -> State {
         let node = |(zone, id)| NodeInfo { id, zone: ZoneId(zone), vnodes: 128, space_bytes: 1 << 40 };
         let options = FormatOptions {
             ctime: TIME << 32,
@@ -53,6 +61,8 @@ impl State {
             tables: BTreeMap::new(),
             bytes: BTreeMap::new(),
             attributes: BTreeMap::new(),
+            guests: vec![],
+            nbd_socket,
         };
         if has_vdis {
             state.add_canned_vdis();
@@ -98,6 +108,16 @@ impl State {
     pub fn lock_all(&mut self) {
         let holder = self.nodes[0].id;
         self.vdis.values_mut().for_each(|info| info.locked_by = vec![(holder, false)]);
+        let guest = |vid, working: &str, client: &str| Guest {
+            vid: Vid(vid),
+            working: working.into(),
+            client: client.into(),
+        };
+        self.guests = vec![
+            guest(0x7c2b26, "test", "qemu-system-x86 4711"),
+            guest(0x7c2b25, "", "nbdcopy 4712"),
+            guest(0x7c2b25, "", "nbdcopy 4712"),
+        ];
     }
 
     /// The answer of sheep `index`.
@@ -179,7 +199,7 @@ impl State {
             }
             Opcode::Ask => {
                 let op = decode_list(payload).expect("dog encodes what it asks");
-                data(encode_list(&self.ask(op)))
+                data(encode_list(&self.ask(index, op)))
             }
             Opcode::CheckObject => data(encode_list(&self.check(&ObjectRequest::decode(&request.variant)))),
             _ => self.on_volume(opcode, &VolumeRequest::decode(&request.variant), request, payload),

@@ -4,8 +4,8 @@
 
 use proto::Vid;
 use proto::client::{
-    AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, Extent, VdiInfo, VdiOp,
-    VolumeOp,
+    AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, Extent,
+    NodeAccess, VdiInfo, VdiOp, VolumeOp,
 };
 
 use super::answers::State;
@@ -14,9 +14,10 @@ use super::answers::State;
 const SNAP_TIME: u64 = 1_795_346_574 << 32;
 
 impl State {
-    pub(super) fn ask(&mut self, op: ClientOp) -> ClientResult {
+    pub(super) fn ask(&mut self, index: usize, op: ClientOp) -> ClientResult {
         match op {
             ClientOp::Vdi(op) => self.ask_vdi(op),
+            ClientOp::Cluster(ClusterOp::Access) => Ok(ClientReply::Access(self.access(index))),
             ClientOp::Volume { vid, op: VolumeOp::BlockStatus { offset, len }, .. } => {
                 let extents = self.parts(vid, offset, len, |state, index| !state.has_object(vid, index));
                 Ok(ClientReply::Extents(
@@ -34,6 +35,15 @@ impl State {
                 Ok(ClientReply::Changes(extents.collect()))
             }
             other => panic!("dog has no use for {other:?}"),
+        }
+    }
+
+    /// Clients come through the first sheep only.
+    fn access(&self, index: usize) -> NodeAccess {
+        NodeAccess {
+            nbd_socket: self.nbd_socket.clone(),
+            nbd_address: None,
+            guests: if index == 0 { self.guests.clone() } else { vec![] },
         }
     }
 

@@ -84,7 +84,11 @@ impl Flock {
         let nodes: Vec<NodeId> =
             ports.iter().map(|port| NodeId::new(Ipv4Addr::LOCALHOST.into(), *port)).collect();
         let has_vdis = scenario != "empty" && scenario != "unformatted";
-        let mut state = State::new(nodes, status, has_vdis, scenario == "full");
+        // As in a real store directory, where it is a socket.
+        let nbd_socket = dir.path().join("nbd.sock");
+        std::fs::write(&nbd_socket, "").unwrap();
+        let nbd_socket = nbd_socket.into_os_string().into_encoded_bytes();
+        let mut state = State::new(nodes, status, has_vdis, scenario == "full", nbd_socket);
         if scenario == "in use" {
             state.lock_all();
         }

@@ -1,11 +1,17 @@
 //! What all native connections of one sheep share: who has a VDI open, and the counters of `dog node stat`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::Vid;
+use proto::client::{Guest, NodeAccess, VdiInfo};
 use proto::sd::Opcode;
 use proto::sd::structs::SdStat;
+
+use crate::guests::Guests;
 
 /// Cheap to clone; clones share. Held by every connection, on whatever thread.
 #[derive(Clone, Default)]
@@ -17,17 +23,33 @@ pub struct Desk {
 struct State {
     /// LOCK_VDIs that no RELEASE_VDI has followed. They come on connections of their own, of which the end says
     /// nothing.
-    opens: BTreeMap<Vid, u32>,
+    opens: BTreeMap<Vid, Opens>,
     /// Connections that have read or written data of the VDI.
     at_work: BTreeMap<Vid, u32>,
     stat: SdStat,
-    disks_path: String,
+    about: About,
+}
+
+#[derive(Default)]
+struct Opens {
+    count: u32,
+    name: Vec<u8>,
+}
+
+/// What a sheep tells of itself.
+#[derive(Default)]
+pub struct About {
+    /// What MD_INFO shows as the path of its store.
+    pub disks_path: String,
+    pub nbd_socket: PathBuf,
+    pub nbd_address: Option<SocketAddr>,
+    /// Clients of other protocols.
+    pub guests: Guests,
 }
 
 impl Desk {
-    /// `disks_path` is what MD_INFO shows as the path of this sheep's store.
-    pub fn new(disks_path: String) -> Desk {
-        Desk { state: Arc::new(Mutex::new(State { disks_path, ..State::default() })) }
+    pub fn new(about: About) -> Desk {
+        Desk { state: Arc::new(Mutex::new(State { about, ..State::default() })) }
     }
 
     pub fn stat(&self) -> SdStat {
@@ -35,20 +57,38 @@ impl Desk {
     }
 
     pub(super) fn disks_path(&self) -> String {
-        self.state().disks_path.clone()
+        self.state().about.disks_path.clone()
     }
 
-    pub(super) fn opened(&self, vid: Vid) {
-        *self.state().opens.entry(vid).or_default() += 1;
+    /// Native clients are nameless: they open and close VDIs on connections of their own.
+    pub(super) fn access(&self) -> NodeAccess {
+        let state = self.state();
+        let native = state.opens.iter().map(|(vid, opens)| Guest {
+            vid: *vid,
+            working: opens.name.clone(),
+            client: "native client".to_string(),
+        });
+        NodeAccess {
+            nbd_socket: state.about.nbd_socket.as_os_str().as_bytes().to_vec(),
+            nbd_address: state.about.nbd_address,
+            guests: state.about.guests.list().into_iter().chain(native).collect(),
+        }
+    }
+
+    pub(super) fn opened(&self, vdi: &VdiInfo) {
+        let mut state = self.state();
+        let opens = state.opens.entry(vdi.vid).or_default();
+        opens.count += 1;
+        opens.name = vdi.name.clone();
     }
 
     /// Was the VDI open through this desk? Then one of its opens is over: a RELEASE_VDI that no LOCK_VDI
     /// preceded (an operator's, or one of a client that has moved here) must not end the session of others.
     pub(super) fn closed(&self, vid: Vid) -> bool {
         let mut state = self.state();
-        let Some(count) = state.opens.get_mut(&vid) else { return false };
-        *count -= 1;
-        if *count == 0 {
+        let Some(opens) = state.opens.get_mut(&vid) else { return false };
+        opens.count -= 1;
+        if opens.count == 0 {
             state.opens.remove(&vid);
         }
         true
@@ -69,7 +109,7 @@ impl Desk {
             return 0;
         }
         state.at_work.remove(&vid);
-        state.opens.remove(&vid).unwrap_or(0)
+        state.opens.remove(&vid).map_or(0, |opens| opens.count)
     }
 
     pub(super) fn request_started(&self, opcode: Option<Opcode>, rx_bytes: u64) {

@@ -145,7 +145,7 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
         VolumeRead | VolumeWrite | VdiDiscard | ResizeVdi | CheckObject => {
             objects::start_extension(opcode, header, payload)
         }
-        Ask => objects::ask(&payload),
+        Ask => objects::ask(&payload, desk),
         NewVdi | LockVdi | ReleaseVdi | GetVdiInfo | DelVdi | ReadVdis | ReadDelVdis | GetVdiCopies
         | VdiList | VdiUsage => vdis::start(opcode, header, payload, desk),
         _ => cluster::start(opcode, header, payload, desk),

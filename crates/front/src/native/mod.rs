@@ -17,7 +17,7 @@ pub mod server;
 pub mod session;
 pub mod vdis;
 
-pub use desk::Desk;
+pub use desk::{About, Desk};
 pub use server::{serve_connection, serve_tcp, serve_unix, serve_unix_stream};
 
 #[cfg(test)]

@@ -23,13 +23,16 @@
 //! anew. The same answer meets tgt that reads from a VDI which has become a snapshot: it goes on with the new head.
 
 use bytes::Bytes;
-use proto::client::{ClientError, ClientOp, ClientReply, IO_BYTES_MAX, NativeOp, Point, VolumeOp};
+use proto::client::{
+    ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, IO_BYTES_MAX, NativeOp, Point, VolumeOp,
+};
 use proto::inode::{INODE_BYTES, SHIFT_MAX};
 use proto::sd::extension::{ObjectRequest, VolumeRequest, decode_list, encode_list};
 use proto::sd::header::{ObjRequest, RequestVariant};
 use proto::sd::{Opcode, RequestHeader, ResultCode, flag};
 use proto::{ObjectKind, Oid};
 
+use super::desk::Desk;
 use super::exchange::{Answer, Step, code, unexpected};
 
 /// What tgt reads of the inode before it answers for a hole.
@@ -192,12 +195,16 @@ pub fn start_extension(opcode: Opcode, header: &RequestHeader, payload: Bytes) -
 }
 
 /// ASK: whatever may be asked about VDIs without a payload, answered with the service's own words.
-pub fn ask(payload: &[u8]) -> Step {
+pub fn ask(payload: &[u8], desk: &Desk) -> Step {
     let Some(op) = decode_list::<ClientOp>(payload) else { return Step::refused(ResultCode::INVALID_PARMS) };
     match op {
         ClientOp::Vdi(_)
         | ClientOp::Volume { op: VolumeOp::BlockStatus { .. } | VolumeOp::Changes { .. }, .. } => {
             Step::call(op, |result| Answer::with_payload(encode_list(&result)).into())
+        }
+        ClientOp::Cluster(ClusterOp::Access) => {
+            let result: ClientResult = Ok(ClientReply::Access(desk.access()));
+            Answer::with_payload(encode_list(&result)).into()
         }
         _ => Step::refused(ResultCode::INVALID_PARMS),
     }

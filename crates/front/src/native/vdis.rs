@@ -192,7 +192,7 @@ fn lock(request: &VdiRequest, payload: &[u8], desk: Desk) -> Step {
 fn open(vdi: VdiInfo, desk: Desk) -> Step {
     Step::call(ClientOp::Vdi(VdiOp::Open { vid: vdi.vid }), move |result| {
         match result {
-            Ok(_) => desk.opened(vdi.vid),
+            Ok(_) => desk.opened(&vdi),
             Err(error) => tracing::debug!(vid = %vdi.vid, %error, "VDI could not be opened beforehand"),
         }
         vdi_reply(&vdi)

@@ -18,4 +18,4 @@ pub mod reply;
 pub mod server;
 pub mod wire;
 
-pub use server::{Ending, Limits, serve_connection, serve_tcp, serve_unix};
+pub use server::{Client, Ending, Limits, serve_connection, serve_tcp, serve_unix};

@@ -23,6 +23,7 @@ use super::export;
 use super::handshake::{Agreement, Handshake, Step};
 use super::receiver::{Asked, Next, Receiver, Space};
 use super::reply::{Outbox, Replier};
+use crate::guests::{Guests, program_at};
 use crate::{Service, tcp};
 
 /// Headers of replies that a client has not fetched, before no more of its requests are looked at.
@@ -69,14 +70,15 @@ pub enum Ending {
     Failed(io::Error),
 }
 
-/// Serves clients of a unix socket until accepting fails for good (it does not).
-pub async fn serve_unix<S: Service>(listener: UnixListener, svc: S, limits: Limits) {
+/// Serves clients of a unix socket until accepting fails for good (it does not). They are listed in `guests`.
+pub async fn serve_unix<S: Service>(listener: UnixListener, svc: S, limits: Limits, guests: Guests) {
     let permits = Arc::new(Semaphore::new(limits.connections));
     loop {
         let permit = permit(&permits).await;
         match listener.accept().await {
             Ok((stream, _)) => {
-                spawn_connection(stream, "unix socket".to_string(), svc.clone(), limits, permit)
+                let client = Client { name: program_at(&stream), guests: guests.clone() };
+                spawn_connection(stream, client, svc.clone(), limits, permit)
             }
             Err(error) => pause_after(error).await,
         }
@@ -84,22 +86,30 @@ pub async fn serve_unix<S: Service>(listener: UnixListener, svc: S, limits: Limi
 }
 
 /// Serves clients that come by TCP.
-pub async fn serve_tcp<S: Service>(listener: TcpListener, svc: S, limits: Limits) {
+pub async fn serve_tcp<S: Service>(listener: TcpListener, svc: S, limits: Limits, guests: Guests) {
     let permits = Arc::new(Semaphore::new(limits.connections));
     loop {
         let permit = permit(&permits).await;
         match listener.accept().await {
             Ok((stream, from)) => {
                 tcp::prepare(&stream);
-                spawn_connection(stream, from.to_string(), svc.clone(), limits, permit);
+                let client = Client { name: from.to_string(), guests: guests.clone() };
+                spawn_connection(stream, client, svc.clone(), limits, permit);
             }
             Err(error) => pause_after(error).await,
         }
     }
 }
 
+/// Who is served, and where that is written down.
+#[derive(Clone, Default)]
+pub struct Client {
+    pub name: String,
+    pub guests: Guests,
+}
+
 /// Serves one client. Run it to its end: only then is the VDI closed.
-pub async fn serve_connection<S, IO>(mut io: IO, svc: S, limits: &Limits) -> Ending
+pub async fn serve_connection<S, IO>(mut io: IO, svc: S, limits: &Limits, client: &Client) -> Ending
 where
     S: Service,
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -110,6 +120,9 @@ where
     };
     let receiver = Receiver::new(&agreement, &rest);
     drop(rest);
+    let export = &agreement.export;
+    let working: &[u8] = if export.read_only { b"" } else { &export.name };
+    let _stay = client.guests.enter(export.vid, working, &client.name);
     let ending = transmit(&mut io, &svc, &agreement, receiver, limits).await;
     export::close(&svc, &agreement.export).await;
     ending
@@ -124,13 +137,14 @@ async fn pause_after(error: io::Error) {
     sleep(ACCEPT_PAUSE).await;
 }
 
-fn spawn_connection<S, IO>(io: IO, from: String, svc: S, limits: Limits, permit: OwnedSemaphorePermit)
+fn spawn_connection<S, IO>(io: IO, client: Client, svc: S, limits: Limits, permit: OwnedSemaphorePermit)
 where
     S: Service,
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     tokio::task::spawn_local(async move {
-        let ending = serve_connection(io, svc, &limits).await;
+        let ending = serve_connection(io, svc, &limits, &client).await;
+        let from = &client.name;
         match &ending {
             Ending::Failed(_) | Ending::Vanished => tracing::info!(%from, ?ending, "NBD client is gone"),
             _ => tracing::debug!(%from, ?ending, "NBD client has left"),

@@ -34,7 +34,9 @@ impl Client {
     pub async fn connect_with(memory: &Memory, limits: Limits, socket_bytes: usize) -> Client {
         let (io, theirs) = tokio::io::duplex(socket_bytes);
         let memory = memory.clone();
-        let server = tokio::task::spawn_local(async move { serve_connection(theirs, memory, &limits).await });
+        let server = tokio::task::spawn_local(async move {
+            serve_connection(theirs, memory, &limits, &Default::default()).await
+        });
         let mut client = Client { io, server };
         client.expect(b"NBDMAGICIHAVEOPT\0\x03").await;
         client.send(&[0, 0, 0, 3]).await;

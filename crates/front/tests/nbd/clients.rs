@@ -30,8 +30,13 @@ impl Server {
                 let listener = tokio::net::UnixListener::bind(path).unwrap();
                 let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 ready.send(tcp.local_addr().unwrap().port()).unwrap();
-                tokio::task::spawn_local(serve_tcp(tcp, memory.clone(), Limits::default()));
-                serve_unix(listener, memory, Limits::default()).await;
+                tokio::task::spawn_local(serve_tcp(
+                    tcp,
+                    memory.clone(),
+                    Limits::default(),
+                    Default::default(),
+                ));
+                serve_unix(listener, memory, Limits::default(), Default::default()).await;
             });
         });
         let tcp_port = wait.recv().unwrap();

@@ -73,8 +73,9 @@ fn old_way_of_opening_gives_size_and_flags_with_or_without_zeroes() {
 
         let (mut io, theirs) = tokio::io::duplex(4096);
         let (svc, limits) = (memory.clone(), Limits::default());
-        let server =
-            tokio::task::spawn_local(async move { front::nbd::serve_connection(theirs, svc, &limits).await });
+        let server = tokio::task::spawn_local(async move {
+            front::nbd::serve_connection(theirs, svc, &limits, &Default::default()).await
+        });
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         io.write_all(b"\0\0\0\x01IHAVEOPT\0\0\0\x01\0\0\0\x03bob").await.unwrap();
         let mut all = vec![0; 18 + 10 + 124];

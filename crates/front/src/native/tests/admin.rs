@@ -1,6 +1,10 @@
 //! What `dog` asks.
 
-use proto::client::{CheckReport, ClientOp, ClusterInfo, ClusterStatus, Point, VdiInfo, VolumeOp};
+use proto::client::{
+    CheckReport, ClientOp, ClientReply, ClientResult, ClusterInfo, ClusterOp, ClusterStatus, Guest, Point,
+    VdiInfo, VolumeOp,
+};
+use proto::hash::vid_of_name;
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterRequest, HashReply, NodeReply, ReplyVariant};
 use proto::sd::structs::{
@@ -11,6 +15,8 @@ use proto::{CopyPolicy, NodeId, Oid, Vid};
 
 use super::fake::{Fake, node_id};
 use super::{Sheep, run};
+use crate::guests::Guests;
+use crate::native::{About, Desk};
 
 const VID: Vid = Vid(0xa03907);
 
@@ -227,5 +233,41 @@ fn a_sheep_is_told_to_end() {
         assert_eq!(sheep.result(&Request::plain(Opcode::Shutdown, 0)).await, ResultCode::SUCCESS);
         let (reply, logs) = sheep.once(&Request::stat_cluster(1, 0)).await;
         assert_eq!((reply.result, logs.len()), (ResultCode::SHUTDOWN, 48));
+    });
+}
+
+#[test]
+fn a_sheep_tells_how_it_is_reached_and_who_is_there() {
+    run(async {
+        let guests = Guests::default();
+        let about = About {
+            nbd_socket: "/srv/d0/nbd.sock".into(),
+            nbd_address: Some("127.0.0.1:10809".parse().unwrap()),
+            guests: guests.clone(),
+            ..About::default()
+        };
+        let sheep = Sheep { desk: Desk::new(about), ..Sheep::new(Fake::formatted(1, 0)) };
+        let create = Request::new_vdi(b"test", 1 << 20, None, None).unwrap();
+        assert_eq!(sheep.result(&create).await, ResultCode::SUCCESS);
+        let vid = vid_of_name(b"test");
+        let stay = guests.enter(vid, b"test", "qemu 4711");
+        let lock = Request::on_vdi(Opcode::LockVdi, b"test", b"", 0).unwrap();
+        assert_eq!(sheep.result(&lock).await, ResultCode::SUCCESS);
+
+        let request = Request::ask(&ClientOp::Cluster(ClusterOp::Access));
+        let (_, payload) = sheep.once(&request).await;
+        let Some(Ok(ClientReply::Access(access))) = decode_list::<ClientResult>(&payload) else {
+            panic!("{payload:?}")
+        };
+        let guest = |client: &str| Guest { vid, working: b"test".to_vec(), client: client.to_string() };
+        assert_eq!(access.nbd_socket, b"/srv/d0/nbd.sock");
+        assert_eq!(access.nbd_address, Some("127.0.0.1:10809".parse().unwrap()));
+        assert_eq!(access.guests, [guest("qemu 4711"), guest("native client")]);
+
+        drop(stay);
+        assert_eq!(sheep.result(&Request::release_vdi(vid, 0)).await, ResultCode::SUCCESS);
+        let (_, payload) = sheep.once(&request).await;
+        let reply = decode_list::<ClientResult>(&payload);
+        assert!(matches!(reply, Some(Ok(ClientReply::Access(access))) if access.guests.is_empty()));
     });
 }

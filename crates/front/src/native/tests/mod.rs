@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use self::fake::Fake;
-use super::{Desk, serve_connection};
+use super::{About, Desk, serve_connection};
 
 /// Runs a test where connections can be spawned, and never for ever.
 fn run(test: impl Future<Output = ()>) {
@@ -47,7 +47,7 @@ struct Sheep {
 
 impl Sheep {
     fn new(fake: Fake) -> Sheep {
-        Sheep { fake, desk: Desk::new("/srv/d0".into()) }
+        Sheep { fake, desk: Desk::new(About { disks_path: "/srv/d0".into(), ..About::default() }) }
     }
 
     fn connect(&self) -> Client {

@@ -1,0 +1,3 @@
+//! `dog vm`: who uses volumes.
+
+pub mod list;
