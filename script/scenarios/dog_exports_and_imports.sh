@@ -2,7 +2,7 @@
 # Images go into VDIs and come out again in several formats, of working VDIs and of snapshots; nothing is changed by an image
 # that does not fit.
 . "$(dirname "$0")/../lib.sh"
-need_packages qemu-utils qemu-block-extra
+need_packages qemu-utils qemu-block-extra python3-libnbd
 scenario_with_sheep 3
 
 holds() { dog vdi read ${3:+-s "$3"} "$2" | cmp - "$1" || die "$2 ${3:-} does not hold $1"; }
@@ -54,6 +54,19 @@ done
 run_line "head -c 64M /dev/urandom | dog vdi write disk"
 run dog vdi import -f qcow2 --socket "$dir/2/nbd.sock" "$dir/out.qcow2" disk
 holds "$dir/large.raw" disk
+# Somebody who has the volume open would see it change.
+/usr/bin/python3 -c '
+import nbd, signal, sys
+handle = nbd.NBD()
+handle.connect_uri(sys.argv[1])
+print("open", flush=True)
+signal.pause()
+' "$(nbd_uri disk 1)" >"$dir/holder" &
+own $!
+holder=$!
+wait_for 10 "a client that holds the volume" grep -q open "$dir/holder"
+expect 1 "VDI disk is in use through 127.0.0.1:${port}1 .*; nothing was changed" dog vdi import -f qcow2 "$dir/out.qcow2" disk
+kill $holder
 expect 1 'looks like qcow2' dog vdi import "$dir/out.qcow2" wrong
 expect 1 'VDI small only 4194304; nothing was changed' dog vdi import -f qcow2 "$dir/out.qcow2" small
 expect 1 'cannot tell the size' dog vdi import -f qcow2 "$dir/in.raw" wrong

@@ -34,7 +34,7 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| selector(parsed).and_then(|_| check_pacing(parsed)),
     action: Action::Run(run),
-    notes: "",
+    notes: "-B and -I are taken for the sake of old scripts: the sheep frees the objects without holding others up.",
 };
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {

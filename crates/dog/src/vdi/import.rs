@@ -24,6 +24,7 @@ use crate::failure::{Failure, Outcome, reason};
 use crate::getopt::Parsed;
 use crate::sheep::{CallError, Selector, Sheep};
 use crate::terminal::Progress;
+use crate::vm;
 
 pub const COMMAND: Command = Command {
     group: "vdi",
@@ -43,7 +44,7 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| image::format(parsed).map(drop),
     action: Action::Run(run),
-    notes: "An image that exists must be large enough. It reads as zeros behind what is imported.",
+    notes: "An image that exists must be large enough and not in use. It reads as zeros behind what is imported.",
 };
 
 /// Bytes that one request lets go of: a second's work at most, so that progress is seen.
@@ -64,7 +65,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     match image::format(parsed)? {
         Format::Raw => {
             let (file, size) = open_raw(&path, parsed)?;
-            let place = find_place(&mut sheep, &name, &path, size)?;
+            let place = find_place(context, &mut sheep, &name, &path, size)?;
             let moved = write_raw(context, &mut sheep, &file, size, &place)
                 .and_then(|()| clear_rest(&mut sheep, &place, size));
             settle(&mut sheep, &place, &name, moved)
@@ -75,7 +76,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             let source = image::file_for_qemu(&absolute, &format)?;
             let target = image::vdi_for_qemu(&nbd, &name)?;
             let size = image::virtual_size(&source, &path)?;
-            let place = find_place(&mut sheep, &name, &path, size)?;
+            let place = find_place(context, &mut sheep, &name, &path, size)?;
             let is_zero = place.is_new.then_some("--target-is-zero").map(OsStr::new);
             let args = ["-n", "-O", "raw"].map(OsStr::new).into_iter().chain(is_zero);
             let args: Vec<&OsStr> = args.chain([source.as_ref(), target.as_ref()]).collect();
@@ -107,7 +108,7 @@ fn open_raw(path: &Path, parsed: &Parsed) -> Outcome<(File, u64)> {
     Ok((file, size))
 }
 
-fn find_place(sheep: &mut Sheep, name: &[u8], path: &Path, size: u64) -> Outcome<Place> {
+fn find_place(context: &Context, sheep: &mut Sheep, name: &[u8], path: &Path, size: u64) -> Outcome<Place> {
     match sheep.lookup(name, &Selector::default()) {
         Ok(_) => {}
         Err(CallError::Broken(failure)) => return Err(failure),
@@ -125,6 +126,17 @@ fn find_place(sheep: &mut Sheep, name: &[u8], path: &Path, size: u64) -> Outcome
             path.display(),
             lossy(name),
             header.vdi_size
+        )));
+    }
+    // Its blocks would change under whoever uses it.
+    let info = sheep.vdis()?.into_iter().find(|info| info.vid == vid);
+    let holders = info.map_or(Vec::new(), |info| vm::list::holders(context, &info));
+    if !holders.is_empty() {
+        return Err(Failure::refused(format!(
+            "Failed to import {}: VDI {} is in use through {}; nothing was changed",
+            path.display(),
+            lossy(name),
+            holders.join(", ")
         )));
     }
     Ok(Place { vid, size: header.vdi_size, is_new: false })

@@ -109,6 +109,12 @@ fn fetch_guests(context: &Context) -> (Vec<(NodeId, Guest)>, bool) {
     (guests, unheard)
 }
 
+/// Who has a working VDI open, and through which sheep, in words.
+pub fn holders(context: &Context, info: &VdiInfo) -> Vec<String> {
+    let (guests, _) = fetch_guests(context);
+    users_of(info, &guests).iter().map(|user| format!("{} ({})", user.sheep, user.client)).collect()
+}
+
 /// Each once, however many connections it has.
 fn users_of(info: &VdiInfo, guests: &[(NodeId, Guest)]) -> Vec<User> {
     let mut users = Vec::new();
