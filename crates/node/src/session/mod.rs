@@ -5,6 +5,7 @@
 //! one without a clean end [`seal`]s. Overlapping requests wait for each other, so a read sees every change that was
 //! answered, and never one of two states in turn.
 
+mod changes;
 mod check;
 mod copies;
 mod inner;
@@ -108,6 +109,8 @@ pub(crate) struct Session {
     tasks: BTreeMap<u64, Task>,
     locks: Locks,
     reads: BTreeMap<u64, Read>,
+    /// Of tasks that wait for copies to say where objects differ.
+    comparisons: BTreeMap<u64, changes::Comparison>,
     next_seq: Seq,
     in_flight: BTreeMap<Seq, InFlight>,
     table: BlockTable,
@@ -166,6 +169,7 @@ impl Session {
             tasks: BTreeMap::new(),
             locks: Locks::default(),
             reads: BTreeMap::new(),
+            comparisons: BTreeMap::new(),
             // 1 stands for the seal.
             next_seq: Seq(2),
             in_flight: BTreeMap::new(),
