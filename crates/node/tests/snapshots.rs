@@ -52,7 +52,7 @@ fn snapshot(cluster: &mut Cluster, vid: Vid, tag: &str) -> ClientResult {
 }
 
 fn clone(cluster: &mut Cluster, base: Vid, name: &str) -> Vid {
-    vdi(vdi_op(cluster, VdiOp::Clone { base, name: name.as_bytes().to_vec(), policy: None }))
+    vdi(vdi_op(cluster, VdiOp::Clone { base, name: name.as_bytes().to_vec(), size: None, policy: None }))
 }
 
 fn write(cluster: &mut Cluster, sheep: usize, vid: Vid, offset: u64, data: Vec<u8>) {
@@ -245,11 +245,34 @@ fn two_vdis_are_frozen_by_one_command_and_wrong_commands_are_refused() {
     assert_eq!(vdi_op(&mut cluster, both(&[heads[0], heads[0]], "u")), Err(ClientError::InvalidParameters));
     assert_eq!(vdi_op(&mut cluster, both(&[], "u")), Err(ClientError::InvalidParameters));
     assert_eq!(vdi_op(&mut cluster, both(&[Vid(5)], "u")), Err(ClientError::NoVdi));
-    let working = VdiOp::Clone { base: heads[0], name: b"c".to_vec(), policy: None };
+    let working = VdiOp::Clone { base: heads[0], name: b"c".to_vec(), size: None, policy: None };
     assert_eq!(vdi_op(&mut cluster, working), Err(ClientError::NotASnapshot));
     let back = VdiOp::Rollback { to: heads[0], force: true };
     assert_eq!(vdi_op(&mut cluster, back), Err(ClientError::NotASnapshot));
     assert_exact_objects(&mut cluster, "at the end");
+}
+
+#[test]
+fn a_clone_may_be_larger_than_its_base_and_not_smaller() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, OBJECTS * OBJECT_BYTES - BLOCK, vec![7; BLOCK as usize]);
+    snapshot(&mut cluster, vid, "s").unwrap();
+    let size = OBJECTS * OBJECT_BYTES;
+    let clone_of = |name: &str, size| VdiOp::Clone {
+        base: vid,
+        name: name.as_bytes().to_vec(),
+        size: Some(size),
+        policy: None,
+    };
+    assert_eq!(vdi_op(&mut cluster, clone_of("smaller", size - BLOCK)), Err(ClientError::InvalidParameters));
+    let larger = vdi(vdi_op(&mut cluster, clone_of("larger", size + OBJECT_BYTES)));
+    assert_eq!(read(&mut cluster, 1, larger, size - BLOCK, BLOCK)[..], [7; BLOCK_BYTES]);
+    assert_eq!(read(&mut cluster, 1, larger, size, OBJECT_BYTES)[..], vec![0; OBJECT_BYTES as usize]);
+    write(&mut cluster, 0, larger, size + OBJECT_BYTES - BLOCK, vec![8; BLOCK as usize]);
+    assert_eq!(read(&mut cluster, 1, larger, size + OBJECT_BYTES - BLOCK, BLOCK)[..], [8; BLOCK_BYTES]);
+    let beyond = VolumeOp::Read { offset: size, len: 1 };
+    assert_eq!(cluster.ask(0, at(vid, Point::Exact, beyond)), Err(ClientError::OutOfRange));
 }
 
 #[test]

@@ -225,6 +225,7 @@ impl View {
         &mut self,
         base: Vid,
         name: &[u8],
+        size: Option<u64>,
         policy: Option<CopyPolicy>,
         time_ns: u64,
         applied: &mut Applied,
@@ -233,7 +234,10 @@ impl View {
         if !from.is_snapshot() {
             return Err(ClientError::NotASnapshot);
         }
-        let (size, shift) = (from.size, from.block_size_shift);
+        let (size, shift) = (size.unwrap_or(from.size), from.block_size_shift);
+        if size < from.size {
+            return Err(ClientError::InvalidParameters);
+        }
         let policy = policy.or(Some(from.policy));
         let created = self.create_vdi(name, size, policy, Some(shift), time_ns, applied)?;
         if let Accepted::Vdi(vid) = &created {
