@@ -253,6 +253,37 @@ fn two_vdis_are_frozen_by_one_command_and_wrong_commands_are_refused() {
 }
 
 #[test]
+fn saved_state_of_a_machine_stays_with_its_snapshot_and_goes_with_it() {
+    let (mut cluster, disk) = Cluster::with_disk(3);
+    vdi_op(&mut cluster, VdiOp::Delete { vid: disk }).unwrap();
+    let vid = create(&mut cluster, "v");
+    let save = |vid, index| ClientOp::Object {
+        oid: Oid::vmstate(vid, index),
+        op: NativeOp::Create { offset: 0, cow_from: None, data: vec![9; 5000].into() },
+    };
+    let load =
+        |vid| ClientOp::Object { oid: Oid::vmstate(vid, 1), op: NativeOp::Read { offset: 0, len: 5000 } };
+    (0..2).for_each(|index| assert_eq!(cluster.ask(0, save(vid, index)), Ok(ClientReply::Done)));
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    // Of a snapshot that was never completed.
+    assert_eq!(cluster.ask(1, save(head, 0)), Ok(ClientReply::Done));
+    assert_eq!(cluster.data(1, load(vid))[..], [9; 5000]);
+    vdi_op(&mut cluster, VdiOp::Rollback { to: vid, force: true }).unwrap();
+    cluster.wait_ms(700);
+    let states = |cluster: &Cluster| {
+        let all = cluster.sheep.iter().flat_map(|(_, _, store)| store.objects.keys());
+        all.filter(|oid| oid.kind() == Some(ObjectKind::VmState))
+            .map(|oid| oid.vid())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(states(&cluster), BTreeSet::from([vid]), "what the old head had is gone");
+    assert_eq!(cluster.data(0, load(vid))[..], [9; 5000]);
+    vdi_op(&mut cluster, VdiOp::Delete { vid }).unwrap();
+    cluster.wait_ms(700);
+    assert_eq!(states(&cluster), BTreeSet::new());
+}
+
+#[test]
 fn a_clone_may_be_larger_than_its_base_and_not_smaller() {
     let (mut cluster, _) = Cluster::with_disk(2);
     let vid = create(&mut cluster, "v");

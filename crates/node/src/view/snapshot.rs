@@ -196,7 +196,11 @@ impl View {
             vdi.successor = Some(*head);
             // An old client's lock is on the disk it uses, which goes on under the new vid.
             let locks = std::mem::take(&mut vdi.locks);
-            self.vdis.get_mut(head).expect("just made").locks = locks;
+            vdi.moved_locks.clear();
+            let head_vdi = self.vdis.get_mut(head).expect("just made");
+            head_vdi.moved_locks =
+                locks.iter().filter(|(_, shared)| *shared).map(|(node, _)| *node).collect();
+            head_vdi.locks = locks;
             // At rest, all is settled: as after a clean end.
             let ended = SessionState { owner: None, clean: session.generation, ..session };
             self.sessions.insert(*vid, ended);
