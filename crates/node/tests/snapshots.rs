@@ -252,6 +252,61 @@ fn two_vdis_are_frozen_by_one_command_and_wrong_commands_are_refused() {
     assert_exact_objects(&mut cluster, "at the end");
 }
 
+/// Ranges called changed, as first block and number of blocks.
+fn changed_blocks(cluster: &mut Cluster, vid: Vid, since: Vid, len: u64) -> Vec<(u64, u64)> {
+    let mut at = 0;
+    let mut changed = Vec::new();
+    while at < len {
+        let op = VolumeOp::Changes { since, offset: at, len: len - at };
+        match cluster.ask(1, ClientOp::Volume { vid, at: Point::Exact, op }) {
+            Ok(ClientReply::Changes(extents)) if !extents.is_empty() => {
+                for extent in extents {
+                    changed.extend(extent.changed.then_some((at / BLOCK, extent.len / BLOCK)));
+                    at += extent.len;
+                }
+            }
+            other => panic!("expected changes, got {other:?}"),
+        }
+    }
+    changed
+}
+
+#[test]
+fn changes_are_told_block_by_block() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    let size = OBJECTS * OBJECT_BYTES;
+    write(&mut cluster, 0, vid, 0, vec![1; 2 * OBJECT_BYTES as usize]);
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), []);
+    write(&mut cluster, 0, head, 5 * BLOCK, vec![2; BLOCK as usize]);
+    write(&mut cluster, 0, head, 5 * OBJECT_BYTES + 7 * BLOCK, vec![3; 2 * BLOCK as usize]);
+    let discard = VolumeOp::Discard { offset: OBJECT_BYTES, len: OBJECT_BYTES };
+    cluster.ask(0, at(head, Point::Exact, discard)).unwrap();
+    let expect = [(5, 1), (256, 256), (5 * 256 + 7, 2)];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), expect);
+    let next = vids(snapshot(&mut cluster, head, "t"))[0];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), expect, "of a snapshot as well");
+    assert_eq!(changed_blocks(&mut cluster, next, vid, size), expect);
+    assert_eq!(changed_blocks(&mut cluster, next, head, size), []);
+    let copy = clone(&mut cluster, vid, "copy");
+    write(&mut cluster, 0, copy, 20 * BLOCK, vec![4; BLOCK as usize]);
+    assert_eq!(changed_blocks(&mut cluster, copy, vid, size), [(16, 16)], "a chunk of a clone");
+}
+
+#[test]
+fn objects_of_different_sizes_are_not_set_against_each_other() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, OBJECT_BYTES, vec![1; BLOCK as usize]);
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    vdi_op(&mut cluster, VdiOp::Delete { vid: head }).unwrap();
+    let create =
+        VdiOp::Create { name: b"v".to_vec(), size: 1 << 26, policy: None, block_size_shift: Some(22) };
+    let other = vdi(vdi_op(&mut cluster, create));
+    assert_eq!(changed_blocks(&mut cluster, other, vid, 1 << 26), [(0, (1 << 26) / BLOCK)]);
+}
+
 #[test]
 fn saved_state_of_a_machine_stays_with_its_snapshot_and_goes_with_it() {
     let (mut cluster, disk) = Cluster::with_disk(3);
