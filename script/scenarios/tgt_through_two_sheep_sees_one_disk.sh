@@ -78,6 +78,16 @@ verify -c 'read -P 0 100M 8M' -c 'read -P 0x22 108M 1M' "$a"
 io -c 'write -P 0x77 102M 4k' "$b"
 verify -c 'read -P 0 100M 2M' -c 'read -P 0x77 102M 4k' -c 'read -P 0 104M 4M' "$a"
 
+say "a snapshot is taken: both go on with the new head, neither reads the frozen one, and their locks have moved with them"
+run dog vdi snapshot -s frozen disk
+verify -c 'read -P 0x66 44M 4M' -c 'read -P 0 100M 2M' "$b"
+io -c 'write -P 0x88 44M 4k' "$a"
+verify -c 'read -P 0x88 44M 4k' -c 'read -P 0x66 45060k 4k' "$b"
+io -c 'write -P 0x89 44M 2k' "$b"
+for disk in "$a" "$b" "$nbd"; do verify -c 'read -P 0x89 44M 2k' -c 'read -P 0x88 45058k 2k' "$disk"; done
+verify -r -c 'read -P 0x66 44M 4M' -c 'read -P 0x77 102M 4k' "$(nbd_uri disk@frozen 1)"
+lock_is_held_by 0 1 || die "$(dog vdi lock list)"
+
 say "both targets write at the same time, block by block in turn"
 run_line "head -c 64M /dev/urandom >$dir/in.raw"
 interleaved() {

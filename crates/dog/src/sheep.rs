@@ -212,7 +212,7 @@ impl Sheep {
 
     /// A new working VDI on top of a snapshot.
     pub fn clone_vdi(&mut self, base: Vid, name: &[u8]) -> Call<VdiInfo> {
-        self.ask_for_vdi(VdiOp::Clone { base, name: name.to_vec(), policy: None })
+        self.ask_for_vdi(VdiOp::Clone { base, name: name.to_vec(), size: None, policy: None })
     }
 
     /// A new working VDI on top of the snapshot, in place of the one of its name.

@@ -201,8 +201,8 @@ impl Gateway {
                 self.propose(ctx, id, &ClientOp::Vdi(op), Action::Rollback { to, force });
                 None
             }
-            VdiOp::Clone { base, ref name, policy } => {
-                let action = Action::CloneVdi { base, name: name.clone(), policy };
+            VdiOp::Clone { base, ref name, size, policy } => {
+                let action = Action::CloneVdi { base, name: name.clone(), size, policy };
                 self.propose(ctx, id, &ClientOp::Vdi(op), action);
                 None
             }

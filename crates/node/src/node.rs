@@ -562,6 +562,7 @@ impl Node {
                 let body = match reply {
                     ObjectReply::Data { data, checksums } => PeerReply::Data { data, checksums },
                     ObjectReply::Absent => PeerReply::Absent,
+                    ObjectReply::Differing(blocks) => PeerReply::Differing(blocks),
                     ObjectReply::Failed(failure) => PeerReply::Failed(failure),
                     other => unreachable!("not an answer to a read: {other:?}"),
                 };

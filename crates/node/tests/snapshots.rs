@@ -52,7 +52,7 @@ fn snapshot(cluster: &mut Cluster, vid: Vid, tag: &str) -> ClientResult {
 }
 
 fn clone(cluster: &mut Cluster, base: Vid, name: &str) -> Vid {
-    vdi(vdi_op(cluster, VdiOp::Clone { base, name: name.as_bytes().to_vec(), policy: None }))
+    vdi(vdi_op(cluster, VdiOp::Clone { base, name: name.as_bytes().to_vec(), size: None, policy: None }))
 }
 
 fn write(cluster: &mut Cluster, sheep: usize, vid: Vid, offset: u64, data: Vec<u8>) {
@@ -245,11 +245,120 @@ fn two_vdis_are_frozen_by_one_command_and_wrong_commands_are_refused() {
     assert_eq!(vdi_op(&mut cluster, both(&[heads[0], heads[0]], "u")), Err(ClientError::InvalidParameters));
     assert_eq!(vdi_op(&mut cluster, both(&[], "u")), Err(ClientError::InvalidParameters));
     assert_eq!(vdi_op(&mut cluster, both(&[Vid(5)], "u")), Err(ClientError::NoVdi));
-    let working = VdiOp::Clone { base: heads[0], name: b"c".to_vec(), policy: None };
+    let working = VdiOp::Clone { base: heads[0], name: b"c".to_vec(), size: None, policy: None };
     assert_eq!(vdi_op(&mut cluster, working), Err(ClientError::NotASnapshot));
     let back = VdiOp::Rollback { to: heads[0], force: true };
     assert_eq!(vdi_op(&mut cluster, back), Err(ClientError::NotASnapshot));
     assert_exact_objects(&mut cluster, "at the end");
+}
+
+/// Ranges called changed, as first block and number of blocks.
+fn changed_blocks(cluster: &mut Cluster, vid: Vid, since: Vid, len: u64) -> Vec<(u64, u64)> {
+    let mut at = 0;
+    let mut changed = Vec::new();
+    while at < len {
+        let op = VolumeOp::Changes { since, offset: at, len: len - at };
+        match cluster.ask(1, ClientOp::Volume { vid, at: Point::Exact, op }) {
+            Ok(ClientReply::Changes(extents)) if !extents.is_empty() => {
+                for extent in extents {
+                    changed.extend(extent.changed.then_some((at / BLOCK, extent.len / BLOCK)));
+                    at += extent.len;
+                }
+            }
+            other => panic!("expected changes, got {other:?}"),
+        }
+    }
+    changed
+}
+
+#[test]
+fn changes_are_told_block_by_block() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    let size = OBJECTS * OBJECT_BYTES;
+    write(&mut cluster, 0, vid, 0, vec![1; 2 * OBJECT_BYTES as usize]);
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), []);
+    write(&mut cluster, 0, head, 5 * BLOCK, vec![2; BLOCK as usize]);
+    write(&mut cluster, 0, head, 5 * OBJECT_BYTES + 7 * BLOCK, vec![3; 2 * BLOCK as usize]);
+    let discard = VolumeOp::Discard { offset: OBJECT_BYTES, len: OBJECT_BYTES };
+    cluster.ask(0, at(head, Point::Exact, discard)).unwrap();
+    let expect = [(5, 1), (256, 256), (5 * 256 + 7, 2)];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), expect);
+    let next = vids(snapshot(&mut cluster, head, "t"))[0];
+    assert_eq!(changed_blocks(&mut cluster, head, vid, size), expect, "of a snapshot as well");
+    assert_eq!(changed_blocks(&mut cluster, next, vid, size), expect);
+    assert_eq!(changed_blocks(&mut cluster, next, head, size), []);
+    let copy = clone(&mut cluster, vid, "copy");
+    write(&mut cluster, 0, copy, 20 * BLOCK, vec![4; BLOCK as usize]);
+    assert_eq!(changed_blocks(&mut cluster, copy, vid, size), [(16, 16)], "a chunk of a clone");
+}
+
+#[test]
+fn objects_of_different_sizes_are_not_set_against_each_other() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, OBJECT_BYTES, vec![1; BLOCK as usize]);
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    vdi_op(&mut cluster, VdiOp::Delete { vid: head }).unwrap();
+    let create =
+        VdiOp::Create { name: b"v".to_vec(), size: 1 << 26, policy: None, block_size_shift: Some(22) };
+    let other = vdi(vdi_op(&mut cluster, create));
+    assert_eq!(changed_blocks(&mut cluster, other, vid, 1 << 26), [(0, (1 << 26) / BLOCK)]);
+}
+
+#[test]
+fn saved_state_of_a_machine_stays_with_its_snapshot_and_goes_with_it() {
+    let (mut cluster, disk) = Cluster::with_disk(3);
+    vdi_op(&mut cluster, VdiOp::Delete { vid: disk }).unwrap();
+    let vid = create(&mut cluster, "v");
+    let save = |vid, index| ClientOp::Object {
+        oid: Oid::vmstate(vid, index),
+        op: NativeOp::Create { offset: 0, cow_from: None, data: vec![9; 5000].into() },
+    };
+    let load =
+        |vid| ClientOp::Object { oid: Oid::vmstate(vid, 1), op: NativeOp::Read { offset: 0, len: 5000 } };
+    (0..2).for_each(|index| assert_eq!(cluster.ask(0, save(vid, index)), Ok(ClientReply::Done)));
+    let head = vids(snapshot(&mut cluster, vid, "s"))[0];
+    // Of a snapshot that was never completed.
+    assert_eq!(cluster.ask(1, save(head, 0)), Ok(ClientReply::Done));
+    assert_eq!(cluster.data(1, load(vid))[..], [9; 5000]);
+    vdi_op(&mut cluster, VdiOp::Rollback { to: vid, force: true }).unwrap();
+    cluster.wait_ms(700);
+    let states = |cluster: &Cluster| {
+        let all = cluster.sheep.iter().flat_map(|(_, _, store)| store.objects.keys());
+        all.filter(|oid| oid.kind() == Some(ObjectKind::VmState))
+            .map(|oid| oid.vid())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(states(&cluster), BTreeSet::from([vid]), "what the old head had is gone");
+    assert_eq!(cluster.data(0, load(vid))[..], [9; 5000]);
+    vdi_op(&mut cluster, VdiOp::Delete { vid }).unwrap();
+    cluster.wait_ms(700);
+    assert_eq!(states(&cluster), BTreeSet::new());
+}
+
+#[test]
+fn a_clone_may_be_larger_than_its_base_and_not_smaller() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, OBJECTS * OBJECT_BYTES - BLOCK, vec![7; BLOCK as usize]);
+    snapshot(&mut cluster, vid, "s").unwrap();
+    let size = OBJECTS * OBJECT_BYTES;
+    let clone_of = |name: &str, size| VdiOp::Clone {
+        base: vid,
+        name: name.as_bytes().to_vec(),
+        size: Some(size),
+        policy: None,
+    };
+    assert_eq!(vdi_op(&mut cluster, clone_of("smaller", size - BLOCK)), Err(ClientError::InvalidParameters));
+    let larger = vdi(vdi_op(&mut cluster, clone_of("larger", size + OBJECT_BYTES)));
+    assert_eq!(read(&mut cluster, 1, larger, size - BLOCK, BLOCK)[..], [7; BLOCK_BYTES]);
+    assert_eq!(read(&mut cluster, 1, larger, size, OBJECT_BYTES)[..], vec![0; OBJECT_BYTES as usize]);
+    write(&mut cluster, 0, larger, size + OBJECT_BYTES - BLOCK, vec![8; BLOCK as usize]);
+    assert_eq!(read(&mut cluster, 1, larger, size + OBJECT_BYTES - BLOCK, BLOCK)[..], [8; BLOCK_BYTES]);
+    let beyond = VolumeOp::Read { offset: size, len: 1 };
+    assert_eq!(cluster.ask(0, at(vid, Point::Exact, beyond)), Err(ClientError::OutOfRange));
 }
 
 #[test]

@@ -151,10 +151,12 @@ pub enum VdiOp {
         vids: Vec<Vid>,
         tag: Vec<u8>,
     },
-    /// A new working VDI on top of a snapshot. `policy` `None`: the snapshot's. Answered by `Vdi`.
+    /// A new working VDI on top of a snapshot. `size`, `policy` `None`: the snapshot's. `InvalidParameters` for a smaller size: what
+    /// it hides would come up again when the clone grows. Answered by `Vdi`.
     Clone {
         base: Vid,
         name: Vec<u8>,
+        size: Option<u64>,
         policy: Option<CopyPolicy>,
     },
     /// Replaces the working VDI of the snapshot's name by a new one on top of the snapshot. A working VDI that is in use is

@@ -118,6 +118,7 @@ pub enum Action {
     CloneVdi {
         base: Vid,
         name: Vec<u8>,
+        size: Option<u64>,
         policy: Option<CopyPolicy>,
     },
     /// Replace the working VDI of a snapshot's name by a new one on top of the snapshot.

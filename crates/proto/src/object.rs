@@ -113,6 +113,10 @@ pub enum ObjectOp {
     Read { oid: Oid, blocks: BlockRange },
     /// The checksum of each block of an object, up to the last one ever written. No disk data is read.
     Checksums { oid: Oid },
+    /// Where two objects may differ, or an object and nothing but zeros (`with: None`). No disk data is read: what is shared on the
+    /// disk is the same, and what is not named in the answer is the same, byte for byte. Answered by `Differing` or, if one of the
+    /// objects does not exist, `Absent`.
+    Compare { oid: Oid, with: Option<Oid> },
     /// Up to `limit` objects with ids in `first ..= last`, ascending. Answered by `Objects`.
     List { first: Oid, last: Oid, limit: u32 },
     /// Corrects what is remembered of tagged changes, in one step, and no object: what `forget` names is not remembered any more,
@@ -134,9 +138,11 @@ pub enum ObjectReply {
         data: Bytes,
         checksums: Vec<u32>,
     },
-    /// The object does not exist (to `Read` and `Checksums` only).
+    /// The object does not exist (to `Read`, `Checksums` and `Compare` only).
     Absent,
     Checksums(Vec<u32>),
+    /// Ascending, no two adjacent.
+    Differing(Vec<BlockRange>),
     Objects(Vec<ObjectInfo>),
     Failed(StoreFailure),
 }

@@ -59,6 +59,13 @@ pub enum PeerRequest {
         oid: Oid,
         blocks: BlockRange,
     },
+    /// Where may two objects of the PG differ, or an object and zeros?
+    Compare {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        with: Option<Oid>,
+    },
     /// Of a copy that catches up: these blocks of the object and what of them is unsettled. `None`: how long the object is, and what
     /// of any part of it is unsettled.
     Fetch {
@@ -129,6 +136,7 @@ pub enum PeerReply {
         #[serde(skip)]
         data: Bytes,
     },
+    Differing(Vec<BlockRange>),
     Unsettled(Vec<Unsettled>),
     Objects {
         objects: Vec<ObjectInfo>,

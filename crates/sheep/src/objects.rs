@@ -105,7 +105,9 @@ pub struct NoStore {
 impl ObjectStore for NoStore {
     fn submit(&mut self, ticket: Ticket, op: ObjectOp) {
         let reply = match op {
-            ObjectOp::Read { .. } | ObjectOp::Checksums { .. } => ObjectReply::Absent,
+            ObjectOp::Read { .. } | ObjectOp::Checksums { .. } | ObjectOp::Compare { .. } => {
+                ObjectReply::Absent
+            }
             ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
             ObjectOp::Amend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
             // Nobody places objects on a gateway. Whoever tries must not believe that they are stored.

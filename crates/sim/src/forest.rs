@@ -364,7 +364,11 @@ impl World {
         let Some(base) = self.pick_known_snapshot(None) else { return };
         self.forest.clones += 1;
         let name = format!("clone{}", self.forest.clones).into_bytes();
-        self.order(sheep, ClientOp::Vdi(VdiOp::Clone { base, name, policy: None }), Deed::Clone { base });
+        self.order(
+            sheep,
+            ClientOp::Vdi(VdiOp::Clone { base, name, size: None, policy: None }),
+            Deed::Clone { base },
+        );
     }
 
     /// A line of this workload on which nothing is under way, and which nobody is about to freeze; with its head.

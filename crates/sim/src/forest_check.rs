@@ -58,7 +58,6 @@ impl World {
     pub(crate) fn check_forest(&mut self) -> Result<(), String> {
         self.discover_snapshots();
         self.check_fates()?;
-        self.check_changes()?;
         let histories = self.whole_histories();
         for (block, history) in &histories {
             linearize::check(history).map_err(|why| format!("{block} with its snapshots: {why}"))?;
@@ -145,7 +144,8 @@ impl World {
     }
 
     /// What is called unchanged is the same in all blocks that are known.
-    fn check_changes(&mut self) -> Result<(), String> {
+    pub(crate) fn check_changes(&mut self) -> Result<(), String> {
+        self.discover_snapshots();
         let view = self.view_of(0).expect("all are up").clone();
         let alive: Vec<Vid> =
             self.forest.snapshots.keys().copied().filter(|vid| view.vdi(*vid).is_some()).collect();

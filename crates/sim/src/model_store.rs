@@ -153,6 +153,7 @@ impl ModelDisk {
                 None => ObjectReply::Absent,
                 Some(object) => ObjectReply::Checksums((0..object.end).map(|b| object.checksum(b)).collect()),
             },
+            ObjectOp::Compare { oid, with } => self.compare(*oid, *with),
             ObjectOp::List { first, last, limit } => {
                 if first > last {
                     return ObjectReply::Objects(Vec::new());
@@ -220,6 +221,22 @@ impl ModelDisk {
         self.unsettled.push(Unsettled { vid: tag.vid, stamp: tag.stamp, origin: tag.origin, oid, blocks });
     }
 
+    /// No block too many: whoever relies on more than the contract is found out.
+    fn compare(&self, oid: Oid, with: Option<Oid>) -> ObjectReply {
+        let zeros = Object::default();
+        let one = self.objects.get(&oid);
+        let other = with.map_or(Some(&zeros), |with| self.objects.get(&with));
+        let (Some(one), Some(other)) = (one, other) else { return ObjectReply::Absent };
+        let mut runs: Vec<BlockRange> = Vec::new();
+        for block in (0..one.end.max(other.end)).filter(|block| one.block(*block) != other.block(*block)) {
+            match runs.last_mut() {
+                Some(run) if run.end() == u64::from(block) => run.count += 1,
+                _ => runs.push(BlockRange::new(block, 1)),
+            }
+        }
+        ObjectReply::Differing(runs)
+    }
+
     fn read(&self, oid: Oid, blocks: BlockRange) -> ObjectReply {
         if blocks.end() > OBJECT_BLOCKS_MAX {
             return ObjectReply::Failed(StoreFailure::Invalid);
@@ -238,8 +255,12 @@ impl Object {
         self.end = self.end.max(block + 1);
     }
 
+    fn block(&self, block: u32) -> Bytes {
+        self.blocks.get(&block).cloned().unwrap_or_else(zeros)
+    }
+
     fn checksum(&self, block: u32) -> u32 {
-        crc32c(self.blocks.get(&block).unwrap_or(&zeros()))
+        crc32c(&self.block(block))
     }
 }
 

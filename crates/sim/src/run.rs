@@ -90,6 +90,8 @@ impl World {
         self.become_quiet()?;
         self.scrub()?;
         if self.scenario.forest {
+            // Copies are asked here, so it comes before the stores are looked into: that takes I/O away from the nodes.
+            self.check_changes()?;
             self.check_objects()?;
         }
         self.compare_copies()?;

@@ -12,6 +12,7 @@
 
 mod buffer;
 mod change;
+mod compare;
 mod disk;
 mod free_set;
 mod growth;

@@ -359,6 +359,7 @@ impl Store {
         match op {
             ObjectOp::Read { oid, blocks } => self.start_read(ticket, oid, blocks),
             ObjectOp::Checksums { oid } => self.answer_checksums(ticket, oid),
+            ObjectOp::Compare { oid, with } => self.answer_compare(ticket, oid, with),
             op => self.start_change(order, ticket, op),
         }
     }
@@ -487,6 +488,10 @@ fn footprint(op: &ObjectOp) -> Vec<(Oid, Gate)> {
         },
         ObjectOp::Read { oid, blocks } => vec![(*oid, chunks(blocks, false))],
         ObjectOp::Checksums { oid } => vec![(*oid, claim(0, u32::MAX, false))],
+        ObjectOp::Compare { oid, with } => {
+            let other = with.filter(|with| with != oid);
+            [*oid].into_iter().chain(other).map(|oid| (oid, claim(0, u32::MAX, false))).collect()
+        }
         _ => Vec::new(),
     }
 }

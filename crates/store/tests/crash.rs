@@ -18,7 +18,7 @@ fn lives(seed: u64, lives: u64, orders: u64) {
     for _ in 0..lives {
         let mut history = History::reset(&model, OBJECTS);
         let mut changes = BTreeSet::new();
-        let mut reads = Vec::new();
+        let (mut reads, mut comparisons) = (Vec::new(), Vec::new());
         let orders = 1 + machine.rng.below(orders);
         let depth = 1 + machine.rng.below(12);
         for _ in 0..orders {
@@ -26,6 +26,11 @@ fn lives(seed: u64, lives: u64, orders: u64) {
                 let (oid, blocks) = (workload.oid(&mut machine.rng), workload.range(&mut machine.rng));
                 let ticket = machine.submit(ObjectOp::Read { oid, blocks });
                 reads.push((ticket, model.values(oid, blocks)));
+            } else if machine.rng.chance(10) {
+                let (oid, other) = (workload.oid(&mut machine.rng), workload.oid(&mut machine.rng));
+                let with = machine.rng.chance(80).then_some(other);
+                let ticket = machine.submit(ObjectOp::Compare { oid, with });
+                comparisons.push((ticket, model.differing(oid, with)));
             } else {
                 let (oid, change, values, tag) = workload.change(&mut machine.rng);
                 let before = model.clone();
@@ -51,6 +56,16 @@ fn lives(seed: u64, lives: u64, orders: u64) {
         for (ticket, expected) in reads {
             if let Some(reply) = machine.replies.remove(&ticket) {
                 assert_eq!(decode_read(reply), expected, "read {ticket}");
+            }
+        }
+        for (ticket, expected) in comparisons {
+            if let Some(reply) = machine.replies.remove(&ticket) {
+                match (decode_compare(reply), expected) {
+                    (Some(named), Some(differing)) => {
+                        assert!(named.is_superset(&differing), "{ticket} named {named:?} of {differing:?}");
+                    }
+                    (named, expected) => assert_eq!(named, expected, "comparison {ticket}"),
+                }
             }
         }
         for ticket in &changes {

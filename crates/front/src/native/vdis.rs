@@ -56,13 +56,16 @@ fn create(request: &VdiRequest, payload: &[u8]) -> Step {
         }
         // There is nothing to freeze.
         (Vid(0), _) => Step::refused(ResultCode::INVALID_PARMS),
-        (base, 0) => with_base(base, move |found| {
-            if found.name == name {
-                // After its head was deleted: the snapshot gets a new one.
-                return new_vdi(VdiOp::Rollback { to: base, force: false });
-            }
-            new_vdi(VdiOp::Clone { base, name, policy })
-        }),
+        (base, 0) => {
+            let size = (request.vdi_size != 0).then_some(request.vdi_size);
+            with_base(base, move |found| {
+                if found.name == name {
+                    // After its head was deleted: the snapshot gets a new one.
+                    return new_vdi(VdiOp::Rollback { to: base, force: false });
+                }
+                clone(base, name, size, policy)
+            })
+        }
         (base, _) => with_base(base, move |found| {
             if found.name != name {
                 return Step::refused(ResultCode::INVALID_PARMS);
@@ -80,6 +83,14 @@ fn create(request: &VdiRequest, payload: &[u8]) -> Step {
             })
         }),
     }
+}
+
+/// Nothing said of copies means the cluster's, whatever the base has (section 9.2).
+fn clone(base: Vid, name: Vec<u8>, size: Option<u64>, policy: Option<CopyPolicy>) -> Step {
+    Step::with_info(move |info| {
+        let policy = policy.or(info.format.map(|format| format.policy));
+        new_vdi(VdiOp::Clone { base, name, size, policy })
+    })
 }
 
 /// An order that makes a VDI and is answered with it.

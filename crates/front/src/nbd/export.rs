@@ -6,6 +6,7 @@
 use proto::Vid;
 use proto::client::{ClientError, ClientOp, ClientReply, Selector, VdiInfo, VdiOp};
 
+use super::context::{self, Earlier};
 use super::wire::{Errno, rep, transmission_flag as flag};
 use crate::Service;
 
@@ -141,19 +142,30 @@ pub async fn close<S: Service>(svc: &S, export: &Export) {
     }
 }
 
+/// The VDI or snapshot that `name` stands for, and the older snapshots it may be compared with.
+pub async fn find_with_earlier<S: Service>(svc: &S, name: &[u8]) -> Result<(Export, Vec<Earlier>), Refusal> {
+    let export = find(svc, name).await?;
+    let earlier = context::earlier(&all_vdis(svc).await?, &export);
+    Ok((export, earlier))
+}
+
 /// All working VDIs, by name. Names that are no UTF-8 cannot be listed in NBD, but can be opened.
 pub async fn list<S: Service>(svc: &S) -> Result<Vec<Export>, Refusal> {
-    let vdis = match svc.call(ClientOp::Vdi(VdiOp::List)).await? {
-        ClientReply::Vdis(vdis) => vdis,
-        other => {
-            tracing::error!(?other, "unexpected answer to a list");
-            return Err(ClientError::Io.into());
-        }
-    };
+    let vdis = all_vdis(svc).await?;
     let working = vdis.iter().filter(|vdi| vdi.snap_ctime == 0 && std::str::from_utf8(&vdi.name).is_ok());
     let mut exports: Vec<Export> = working.map(|vdi| export_of(&vdi.name, vdi)).collect();
     exports.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(exports)
+}
+
+async fn all_vdis<S: Service>(svc: &S) -> Result<Vec<VdiInfo>, Refusal> {
+    match svc.call(ClientOp::Vdi(VdiOp::List)).await? {
+        ClientReply::Vdis(vdis) => Ok(vdis),
+        other => {
+            tracing::error!(?other, "unexpected answer to a list");
+            Err(ClientError::Io.into())
+        }
+    }
 }
 
 fn export_of(name: &[u8], info: &VdiInfo) -> Export {

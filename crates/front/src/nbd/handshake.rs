@@ -4,6 +4,7 @@
 //! [`Handshake::take_output`]. Options are handled one by one: while a step waits for its answer, no further option
 //! is looked at. No more than one option's data is kept, of bounded length. Nothing here waits or reads a clock.
 
+use super::context::{CHOSEN_MAX, Context, Earlier, Queries};
 use super::export::{Export, Refusal};
 use super::wire::{self, Framing, info, option, rep};
 
@@ -15,9 +16,6 @@ const SKIPPED_BYTES_MAX: usize = 1 << 20;
 const OPTION_COUNT_MAX: u32 = 128;
 /// Bytes of an option before its data.
 const OPTION_HEADER_BYTES: usize = 16;
-/// The only metadata context, and its id in this connection.
-const BASE_ALLOCATION: &[u8] = b"base:allocation";
-pub const BASE_ALLOCATION_ID: u32 = 1;
 
 /// What the handshake needs from outside to go on.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +24,8 @@ pub enum Step {
     Receive,
     /// Find this export, and answer with `found`.
     Find(Vec<u8>),
+    /// Find this export and the snapshots that are older, and answer with `found_with_earlier`.
+    FindWithEarlier(Vec<u8>),
     /// Open this export, and answer with `opened`.
     Open(Vec<u8>),
     /// List the exports, and answer with `listed`.
@@ -41,8 +41,8 @@ pub enum Step {
 pub struct Agreement {
     pub export: Export,
     pub framing: Framing,
-    /// May the client ask for block status?
-    pub allocation_context: bool,
+    /// What the client may ask about blocks.
+    pub contexts: Vec<Context>,
 }
 
 enum State {
@@ -62,7 +62,7 @@ enum Asked {
     List,
     ExportName,
     Info { option: u32, wanted: Vec<u16> },
-    MetaContext { option: u32, name: Vec<u8>, allocation: bool },
+    MetaContext { option: u32, name: Vec<u8>, queries: Queries },
 }
 
 pub struct Handshake {
@@ -71,8 +71,8 @@ pub struct Handshake {
     output: Vec<u8>,
     no_zeroes: bool,
     framing: Framing,
-    /// The export for which `base:allocation` was set.
-    context_for: Option<Vec<u8>>,
+    /// The contexts chosen, and for which export.
+    chosen: (Vec<u8>, Vec<Context>),
     option_count: u32,
 }
 
@@ -84,7 +84,7 @@ impl Default for Handshake {
             output: wire::greeting().to_vec(),
             no_zeroes: false,
             framing: Framing::Simple,
-            context_for: None,
+            chosen: Default::default(),
             option_count: 0,
         }
     }
@@ -147,19 +147,23 @@ impl Handshake {
                 self.refuse(option, refusal.reply, refusal.message)
             }
             (Asked::Info { option, wanted }, Ok(export)) => self.describe(option, &wanted, &export),
-            (Asked::MetaContext { option, name, allocation }, Ok(_)) => {
-                let set = option == option::SET_META_CONTEXT;
-                if allocation {
-                    // In a list the id means nothing and is to be zero.
-                    let id = if set { BASE_ALLOCATION_ID } else { 0 };
-                    self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION]);
-                }
-                if set {
-                    self.context_for = allocation.then_some(name);
-                }
-                self.reply(option, rep::ACK, &[]);
+            (Asked::MetaContext { option, name, queries }, Ok(_)) => {
+                self.choose_contexts(option, name, &queries, &[])
             }
             (asked, _) => panic!("{asked:?} was not to find"),
+        }
+    }
+
+    /// Answers `Step::FindWithEarlier`.
+    pub fn found_with_earlier(&mut self, result: Result<(Export, Vec<Earlier>), Refusal>) {
+        match (self.take_asked(), result) {
+            (Asked::MetaContext { option, .. }, Err(refusal)) => {
+                self.refuse(option, refusal.reply, refusal.message)
+            }
+            (Asked::MetaContext { option, name, queries }, Ok((_, earlier))) => {
+                self.choose_contexts(option, name, &queries, &earlier)
+            }
+            (asked, _) => panic!("{asked:?} was not to find snapshots"),
         }
     }
 
@@ -302,7 +306,7 @@ impl Handshake {
     fn handle_meta_context(&mut self, option: u32, data: &[u8]) -> Option<Step> {
         if option == option::SET_META_CONTEXT {
             // Whatever comes of it, earlier contexts are off.
-            self.context_for = None;
+            self.chosen = Default::default();
         }
         if self.framing == Framing::Simple {
             self.refuse(option, rep::ERR_INVALID, "structured replies must be negotiated first");
@@ -312,11 +316,31 @@ impl Handshake {
             self.refuse(option, rep::ERR_INVALID, "malformed option");
             return None;
         };
-        let listing = option == option::LIST_META_CONTEXT;
-        // No query lists everything; the bare namespace is a wildcard in lists only.
-        let allocation = listing && queries.is_empty()
-            || queries.iter().any(|q| *q == BASE_ALLOCATION || listing && *q == b"base:");
-        self.ask(Asked::MetaContext { option, name: name.clone(), allocation }, Step::Find(name))
+        let names = queries.into_iter().map(<[u8]>::to_vec).collect();
+        let queries = Queries { listing: option == option::LIST_META_CONTEXT, names };
+        let step = match queries.concern_snapshots() {
+            true => Step::FindWithEarlier(name.clone()),
+            false => Step::Find(name.clone()),
+        };
+        self.ask(Asked::MetaContext { option, name, queries }, step)
+    }
+
+    fn choose_contexts(&mut self, option: u32, name: Vec<u8>, queries: &Queries, earlier: &[Earlier]) {
+        let selected = queries.select(earlier);
+        if !queries.listing && selected.len() > CHOSEN_MAX {
+            return self.refuse(option, rep::ERR_TOO_BIG, "too many metadata contexts");
+        }
+        let mut contexts = Vec::new();
+        for (id, (called, subject)) in (1..).zip(selected) {
+            // In a list the id means nothing and is to be zero.
+            let told: u32 = if queries.listing { 0 } else { id };
+            self.reply(option, rep::META_CONTEXT, &[&told.to_be_bytes(), &called]);
+            contexts.push(Context { id, subject });
+        }
+        if !queries.listing {
+            self.chosen = (name, contexts);
+        }
+        self.reply(option, rep::ACK, &[]);
     }
 
     fn describe(&mut self, option: u32, wanted: &[u16], export: &Export) {
@@ -340,8 +364,9 @@ impl Handshake {
     }
 
     fn agree(&mut self, export: Export) {
-        let allocation_context = self.context_for.as_ref() == Some(&export.name);
-        self.state = State::Agreed(Agreement { export, framing: self.framing, allocation_context });
+        let (name, contexts) = std::mem::take(&mut self.chosen);
+        let contexts = if name == export.name { contexts } else { Vec::new() };
+        self.state = State::Agreed(Agreement { export, framing: self.framing, contexts });
     }
 
     fn ask(&mut self, asked: Asked, step: Step) -> Option<Step> {

@@ -2,7 +2,7 @@
 //!
 //! [`wire`] has the numbers and headers. A connection's session is two values that know no socket: first a
 //! [`handshake::Handshake`] (bytes in, replies and orders out), then a [`receiver::Receiver`] (bytes in, checked
-//! requests out); [`reply`] turns results into bytes. [`server`] moves the bytes and calls the
+//! requests out); [`reply`] turns results into bytes. [`context`] says what may be asked about blocks. [`server`] moves the bytes and calls the
 //! [`Service`](crate::Service).
 //!
 //! Every answer to a write is sent after the service has answered, that is when the data is durable on all in-sync
@@ -11,6 +11,7 @@
 //!
 //! TLS is not offered: `STARTTLS` is answered with "unsupported".
 
+pub mod context;
 pub mod export;
 pub mod handshake;
 pub mod receiver;

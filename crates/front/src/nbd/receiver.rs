@@ -7,7 +7,8 @@
 use proto::BLOCK_BYTES;
 use proto::client::{IO_BYTES_MAX, VolumeOp};
 
-use super::handshake::{Agreement, BASE_ALLOCATION_ID};
+use super::context::Context;
+use super::handshake::Agreement;
 use super::wire::{self, Errno, Framing, RequestHeader, command, command_flag as flag};
 use crate::buffer::AlignedBuf;
 
@@ -18,8 +19,9 @@ const BUFFER_BYTES: usize = 64 << 10;
 const DIRECT_BYTES_MIN: usize = 16 << 10;
 /// Payloads of refused requests are thrown away up to this length; for more the connection is closed.
 const DRAINED_BYTES_MAX: u64 = 2 * IO_BYTES_MAX as u64;
-/// Effect length and one id: the longest filter of BLOCK_STATUS that can be right, as we offer one context.
-const FILTER_BYTES: u64 = 12;
+/// A filter of BLOCK_STATUS: effect length, then ids of contexts.
+const FILTER_HEAD_BYTES: u64 = 8;
+const FILTER_ID_BYTES: u64 = 4;
 
 /// What was asked, as far as the reply needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub enum Next {
     NoRoom,
     /// A request to carry out.
     Request { asked: Asked, op: VolumeOp, cost: u64 },
+    /// Block status in each of these contexts.
+    BlockStatus { asked: Asked, contexts: Vec<Context>, cost: u64 },
     /// A request that succeeds without any work.
     Nothing(Asked),
     /// A bad request, whose payload is out of the way.
@@ -96,7 +100,7 @@ pub struct Receiver {
     framing: Framing,
     size: u64,
     read_only: bool,
-    allocation_context: bool,
+    contexts: Vec<Context>,
     state: State,
     buffer: Box<[u8]>,
     /// What of the buffer is received and not consumed.
@@ -112,7 +116,7 @@ impl Receiver {
             framing: agreement.framing,
             size: agreement.export.size,
             read_only: agreement.export.read_only,
-            allocation_context: agreement.allocation_context,
+            contexts: agreement.contexts.clone(),
             state: State::Header,
             buffer,
             filled: 0..rest.len(),
@@ -301,14 +305,14 @@ impl Receiver {
             return invalid("longer than 32 MiB");
         }
         if header.command == command::BLOCK_STATUS {
-            if !self.allocation_context {
+            if self.contexts.is_empty() {
                 return invalid("no metadata context was set");
             }
             if header.flags & flag::PAYLOAD_LEN != 0 {
                 // The effect length comes with the payload.
-                return match header.length {
-                    FILTER_BYTES => Verdict::Good,
-                    _ => invalid("not one metadata context in the filter"),
+                return match self.is_filter_length(header.length) {
+                    true => Verdict::Good,
+                    false => invalid("not the length of a filter of metadata contexts"),
                 };
             }
             if header.length == 0 {
@@ -323,6 +327,13 @@ impl Receiver {
             return Verdict::Bad(errno, "beyond the end of the export");
         }
         Verdict::Good
+    }
+
+    /// Of at least one context, and of no more than were chosen.
+    fn is_filter_length(&self, length: u64) -> bool {
+        let ids = length.saturating_sub(FILTER_HEAD_BYTES);
+        let most = self.contexts.len() as u64 * FILTER_ID_BYTES;
+        ids.is_multiple_of(FILTER_ID_BYTES) && (FILTER_ID_BYTES..=most).contains(&ids)
     }
 
     fn in_range(&self, offset: u64, length: u64) -> bool {
@@ -342,17 +353,24 @@ impl Receiver {
             return Next::Request { asked, op, cost: cost(&header) };
         }
         asked.length = wire::u64_at(&buffer, 0);
-        let error = if wire::u32_at(&buffer, 8) != BASE_ALLOCATION_ID {
-            "unknown metadata context in the filter"
-        } else if asked.length == 0 {
-            "block status of nothing"
-        } else if !self.in_range(asked.offset, asked.length) {
-            "beyond the end of the export"
-        } else {
-            let header = RequestHeader { length: asked.length, ..header };
-            return self.plan(&header, asked);
+        let Some(contexts) = self.filtered(&buffer[FILTER_HEAD_BYTES as usize..]) else {
+            return Next::Refused(asked, Errno::Invalid, "unknown metadata context in the filter");
         };
-        Next::Refused(asked, Errno::Invalid, error)
+        if asked.length == 0 {
+            Next::Refused(asked, Errno::Invalid, "block status of nothing")
+        } else if !self.in_range(asked.offset, asked.length) {
+            Next::Refused(asked, Errno::Invalid, "beyond the end of the export")
+        } else {
+            Next::BlockStatus { asked, cost: contexts.len() as u64, contexts }
+        }
+    }
+
+    /// The chosen contexts that a filter names, in the order of their ids. `None`: it names another one, or one twice.
+    fn filtered(&self, ids: &[u8]) -> Option<Vec<Context>> {
+        let ids: Vec<u32> = ids.chunks_exact(4).map(|id| wire::u32_at(id, 0)).collect();
+        let named = |context: &&Context| ids.contains(&context.id);
+        let contexts: Vec<Context> = self.contexts.iter().filter(named).copied().collect();
+        (contexts.len() == ids.len()).then_some(contexts)
     }
 
     /// The order for a good request without payload.
@@ -370,7 +388,10 @@ impl Receiver {
                 // FAST_ZERO asks for failure where zeroing is as slow as writing. It never is here.
                 VolumeOp::WriteZeroes { offset, len: length, keep_allocated: flags & flag::NO_HOLE != 0 }
             }
-            command::BLOCK_STATUS => VolumeOp::BlockStatus { offset, len: length },
+            command::BLOCK_STATUS => {
+                let contexts = self.contexts.clone();
+                return Next::BlockStatus { asked, cost: contexts.len() as u64, contexts };
+            }
             // CACHE is advice; the range was checked.
             _ => return Next::Nothing(asked),
         };

@@ -5,10 +5,10 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes};
 use proto::BLOCK_BYTES;
-use proto::client::{ClientError, ClientReply, ClientResult, Extent};
+use proto::client::{ClientError, ClientReply, ClientResult};
 
+use super::context::{Context, Subject};
 use super::export::errno;
-use super::handshake::BASE_ALLOCATION_ID;
 use super::receiver::{Asked, Form};
 use super::wire::{self, Errno, Framing, chunk};
 
@@ -149,19 +149,30 @@ impl Replier {
             {
                 self.put_read(out, asked, unfragmented, data)
             }
-            (Form::BlockStatus { only_first }, Ok(ClientReply::Extents(extents))) => {
-                let extents = merge(&extents, asked.length, if only_first { 1 } else { EXTENT_COUNT_MAX });
-                if extents.is_empty() {
-                    return self.refuse(out, asked, Errno::Io, "no extent where one must be");
-                }
-                self.put_block_status(out, asked, &extents)
-            }
-            (_, Ok(other)) => {
-                // Sent on, it would be taken for data of the VDI.
-                tracing::error!(?asked, len = other.payload().len(), "the answer does not fit the request");
-                self.refuse(out, asked, Errno::Io, &ClientError::Io.to_string())
+            (_, Ok(other)) => self.refuse_misfit(out, asked, &other),
+        }
+    }
+
+    /// Appends the reply to a request for block status: what was found in each context, by its id.
+    pub fn reply_status(&self, out: &mut Outbox, asked: &Asked, results: Vec<(Context, ClientResult)>) {
+        let mut statuses = Vec::new();
+        for (context, result) in results {
+            match result.map(|found| extents_of(asked, context.subject, &found).ok_or(found)) {
+                Ok(Ok(extents)) => statuses.push((context.id, extents)),
+                Ok(Err(other)) => return self.refuse_misfit(out, asked, &other),
+                Err(error) => return self.refuse(out, asked, errno(&error), &error.to_string()),
             }
         }
+        let last = statuses.len() - 1;
+        for (at, (id, extents)) in statuses.iter().enumerate() {
+            self.put_block_status(out, asked, at == last, *id, extents);
+        }
+    }
+
+    /// Sent on, it would be taken for data of the VDI.
+    fn refuse_misfit(&self, out: &mut Outbox, asked: &Asked, other: &ClientReply) {
+        tracing::error!(?asked, len = other.payload().len(), "the answer does not fit the request");
+        self.refuse(out, asked, Errno::Io, &ClientError::Io.to_string())
     }
 
     /// Appends the reply to a request that needed no work.
@@ -224,20 +235,19 @@ impl Replier {
         }
     }
 
-    fn put_block_status(&self, out: &mut Outbox, asked: &Asked, extents: &[Extent]) {
+    fn put_block_status(&self, out: &mut Outbox, asked: &Asked, done: bool, id: u32, extents: &[Status]) {
         let mut body = Vec::with_capacity(8 + 16 * extents.len());
-        body.extend_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
+        body.extend_from_slice(&id.to_be_bytes());
         if self.framing == Framing::Extended {
             body.extend_from_slice(&(extents.len() as u32).to_be_bytes());
         }
-        for extent in extents {
-            let state = if extent.hole { wire::STATE_HOLE | wire::STATE_ZERO } else { 0 };
+        for Status { len, state } in extents {
             if self.framing == Framing::Extended {
-                body.extend_from_slice(&extent.len.to_be_bytes());
-                body.extend_from_slice(&u64::from(state).to_be_bytes());
+                body.extend_from_slice(&len.to_be_bytes());
+                body.extend_from_slice(&u64::from(*state).to_be_bytes());
             } else {
                 // Within the request, whose length has 32 bits.
-                body.extend_from_slice(&(extent.len as u32).to_be_bytes());
+                body.extend_from_slice(&(*len as u32).to_be_bytes());
                 body.extend_from_slice(&state.to_be_bytes());
             }
         }
@@ -245,7 +255,7 @@ impl Replier {
             Framing::Extended => chunk::BLOCK_STATUS_EXT,
             Framing::Simple | Framing::Structured => chunk::BLOCK_STATUS,
         };
-        self.put_chunk(out, asked, true, kind, &[&body]);
+        self.put_chunk(out, asked, done, kind, &[&body]);
     }
 
     fn put_chunk(&self, out: &mut Outbox, asked: &Asked, done: bool, kind: u16, body: &[&[u8]]) {
@@ -259,20 +269,49 @@ impl Replier {
     }
 }
 
+/// An extent and its flags in a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Status {
+    len: u64,
+    state: u32,
+}
+
+/// What the service has found, as extents of a context. `None`: that is no answer to the question, or there is not one extent.
+fn extents_of(asked: &Asked, subject: Subject, found: &ClientReply) -> Option<Vec<Status>> {
+    let Form::BlockStatus { only_first } = asked.form else { return None };
+    let count_max = if only_first { 1 } else { EXTENT_COUNT_MAX };
+    let state = |is_set: bool, flags: u32| if is_set { flags } else { 0 };
+    let hole = wire::STATE_HOLE | wire::STATE_ZERO;
+    let extents = match (subject, found) {
+        (Subject::Allocation, ClientReply::Extents(extents)) => merge(
+            extents.iter().map(|e| Status { len: e.len, state: state(e.hole, hole) }),
+            asked.length,
+            count_max,
+        ),
+        (Subject::ChangesSince(_), ClientReply::Changes(extents)) => {
+            let status =
+                extents.iter().map(|e| Status { len: e.len, state: state(e.changed, wire::STATE_DIRTY) });
+            merge(status, asked.length, count_max)
+        }
+        _ => return None,
+    };
+    (!extents.is_empty()).then_some(extents)
+}
+
 /// Neighbours of one kind as one, cut to `length` bytes and `count_max` extents.
-fn merge(extents: &[Extent], length: u64, count_max: usize) -> Vec<Extent> {
-    let mut merged: Vec<Extent> = Vec::new();
+fn merge(extents: impl Iterator<Item = Status>, length: u64, count_max: usize) -> Vec<Status> {
+    let mut merged: Vec<Status> = Vec::new();
     let mut left = length;
-    for extent in extents {
-        let len = extent.len.min(left);
+    for Status { len, state } in extents {
+        let len = len.min(left);
         if len == 0 {
             continue;
         }
         let full = merged.len() == count_max;
         match merged.last_mut() {
-            Some(last) if last.hole == extent.hole => last.len += len,
+            Some(last) if last.state == state => last.len += len,
             _ if full => break,
-            _ => merged.push(Extent { len, hole: extent.hole }),
+            _ => merged.push(Status { len, state }),
         }
         left -= len;
     }

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::{Either, join_all};
 use futures_util::stream::FuturesUnordered;
-use proto::client::{ClientOp, ClientResult, IO_BYTES_MAX, Point};
+use futures_util::{FutureExt, StreamExt};
+use proto::client::{ClientOp, ClientResult, IO_BYTES_MAX, Point, VolumeOp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
+use super::context as metadata;
 use super::export;
 use super::handshake::{Agreement, Handshake, Step};
 use super::receiver::{Asked, Next, Receiver, Space};
@@ -181,6 +183,9 @@ where
                 continue;
             }
             Step::Find(name) => handshake.found(export::find(svc, &name).await),
+            Step::FindWithEarlier(name) => {
+                handshake.found_with_earlier(export::find_with_earlier(svc, &name).await)
+            }
             Step::Open(name) => handshake.opened(export::open(svc, &name).await),
             Step::List => handshake.listed(export::list(svc).await),
             Step::Transmit(agreement) => {
@@ -225,10 +230,20 @@ where
 {
     let vid = agreement.export.vid;
     let at = if agreement.export.read_only { Point::Exact } else { Point::Head };
-    let start = |op, asked: Asked, cost: u64| {
+    let start = |question, asked: Asked, cost: u64| {
         // Called at once and not at the first poll: requests start in the order they came.
-        let call = svc.call(ClientOp::Volume { vid, at, op });
-        async move { (asked, cost, call.await) }
+        let call = |op| svc.call(ClientOp::Volume { vid, at, op });
+        let answer = match question {
+            Question::Request(op) => Either::Left(call(op).map(Answer::Result)),
+            Question::BlockStatus(contexts) => {
+                let calls = contexts.into_iter().map(|context| {
+                    let call = call(context.subject.question(asked.offset, asked.length));
+                    call.map(move |result| (context, result))
+                });
+                Either::Right(join_all(calls).map(Answer::Statuses))
+            }
+        };
+        async move { (asked, cost, answer.await) }
     };
     let mut transmission = Transmission {
         io,
@@ -245,6 +260,18 @@ where
         linger: None,
     };
     poll_fn(|cx| transmission.poll(cx)).await
+}
+
+/// What a request wants of the service.
+enum Question {
+    Request(VolumeOp),
+    BlockStatus(Vec<metadata::Context>),
+}
+
+/// What came of it.
+enum Answer {
+    Result(ClientResult),
+    Statuses(Vec<(metadata::Context, ClientResult)>),
 }
 
 struct Transmission<'a, IO, Start, F> {
@@ -271,8 +298,8 @@ struct Transmission<'a, IO, Start, F> {
 impl<IO, Start, F> Transmission<'_, IO, Start, F>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
-    Start: Fn(proto::client::VolumeOp, Asked, u64) -> F,
-    F: Future<Output = (Asked, u64, ClientResult)>,
+    Start: Fn(Question, Asked, u64) -> F,
+    F: Future<Output = (Asked, u64, Answer)>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         for _ in 0..ROUND_COUNT_MAX {
@@ -294,9 +321,9 @@ where
     fn take_requests(&mut self, cx: &mut Context<'_>) -> bool {
         while self.input_end.is_none() {
             match self.receiver.next(self.room()) {
-                Next::Request { asked, op, cost } => {
-                    self.pending_cost += cost;
-                    self.pending.push((self.start)(op, asked, cost));
+                Next::Request { asked, op, cost } => self.begin(Question::Request(op), asked, cost),
+                Next::BlockStatus { asked, contexts, cost } => {
+                    self.begin(Question::BlockStatus(contexts), asked, cost)
                 }
                 Next::Nothing(asked) => self.replier.succeed(&mut self.outbox, &asked),
                 Next::Refused(asked, errno, why) => self.replier.refuse(&mut self.outbox, &asked, errno, why),
@@ -308,6 +335,11 @@ where
             }
         }
         false
+    }
+
+    fn begin(&mut self, question: Question, asked: Asked, cost: u64) {
+        self.pending_cost += cost;
+        self.pending.push((self.start)(question, asked, cost));
     }
 
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
@@ -347,12 +379,15 @@ where
     /// Turns finished requests into replies.
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Poll::Ready(Some((asked, cost, result))) = self.pending.poll_next_unpin(cx) {
+        while let Poll::Ready(Some((asked, cost, answer))) = self.pending.poll_next_unpin(cx) {
             progress = true;
             self.pending_cost -= cost;
             if !self.output_failed {
                 // The service has answered: for a write this is the moment at which it is durable.
-                self.replier.reply(&mut self.outbox, &asked, result);
+                match answer {
+                    Answer::Result(result) => self.replier.reply(&mut self.outbox, &asked, result),
+                    Answer::Statuses(found) => self.replier.reply_status(&mut self.outbox, &asked, found),
+                }
             }
         }
         progress

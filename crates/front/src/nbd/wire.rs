@@ -98,6 +98,8 @@ pub mod chunk {
 /// State of an extent in the context `base:allocation`.
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
+/// State of an extent in a context `qemu:dirty-bitmap:...`.
+pub const STATE_DIRTY: u32 = 1 << 0;
 
 /// The error codes of the protocol: Linux's numbers, whatever the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,22 @@ impl Client {
         limits: Limits,
         bytes: usize,
     ) -> Client {
-        let mut client = Client::connect_with(memory, limits, bytes).await;
+        let client = Client::connect_with(memory, limits, bytes).await;
+        client.choose(name, framing, &["base:allocation"]).await
+    }
+
+    /// Connected to `name`, with these metadata contexts: the first has id 1, and so on.
+    pub async fn open_in_contexts(
+        memory: &Memory,
+        name: &str,
+        framing: Framing,
+        contexts: &[&str],
+    ) -> Client {
+        Client::connect(memory).await.choose(name, framing, contexts).await
+    }
+
+    async fn choose(mut self, name: &str, framing: Framing, contexts: &[&str]) -> Client {
+        let client = &mut self;
         if framing != Framing::Simple {
             let chosen = match framing {
                 Framing::Extended => option::EXTENDED_HEADERS,
@@ -63,8 +78,11 @@ impl Client {
             };
             client.option(chosen, b"").await;
             client.expect_option_reply(chosen, 1, b"").await;
-            client.option(option::SET_META_CONTEXT, &meta_query(name, &["base:allocation"])).await;
-            client.expect_option_reply(option::SET_META_CONTEXT, 4, b"\0\0\0\x01base:allocation").await;
+            client.option(option::SET_META_CONTEXT, &meta_query(name, contexts)).await;
+            for (id, context) in (1u32..).zip(contexts) {
+                let reply = [&id.to_be_bytes(), context.as_bytes()].concat();
+                client.expect_option_reply(option::SET_META_CONTEXT, 4, &reply).await;
+            }
             client.expect_option_reply(option::SET_META_CONTEXT, 1, b"").await;
         }
         client.option(option::GO, &info_query(name, &[])).await;
@@ -72,7 +90,7 @@ impl Client {
         let (_, second, _) = client.option_reply().await;
         assert_eq!((first, second), (3, 3));
         client.expect_option_reply(option::GO, 1, b"").await;
-        client
+        self
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {

@@ -159,7 +159,7 @@ fn meta_contexts_are_listed_and_set() {
         client.expect_option_error(9, INVALID).await;
         client.option(option::STRUCTURED_REPLY, b"").await;
         client.expect_option_reply(8, 1, b"").await;
-        for queries in [&[][..], &["base:"], &["x:y", "base:allocation"]] {
+        for queries in [&["base:"][..], &["x:y", "base:allocation"]] {
             client.option(option::LIST_META_CONTEXT, &meta_query("alice", queries)).await;
             client.expect_option_reply(9, 4, b"\0\0\0\0base:allocation").await;
             client.expect_option_reply(9, 1, b"").await;
@@ -173,6 +173,60 @@ fn meta_contexts_are_listed_and_set() {
         client.expect_option_reply(10, 1, b"").await;
         client.option(option::SET_META_CONTEXT, &meta_query("carol", &["base:allocation"])).await;
         client.expect_option_error(10, UNKNOWN).await;
+    });
+}
+
+#[test]
+fn contexts_of_changes_are_listed_and_set() {
+    run(async {
+        let memory = memory().with_snapshot("alice", "after", 8, MIB);
+        let mut client = Client::connect(&memory).await;
+        client.option(option::STRUCTURED_REPLY, b"").await;
+        client.expect_option_reply(8, 1, b"").await;
+        let lists: [(&str, &[&[u8]]); 3] = [
+            ("alice", &[b"base:allocation", b"qemu:dirty-bitmap:before", b"qemu:dirty-bitmap:after"]),
+            ("alice@after", &[b"base:allocation", b"qemu:dirty-bitmap:before"]),
+            ("bob", &[b"base:allocation"]),
+        ];
+        for (name, expect) in lists {
+            client.option(option::LIST_META_CONTEXT, &meta_query(name, &[])).await;
+            for context in expect {
+                client.expect_option_reply(9, 4, &[b"\0\0\0\0", *context].concat()).await;
+            }
+            client.expect_option_reply(9, 1, b"").await;
+        }
+        let queries =
+            ["qemu:dirty-bitmap:nothing", "qemu:dirty-bitmap:8", "base:allocation", "qemu:dirty-bitmap:"];
+        client.option(option::SET_META_CONTEXT, &meta_query("alice", &queries)).await;
+        client.expect_option_reply(10, 4, b"\0\0\0\x01base:allocation").await;
+        client.expect_option_reply(10, 4, b"\0\0\0\x02qemu:dirty-bitmap:8").await;
+        client.expect_option_reply(10, 1, b"").await;
+        client.option(option::SET_META_CONTEXT, &meta_query("carol", &["qemu:dirty-bitmap:before"])).await;
+        client.expect_option_error(10, UNKNOWN).await;
+        *memory.fail_vdi.borrow_mut() = Some(proto::client::ClientError::ShuttingDown);
+        client.option(option::SET_META_CONTEXT, &meta_query("alice", &["qemu:dirty-bitmap:8"])).await;
+        client.expect_option_error(10, SHUTDOWN).await;
+    });
+}
+
+#[test]
+fn no_more_contexts_are_chosen_than_a_connection_may_have() {
+    run(async {
+        let many = (1..30).fold(Memory::default().with_vdi("alice", MIB), |memory, id| {
+            memory.with_snapshot("alice", &format!("tag{id}"), id, MIB)
+        });
+        let mut client = Client::connect(&many).await;
+        client.option(option::STRUCTURED_REPLY, b"").await;
+        client.expect_option_reply(8, 1, b"").await;
+        let names: Vec<String> = (1..18).map(|id| format!("qemu:dirty-bitmap:{id}")).collect();
+        let names: Vec<&str> = names.iter().map(|name| &name[..]).collect();
+        client.option(option::SET_META_CONTEXT, &meta_query("alice", &names)).await;
+        client.expect_option_error(10, TOO_BIG).await;
+        client.option(option::SET_META_CONTEXT, &meta_query("alice", &names[..16])).await;
+        for (id, name) in (1u32..).zip(&names[..16]) {
+            client.expect_option_reply(10, 4, &[&id.to_be_bytes(), name.as_bytes()].concat()).await;
+        }
+        client.expect_option_reply(10, 1, b"").await;
     });
 }
 

@@ -1,5 +1,6 @@
 //! Arbitrary, damaged and truncated bytes: no panic, no memory beyond the limits, and always an end.
 
+use front::nbd::context::{Context, Earlier, Subject};
 use front::nbd::export::Export;
 use front::nbd::handshake::{Agreement, Handshake, Step};
 use front::nbd::receiver::{Next, Receiver, Space};
@@ -13,9 +14,20 @@ use crate::client::{info_query, meta_query, run};
 use crate::memory::Memory;
 
 const SIZE: u64 = 1 << 20;
+/// Bytes that one option may earn: a list of contexts is the longest.
+const OPTION_REPLIES_MAX: usize = 8 << 10;
 
 fn export() -> Export {
     Export { name: b"alice".to_vec(), vid: Vid(1), size: SIZE, read_only: false }
+}
+
+fn contexts() -> Vec<Context> {
+    let subjects = [Subject::Allocation, Subject::ChangesSince(Vid(2))];
+    (1..).zip(subjects).map(|(id, subject)| Context { id, subject }).collect()
+}
+
+fn earlier() -> Vec<Earlier> {
+    (2..500).map(|vid| Earlier { vid: Vid(vid), tag: None, id: vid.to_string().into() }).collect()
 }
 
 fn framings() -> impl Strategy<Value = Framing> {
@@ -30,6 +42,8 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
         Just(info_query("nobody", &[])),
         Just(meta_query("alice", &["base:allocation"])),
         Just(meta_query("alice", &[])),
+        Just(meta_query("alice", &["base:allocation", "qemu:dirty-bitmap:2", "qemu:dirty-bitmap:3"])),
+        Just(meta_query("alice", &["qemu:dirty-bitmap:"; 20])),
         prop::collection::vec(any::<u8>(), 0..64),
         (0usize..30_000).prop_map(|len| vec![0; len]),
     ];
@@ -43,7 +57,8 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
 
 /// A request that may be in order, or not quite, with a payload as long as it says or not.
 fn requests(framing: Framing) -> impl Strategy<Value = Vec<u8>> {
-    let length = prop_oneof![4 => 0u64..10_000, 1 => 0..SIZE * 2, 1 => any::<u64>(), 1 => Just(12)];
+    let length =
+        prop_oneof![4 => 0u64..10_000, 1 => 0..SIZE * 2, 1 => any::<u64>(), 1 => Just(12), 1 => Just(16)];
     let offset = prop_oneof![3 => 0..SIZE, 1 => any::<u64>()];
     let flags = prop_oneof![2 => Just(0u16), 2 => Just(1 << 5), 1 => any::<u16>()];
     (flags, prop_oneof![9 => 0u16..9, 1 => any::<u16>()], any::<u64>(), offset, length).prop_map(
@@ -68,19 +83,22 @@ fn shake_hands(bytes: &[u8], piece: usize) -> Option<Agreement> {
         match handshake.step() {
             Step::Receive => handshake.receive(input.next()?),
             Step::Find(name) => handshake.found(found(name)),
+            Step::FindWithEarlier(name) => {
+                handshake.found_with_earlier(found(name).map(|export| (export, earlier())))
+            }
             Step::Open(name) => handshake.opened(found(name)),
             Step::List => handshake.listed(Ok(vec![export()])),
             Step::Transmit(agreement) => return Some(agreement),
             Step::Close(_) => return None,
         }
         output += handshake.take_output().len();
-        assert!(output < 128 * 1024, "128 options cannot earn {output} bytes");
+        assert!(output < 20 * OPTION_REPLIES_MAX, "20 options cannot earn {output} bytes");
     }
 }
 
 /// Feeds a receiver in pieces; the requests it offered, and whether it ended by itself.
 fn receive(framing: Framing, bytes: &[u8], piece: usize) -> (Vec<String>, bool) {
-    let agreement = Agreement { export: export(), framing, allocation_context: true };
+    let agreement = Agreement { export: export(), framing, contexts: contexts() };
     let (rest, mut bytes) = bytes.split_at(bytes.len().min(piece));
     let mut receiver = Receiver::new(&agreement, rest);
     let mut offered = Vec::new();
@@ -114,6 +132,11 @@ fn receive(framing: Framing, bytes: &[u8], piece: usize) -> (Vec<String>, bool) 
                     assert_eq!(data.as_ptr() as u64 % 4096, offset % 4096);
                 }
                 assert!(*op == VolumeOp::Flush || asked.offset + asked.length <= SIZE);
+            }
+            Next::BlockStatus { asked, contexts: asked_in, cost } => {
+                assert!(asked.length > 0 && asked.offset + asked.length <= SIZE);
+                assert!(!asked_in.is_empty() && asked_in.iter().all(|context| contexts().contains(context)));
+                assert_eq!(*cost, asked_in.len() as u64);
             }
             Next::Disconnect | Next::Broken(_) => return (offered, true),
             Next::Nothing(_) | Next::Refused(..) => {}

@@ -11,7 +11,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use front::Service;
 use proto::client::{
-    ClientError, ClientOp, ClientReply, ClientResult, Extent, Selector, VdiInfo, VdiOp, VolumeOp,
+    ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, Extent, Selector, VdiInfo, VdiOp,
+    VolumeOp,
 };
 use proto::{CopyPolicy, Vid};
 use tokio::sync::Semaphore;
@@ -128,11 +129,32 @@ impl Memory {
                     let off_block = (data.as_ptr() as u64).wrapping_sub(*offset) % BLOCK != 0;
                     self.misaligned.set(self.misaligned.get() + u32::from(off_block));
                 }
+                if let VolumeOp::Changes { since, offset, len } = op {
+                    return self.changes(vid, since, offset, len);
+                }
                 let mut vdis = self.vdis.borrow_mut();
                 vdis.get_mut(vid.0 as usize - 1).ok_or(ClientError::NoVdi)?.volume(op)
             }
             _ => Err(ClientError::Unsupported("in memory".into())),
         }
+    }
+
+    /// Block by block, at most 100 extents: a prefix.
+    fn changes(&self, vid: Vid, since: Vid, offset: u64, len: u64) -> ClientResult {
+        let vdis = self.vdis.borrow();
+        let get = |vid: Vid| vdis.get(vid.0 as usize - 1).ok_or(ClientError::NoVdi);
+        let (now, then) = (get(vid)?, get(since)?);
+        let mut extents: Vec<ChangedExtent> = Vec::new();
+        for (block, _, _, count) in pieces(offset, len as usize) {
+            let changed = now.blocks.get(&block) != then.blocks.get(&block);
+            let full = extents.len() == 100;
+            match extents.last_mut() {
+                Some(last) if last.changed == changed => last.len += count as u64,
+                _ if full => break,
+                _ => extents.push(ChangedExtent { len: count as u64, changed }),
+            }
+        }
+        Ok(ClientReply::Changes(extents))
     }
 
     fn vdi(&self, op: VdiOp) -> ClientResult {
@@ -187,9 +209,8 @@ impl Vdi {
             VolumeOp::Write { offset, data } => (*offset, data.len() as u64),
             VolumeOp::Discard { offset, len }
             | VolumeOp::WriteZeroes { offset, len, .. }
-            | VolumeOp::Changes { offset, len, .. }
             | VolumeOp::BlockStatus { offset, len } => (*offset, *len),
-            VolumeOp::Flush | VolumeOp::Resize { .. } => (0, 0),
+            VolumeOp::Flush | VolumeOp::Resize { .. } | VolumeOp::Changes { .. } => (0, 0),
         };
         if offset.checked_add(len).is_none_or(|end| end > self.info.size) {
             return Err(ClientError::OutOfRange);

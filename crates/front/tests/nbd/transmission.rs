@@ -165,8 +165,12 @@ fn block_status_tells_data_from_holes() {
             (12, &b"\0\0\0\0\0\0\x30\0\0\0\0\x02"[..], "unknown metadata context in the filter"),
             (12, b"\0\0\0\0\0\0\0\0\0\0\0\x01", "block status of nothing"),
             (12, b"\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\x01", "beyond the end of the export"),
-            (8, b"\0\0\0\0\0\0\x30\0", "not one metadata context in the filter"),
-            (16, b"\0\0\0\0\0\0\x30\0\0\0\0\x01\0\0\0\x01", "not one metadata context in the filter"),
+            (8, b"\0\0\0\0\0\0\x30\0", "not the length of a filter of metadata contexts"),
+            (
+                16,
+                b"\0\0\0\0\0\0\x30\0\0\0\0\x01\0\0\0\x01",
+                "not the length of a filter of metadata contexts",
+            ),
         ] {
             client.request(Extended, (1 << 5, STATUS, 5, 4096, len), filter).await;
             let body = error_body(22, &format!("alice: {why}"));
@@ -176,6 +180,84 @@ fn block_status_tells_data_from_holes() {
         client
             .expect(&chunk(Extended, true, 0x8001, 6, 0, &error_body(22, "alice: block status of nothing")))
             .await;
+    });
+}
+
+const CONTEXTS: [&str; 3] = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:2"];
+
+/// `alice` with two snapshots: block 1 was there before the first, 3 came before the second, 5 after it, and 1 anew.
+fn memory_with_snapshots() -> Memory {
+    let memory = Memory::default().with_vdi("alice", MIB);
+    let memory = memory.with_snapshot("alice", "first", 1, MIB).with_snapshot("alice", "second", 2, MIB);
+    (1..=3).for_each(|vid| memory.write(vid, 4096, &[1; 4096]));
+    [1, 3].iter().for_each(|vid| memory.write(*vid, 3 * 4096, &[3; 4096]));
+    memory.write(1, 5 * 4096, &[5; 4096]);
+    memory.write(1, 4096, &[6; 4096]);
+    memory
+}
+
+#[test]
+fn block_status_tells_what_changed_in_every_context_chosen() {
+    run(async {
+        let memory = memory_with_snapshots();
+        let mut client = Client::open_in_contexts(&memory, "alice", Structured, &CONTEXTS).await;
+        client.request(Structured, (0, STATUS, 1, 100, 20_380), b"").await;
+        let allocation = b"\0\0\0\x01\0\0\x0f\x9c\0\0\0\x03\0\0\x10\0\0\0\0\0\0\0\x10\0\0\0\0\x03\
+            \0\0\x10\0\0\0\0\0\0\0\x10\0\0\0\0\x03";
+        let since_first = b"\0\0\0\x02\0\0\x0f\x9c\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\x10\0\0\0\0\0\
+            \0\0\x10\0\0\0\0\x01\0\0\x10\0\0\0\0\0";
+        let since_second = b"\0\0\0\x03\0\0\x0f\x9c\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\x30\0\0\0\0\0";
+        client.expect(&chunk(Structured, false, 5, 1, 0, allocation)).await;
+        client.expect(&chunk(Structured, false, 5, 1, 0, since_first)).await;
+        client.expect(&chunk(Structured, true, 5, 1, 0, since_second)).await;
+        client.request(Structured, (1 << 3, STATUS, 2, 4096, 65_536), b"").await;
+        for (done, id, state) in [(false, 1, 0), (false, 2, 1), (true, 3, 1)] {
+            let body = [0, 0, 0, id, 0, 0, 0x10, 0, 0, 0, 0, state];
+            client.expect(&chunk(Structured, done, 5, 2, 0, &body)).await;
+        }
+        // Without base:allocation there is no word of it.
+        let mut client = Client::open_in_contexts(&memory, "alice@second", Structured, &CONTEXTS[1..2]).await;
+        client.request(Structured, (0, STATUS, 3, 0, 4 * 4096), b"").await;
+        let body = b"\0\0\0\x01\0\0\x30\0\0\0\0\0\0\0\x10\0\0\0\0\x01";
+        client.expect(&chunk(Structured, true, 5, 3, 0, body)).await;
+    });
+}
+
+#[test]
+fn filter_picks_contexts_by_id() {
+    run(async {
+        let memory = memory_with_snapshots();
+        let mut client = Client::open_in_contexts(&memory, "alice", Extended, &CONTEXTS).await;
+        let extents = |id: u8, state: u8| {
+            [&[0, 0, 0, id, 0, 0, 0, 1][..], &4096u64.to_be_bytes(), &u64::from(state).to_be_bytes()].concat()
+        };
+        let head = 4096u64.to_be_bytes();
+        let ids = b"\0\0\0\x03\0\0\0\x01";
+        client.request(Extended, (1 << 5, STATUS, 1, 5 * 4096, 16), &[&head[..], ids].concat()).await;
+        client.expect(&chunk(Extended, false, 6, 1, 5 * 4096, &extents(1, 0))).await;
+        client.expect(&chunk(Extended, true, 6, 1, 5 * 4096, &extents(3, 1))).await;
+        for ids in [&b"\0\0\0\x03\0\0\0\x03"[..], b"\0\0\0\x01\0\0\0\x04", b"\0\0\0\0"] {
+            let length = 8 + ids.len() as u64;
+            client.request(Extended, (1 << 5, STATUS, 2, 4096, length), &[&head[..], ids].concat()).await;
+            let body = error_body(22, "alice: unknown metadata context in the filter");
+            client.expect(&chunk(Extended, true, 0x8001, 2, 4096, &body)).await;
+        }
+        for length in [8u64, 10, 24] {
+            client.request(Extended, (1 << 5, STATUS, 3, 0, length), &vec![0; length as usize]).await;
+            let body = error_body(22, "alice: not the length of a filter of metadata contexts");
+            client.expect(&chunk(Extended, true, 0x8001, 3, 0, &body)).await;
+        }
+    });
+}
+
+#[test]
+fn one_context_that_fails_fails_the_block_status() {
+    run(async {
+        let memory = memory_with_snapshots();
+        let mut client = Client::open_in_contexts(&memory, "alice", Structured, &CONTEXTS).await;
+        *memory.fail.borrow_mut() = Some(proto::client::ClientError::NoVdi);
+        client.request(Structured, (0, STATUS, 1, 0, 4096), b"").await;
+        client.expect(&chunk(Structured, true, 0x8001, 1, 0, &error_body(5, "alice: no VDI found"))).await;
     });
 }
 

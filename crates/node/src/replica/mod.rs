@@ -113,6 +113,11 @@ impl Replica {
                     ctx.store(ObjectOp::Read { oid, blocks }, StoreUse::Answer { to: from, call });
                 }
             }
+            PeerRequest::Compare { pg, since, oid, with } => {
+                if self.check_pg(ctx, from, call, pg, since, true) {
+                    ctx.store(ObjectOp::Compare { oid, with }, StoreUse::Answer { to: from, call });
+                }
+            }
             PeerRequest::Fetch { pg, since, oid, blocks } => {
                 if self.check_pg(ctx, from, call, pg, since, true) {
                     self.serve_fetch(ctx, from, call, oid, blocks);

@@ -88,7 +88,9 @@ impl Replica {
                     ctx.reply(to, call, PeerReply::Failed(failure));
                     continue;
                 }
-                ObjectReply::Done | ObjectReply::Objects(_) => unreachable!("not an answer to a read"),
+                ObjectReply::Done | ObjectReply::Objects(_) | ObjectReply::Differing(_) => {
+                    unreachable!("not an answer to a read")
+                }
             };
             ctx.reply(to, call, PeerReply::Fetched { found, marks, data });
         }

@@ -5,6 +5,7 @@
 //! one without a clean end [`seal`]s. Overlapping requests wait for each other, so a read sees every change that was
 //! answered, and never one of two states in turn.
 
+mod changes;
 mod check;
 mod copies;
 mod inner;
@@ -122,6 +123,8 @@ pub(crate) struct Session {
     tasks: BTreeMap<u64, Task>,
     locks: Locks,
     reads: BTreeMap<u64, Read>,
+    /// Of tasks that wait for copies to say where objects differ.
+    comparisons: BTreeMap<u64, changes::Comparison>,
     next_seq: Seq,
     in_flight: BTreeMap<Seq, InFlight>,
     table: BlockTable,
@@ -181,6 +184,7 @@ impl Session {
             tasks: BTreeMap::new(),
             locks: Locks::default(),
             reads: BTreeMap::new(),
+            comparisons: BTreeMap::new(),
             next_seq: FIRST_SEQ,
             in_flight: BTreeMap::new(),
             table: BlockTable::default(),

@@ -1,4 +1,4 @@
-//! Reads of whole blocks from one in-sync copy: this node's own first, another one if that fails.
+//! Reads of whole blocks, and comparisons of objects, from one in-sync copy: this node's own first, another one if that fails.
 
 use bytes::Bytes;
 use proto::object::BlockRange;
@@ -26,6 +26,11 @@ pub(super) enum ReadUse {
         task: u64,
         node: NodeId,
     },
+    /// Where an object differs from another VDI's.
+    Compare {
+        task: u64,
+        index: u32,
+    },
 }
 
 /// What a read found.
@@ -38,10 +43,17 @@ pub(super) enum Found {
     Failed,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Blocks(BlockRange),
+    /// Where the object differs from this one, or from zeros.
+    DifferenceFrom(Option<Oid>),
+}
+
 #[derive(Debug)]
 pub(super) struct Read {
     oid: Oid,
-    blocks: BlockRange,
+    what: What,
     purpose: ReadUse,
     /// Only this copy will do.
     only: Option<NodeId>,
@@ -66,14 +78,24 @@ impl Session {
         purpose: ReadUse,
     ) {
         let id = self.fresh_id();
-        self.reads.insert(id, Read { oid, blocks, purpose, only, failed: Vec::new(), asked: None });
+        let what = What::Blocks(blocks);
+        self.reads.insert(id, Read { oid, what, purpose, only, failed: Vec::new(), asked: None });
+        self.ask(ctx, id);
+    }
+
+    /// Asks one copy where two objects of a PG differ.
+    pub(super) fn start_compare(&mut self, ctx: &mut Context, oid: Oid, with: Option<Oid>, purpose: ReadUse) {
+        let id = self.fresh_id();
+        let what = What::DifferenceFrom(with);
+        self.reads.insert(id, Read { oid, what, purpose, only: None, failed: Vec::new(), asked: None });
         self.ask(ctx, id);
     }
 
     /// A read that is tried at the next tick: it has just failed on every copy.
     pub(super) fn read_later(&mut self, oid: Oid, blocks: BlockRange, purpose: ReadUse) {
         let id = self.fresh_id();
-        self.reads.insert(id, Read { oid, blocks, purpose, only: None, failed: Vec::new(), asked: None });
+        let what = What::Blocks(blocks);
+        self.reads.insert(id, Read { oid, what, purpose, only: None, failed: Vec::new(), asked: None });
     }
 
     /// Asks the next copy. If none can be asked now, the read waits for the view to change.
@@ -93,31 +115,38 @@ impl Session {
             }
             return;
         };
-        let body = PeerRequest::Read { pg: pg_id, since: pg.since, oid: read.oid, blocks: read.blocks };
+        let (oid, since) = (read.oid, pg.since);
+        let body = match read.what {
+            What::Blocks(blocks) => PeerRequest::Read { pg: pg_id, since, oid, blocks },
+            What::DifferenceFrom(with) => PeerRequest::Compare { pg: pg_id, since, oid, with },
+        };
         let call = ctx.call(node, body, Purpose::Read { vid: self.vid, read: id });
-        read.asked = Some((node, call, pg.since));
+        read.asked = Some((node, call, since));
     }
 
     pub fn handle_read_reply(&mut self, ctx: &mut Context, id: u64, from: NodeId, reply: PeerReply) {
         let Some(read) = self.reads.get_mut(&id) else { return };
         read.asked = None;
-        match reply {
-            PeerReply::Data { data, .. } if data.len() == read.blocks.count as usize * proto::BLOCK_BYTES => {
+        match (reply, read.what) {
+            (PeerReply::Data { data, .. }, What::Blocks(blocks))
+                if data.len() == blocks.count as usize * proto::BLOCK_BYTES =>
+            {
                 let damaged = std::mem::take(&mut read.failed);
-                let (oid, blocks) = (read.oid, read.blocks);
+                let oid = read.oid;
                 self.finish_read(ctx, id, Found::Data(data));
                 // Of an ancestor's object only a check by its own owner, or a scrub, may mend a copy.
                 if !damaged.is_empty() && !self.frozen && oid.vid() == self.vid {
                     self.mend(ctx, oid, blocks);
                 }
             }
-            PeerReply::Absent => self.finish_read(ctx, id, Found::Absent),
-            PeerReply::Failed(failure) => {
+            (PeerReply::Differing(blocks), What::DifferenceFrom(_)) => self.finish_compare(ctx, id, blocks),
+            (PeerReply::Absent, _) => self.finish_read(ctx, id, Found::Absent),
+            (PeerReply::Failed(failure), _) => {
                 tracing::warn!(node = %from, oid = %read.oid, %failure, "a copy could not be read; trying another");
                 read.failed.push(from);
                 self.ask(ctx, id);
             }
-            PeerReply::OldView { .. } => {
+            (PeerReply::OldView { .. }, _) => {
                 // Asked again when the view has changed, or at the next tick.
             }
             _ => {
@@ -130,12 +159,23 @@ impl Session {
 
     fn finish_read(&mut self, ctx: &mut Context, id: u64, found: Found) {
         let read = self.reads.remove(&id).expect("looked up by the caller");
+        let blocks = match read.what {
+            What::Blocks(blocks) => blocks,
+            What::DifferenceFrom(_) => BlockRange::new(0, 0),
+        };
         match read.purpose {
-            ReadUse::Task(task) => self.task_read_done(ctx, task, read.blocks, found),
+            ReadUse::Task(task) => self.task_read_done(ctx, task, blocks, found),
             ReadUse::Table { from, first, count } => self.table_loaded(ctx, from, first, count, found),
-            ReadUse::Seal { attempt } => self.seal_read_done(ctx, attempt, read.oid, read.blocks, found),
+            ReadUse::Seal { attempt } => self.seal_read_done(ctx, attempt, read.oid, blocks, found),
             ReadUse::Check { task, node } => self.check_read_done(ctx, task, node, found),
+            ReadUse::Compare { task, index } => self.object_compared(ctx, task, index, None),
         }
+    }
+
+    fn finish_compare(&mut self, ctx: &mut Context, id: u64, differing: Vec<BlockRange>) {
+        let read = self.reads.remove(&id).expect("looked up by the caller");
+        let ReadUse::Compare { task, index } = read.purpose else { unreachable!("nobody else compares") };
+        self.object_compared(ctx, task, index, Some(differing));
     }
 
     pub(super) fn replan_reads(&mut self, ctx: &mut Context) {

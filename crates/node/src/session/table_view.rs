@@ -1,8 +1,7 @@
-//! What the block table tells: holes, numbers of objects, who owns what, what differs from an ancestor.
+//! What the block table tells: holes, numbers of objects, who owns what.
 
-use proto::Vid;
-use proto::client::{ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, Extent, Table, VdiOp};
-use volume::{BlockTable, ENTRIES_PER_BLOCK, block_of_entry, pieces};
+use proto::client::{Extent, Table};
+use volume::{ENTRIES_PER_BLOCK, block_of_entry, pieces};
 
 use super::Session;
 use super::task::Kind;
@@ -66,47 +65,4 @@ impl Session {
         }
         extents
     }
-
-    /// Asks for the ancestor's table; [`Session::tables_compared`] goes on.
-    pub(super) fn compare_tables(&mut self, ctx: &mut Context, task: u64, since: Vid, offset: u64, len: u64) {
-        if len == 0 {
-            return self.tables_compared(ctx, task, Ok(ClientReply::Table(Table::default())));
-        }
-        let first = (offset >> self.shift) as u32;
-        self.ask_inner(ctx, task, 0, ClientOp::Vdi(VdiOp::Table { vid: since, first }));
-    }
-
-    /// An object is the same in both if both tables name the same owner: whatever is owned by somebody else than the working VDI
-    /// itself never changes.
-    pub(super) fn tables_compared(&mut self, ctx: &mut Context, id: u64, result: ClientResult) {
-        let Some(task) = self.tasks.get(&id) else { return };
-        let Kind::Changes { offset, len, .. } = task.kind else { return };
-        let other = match result {
-            Ok(ClientReply::Table(table)) => table,
-            Ok(_) => return self.end_task(ctx, id, Err(ClientError::Io)),
-            Err(error) => return self.end_task(ctx, id, Err(error)),
-        };
-        let owners: std::collections::BTreeMap<u32, Vid> =
-            other.entries.iter().map(|(index, owner, _)| (*index, *owner)).collect();
-        let mut extents: Vec<ChangedExtent> = Vec::new();
-        for piece in pieces(offset, len, self.shift) {
-            if other.next.is_some_and(|next| piece.index >= next) {
-                break;
-            }
-            let now = owner_of(&self.table, piece.index);
-            let then = owners.get(&piece.index).copied().unwrap_or_default();
-            let changed = now != then || (now == self.vid && !self.frozen);
-            match extents.last_mut() {
-                Some(last) if last.changed == changed => last.len += u64::from(piece.len),
-                _ => extents.push(ChangedExtent { len: piece.len.into(), changed }),
-            }
-        }
-        let job = self.task_job(id);
-        self.set_reply(job, ClientReply::Changes(extents));
-        self.end_task(ctx, id, Ok(()));
-    }
-}
-
-fn owner_of(table: &BlockTable, index: u32) -> Vid {
-    table.entry(index).unwrap_or_default().owner
 }

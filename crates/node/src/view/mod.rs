@@ -139,7 +139,9 @@ impl View {
             Action::GiveUpSnapshot { vid, generation } => {
                 self.give_up_snapshot(*vid, *generation, from, applied)
             }
-            Action::CloneVdi { base, name, policy } => self.clone_vdi(*base, name, *policy, time_ns, applied),
+            Action::CloneVdi { base, name, size, policy } => {
+                self.clone_vdi(*base, name, *size, *policy, time_ns, applied)
+            }
             Action::Rollback { to, force } => self.roll_back(*to, *force, time_ns, applied),
             Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec } => {
                 self.describe_vdi(*vid, tag, *vm_state_size, *vm_clock_nsec)

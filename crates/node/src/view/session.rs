@@ -79,6 +79,11 @@ impl View {
         if !enforced || vdi.snap_ctime != 0 {
             return Ok(Accepted::Done);
         }
+        // tgt has noticed the snapshot, under which its lock has moved here before.
+        if let Some(at) = vdi.moved_locks.iter().position(|node| *node == from).filter(|_| shared) {
+            vdi.moved_locks.remove(at);
+            return Ok(Accepted::Done);
+        }
         let compatible = vdi.locks.iter().all(|(node, s)| shared && *s && *node != from);
         if !compatible || vdi.locks.len() >= LOCK_HOLDERS_MAX {
             return Err(ClientError::Locked);
@@ -91,6 +96,7 @@ impl View {
         if let Some(vdi) = self.vdis.get_mut(&vid) {
             // A normal lock goes whoever asks, a shared one only with its holder, as old clients expect.
             vdi.locks.retain(|(node, s)| if *s { *node != from } else { shared });
+            vdi.moved_locks.retain(|node| vdi.locks.contains(&(*node, true)));
         }
         Ok(Accepted::Done)
     }
@@ -98,6 +104,7 @@ impl View {
     pub(super) fn unlock_all_of(&mut self, node: NodeId) {
         for vdi in self.vdis.values_mut() {
             vdi.locks.retain(|(holder, _)| *holder != node);
+            vdi.moved_locks.retain(|holder| *holder != node);
         }
     }
 }

@@ -196,7 +196,11 @@ impl View {
             vdi.successor = Some(*head);
             // An old client's lock is on the disk it uses, which goes on under the new vid.
             let locks = std::mem::take(&mut vdi.locks);
-            self.vdis.get_mut(head).expect("just made").locks = locks;
+            vdi.moved_locks.clear();
+            let head_vdi = self.vdis.get_mut(head).expect("just made");
+            head_vdi.moved_locks =
+                locks.iter().filter(|(_, shared)| *shared).map(|(node, _)| *node).collect();
+            head_vdi.locks = locks;
             // At rest, all is settled: as after a clean end.
             let ended = SessionState { owner: None, clean: session.generation, ..session };
             self.sessions.insert(*vid, ended);
@@ -225,6 +229,7 @@ impl View {
         &mut self,
         base: Vid,
         name: &[u8],
+        size: Option<u64>,
         policy: Option<CopyPolicy>,
         time_ns: u64,
         applied: &mut Applied,
@@ -233,7 +238,10 @@ impl View {
         if !from.is_snapshot() {
             return Err(ClientError::NotASnapshot);
         }
-        let (size, shift) = (from.size, from.block_size_shift);
+        let (size, shift) = (size.unwrap_or(from.size), from.block_size_shift);
+        if size < from.size {
+            return Err(ClientError::InvalidParameters);
+        }
         let policy = policy.or(Some(from.policy));
         let created = self.create_vdi(name, size, policy, Some(shift), time_ns, applied)?;
         if let Accepted::Vdi(vid) = &created {

@@ -220,6 +220,40 @@ fn a_lock_is_released_by_whom_old_clients_expect() {
     assert_eq!(story.propose(0, lock(false)), done);
 }
 
+/// tgt notices a snapshot some time later, and then locks the new head, to which its lock has moved at once.
+#[test]
+fn shared_locks_move_with_a_snapshot_and_are_taken_again_once() {
+    let mut story = Story::of_three();
+    let policy = CopyPolicy::Replicated { copies: 3 };
+    let flags = super::FLAG_USE_LOCK;
+    let format = FormatOptions { ctime: 2, policy, block_size_shift: 22, flags, pg_count: 4 };
+    assert_eq!(story.propose(0, Action::Format(format)), Ok(Accepted::Done));
+    let vid = story.create(b"disk");
+    let lock = |vid, shared| Action::LockVdi { vid, shared };
+    let (done, locked) = (Ok(Accepted::Done), Err(ClientError::Locked));
+    for n in 0..2 {
+        assert_eq!(story.propose(n, lock(vid, true)), done);
+    }
+    let snapshot = Action::Snapshot { vids: vec![vid], tag: b"s".to_vec() };
+    story.propose(2, snapshot).unwrap();
+    let head = story.view.vdi(vid).unwrap().successor.expect("nobody had to come to rest");
+    for (n, vid, shared, expected) in [
+        (2, vid, false, &done),
+        (2, head, false, &locked),
+        (0, head, false, &locked),
+        (0, head, true, &done),
+        (0, head, true, &locked),
+        (2, head, true, &done),
+        (2, head, true, &locked),
+    ] {
+        assert_eq!(story.propose(n, lock(vid, shared)), *expected, "{n} {vid} {shared}");
+    }
+    // Who has let go holds nothing that it could take again.
+    story.propose(1, Action::UnlockVdi { vid: head, shared: true }).unwrap();
+    assert_eq!(story.propose(1, lock(head, true)), done);
+    assert_eq!(story.propose(1, lock(head, true)), locked);
+}
+
 #[test]
 fn a_message_of_a_life_that_is_over_does_nothing() {
     let mut story = Story::of_three();

@@ -40,6 +40,8 @@ pub struct Vdi {
     pub lineage: Lineage,
     /// Old clients' locks: holder and whether shared.
     pub locks: Vec<(NodeId, bool)>,
+    /// Holders of shared locks that came here from what is a snapshot now. Once they notice, they lock what they hold already.
+    pub moved_locks: Vec<NodeId>,
     pub life: Life,
 }
 
@@ -147,6 +149,7 @@ impl View {
             successor: None,
             lineage: Lineage(vid.0),
             locks: Vec::new(),
+            moved_locks: Vec::new(),
             life: Life::Alive,
         };
         self.vdis.insert(vid, vdi);
@@ -181,6 +184,7 @@ impl View {
         vdi.life = Life::Remains;
         let name = std::mem::take(&mut vdi.name);
         vdi.locks.clear();
+        vdi.moved_locks.clear();
         applied.vdis.push(vid);
         applied.deleted.push(vid);
         if self.named(&name).next().is_none() {

@@ -7,7 +7,9 @@ use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
-use proto::object::{Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase};
+use proto::object::{
+    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase,
+};
 use proto::peer::PeerMessage;
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
@@ -61,6 +63,15 @@ impl Store {
                     ObjectReply::Checksums((0..end).map(block).collect())
                 }
             },
+            ObjectOp::Compare { oid, with } => {
+                let zeros = BTreeMap::new();
+                let (one, other) =
+                    (self.objects.get(&oid), with.map_or(Some(&zeros), |w| self.objects.get(&w)));
+                let (Some(one), Some(other)) = (one, other) else { return ObjectReply::Absent };
+                let blocks: BTreeSet<u32> = one.keys().chain(other.keys()).copied().collect();
+                let differ = blocks.into_iter().filter(|b| one.get(b) != other.get(b));
+                ObjectReply::Differing(differ.map(|b| BlockRange::new(b, 1)).collect())
+            }
             ObjectOp::List { first, last, limit } => {
                 let objects = self.objects.range(first..=last).take(limit as usize);
                 ObjectReply::Objects(

@@ -75,6 +75,14 @@ impl Model {
         }
     }
 
+    /// The blocks in which two objects differ, or one from zeros. `None`: one of them does not exist.
+    pub fn differing(&self, oid: Oid, with: Option<Oid>) -> Option<BTreeSet<u32>> {
+        let zeros = BTreeMap::new();
+        let (one, other) = (self.0.get(&oid)?, with.map_or(Some(&zeros), |with| self.0.get(&with))?);
+        let blocks: BTreeSet<u32> = one.keys().chain(other.keys()).copied().collect();
+        Some(blocks.into_iter().filter(|block| one.get(block) != other.get(block)).collect())
+    }
+
     pub fn values(&self, oid: Oid, blocks: BlockRange) -> Option<Vec<Value>> {
         let object = self.0.get(&oid)?;
         Some(
@@ -194,6 +202,18 @@ pub fn decode_read(reply: ObjectReply) -> Option<Vec<Value>> {
         }
         ObjectReply::Absent => None,
         other => panic!("a read was answered by {other:?}"),
+    }
+}
+
+/// The blocks that a comparison names.
+pub fn decode_compare(reply: ObjectReply) -> Option<BTreeSet<u32>> {
+    match reply {
+        ObjectReply::Differing(runs) => {
+            assert!(runs.is_sorted_by(|a, b| a.end() < u64::from(b.first)), "in order and joined: {runs:?}");
+            Some(runs.iter().flat_map(|run| run.first..run.first + run.count).collect())
+        }
+        ObjectReply::Absent => None,
+        other => panic!("a comparison was answered by {other:?}"),
     }
 }
 

@@ -115,9 +115,11 @@ fn qemu_creates_opens_writes_flushes_discards_and_closes() {
 }
 
 #[test]
-fn qemu_is_told_that_snapshots_and_clones_are_not_supported() {
+fn snapshots_and_clones_become_the_orders_they_are() {
     run(async {
-        let sheep = Sheep::new(Fake::formatted(1, 0));
+        // The fake does neither, and says so.
+        let fake = Fake::formatted(1, 0);
+        let sheep = Sheep::new(fake.clone());
         create_alice(&sheep).await;
         sheep
             .replay_once(
@@ -133,6 +135,12 @@ fn qemu_is_told_that_snapshots_and_clones_are_not_supported() {
                 "00110000 01000000 00000000 00000000 8b000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000",
             )
             .await;
+        // What the client leaves open, copies, is the cluster's choice; the size is its own.
+        let policy = fake.world().info.format.map(|format| format.policy);
+        let clone = VdiOp::Clone { base: VID, name: b"clone".to_vec(), size: Some(64 << 20), policy };
+        let orders: Vec<VdiOp> = fake.vdi_ops();
+        assert!(orders.contains(&VdiOp::Snapshot { vids: vec![VID], tag: Vec::new() }));
+        assert_eq!(orders.last(), Some(&clone));
     });
 }
 

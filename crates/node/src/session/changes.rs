@@ -1,0 +1,254 @@
+//! What of a VDI may differ from another one.
+//!
+//! First by their block tables: an object that both have from the same owner is the same, since whatever is owned by somebody else
+//! than the working VDI never changes. Where they name different objects, the entries may tell that parts are still the other one's;
+//! else a copy is asked which blocks the two share on its disk. Where nothing is known, all of the object may differ.
+
+use std::collections::BTreeMap;
+
+use proto::client::{ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, Table, VdiOp};
+use proto::object::BlockRange;
+use proto::{BLOCK_BYTES, Oid, Vid};
+use volume::{Entry, Piece, pieces};
+
+use super::Session;
+use super::reads::ReadUse;
+use super::task::Kind;
+use crate::context::Context;
+
+/// Objects of one answer that copies are asked about: each is a message. The rest of the range is for the next request.
+const ASKED_MAX: usize = 128;
+
+/// The answer of one task, as far as it is known.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    pieces: Vec<(Piece, Difference)>,
+    awaited: usize,
+}
+
+/// What of an object may differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Difference {
+    Nothing,
+    Everything,
+    /// These blocks, ascending.
+    Blocks(Vec<BlockRange>),
+}
+
+/// How to find that out.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    Known(Difference),
+    /// From a copy that has both objects, or the only one.
+    Ask {
+        owner: Vid,
+        other: Option<Vid>,
+    },
+}
+
+impl Session {
+    /// Asks for the other one's table; [`Session::tables_compared`] goes on.
+    pub(super) fn compare_tables(&mut self, ctx: &mut Context, task: u64, since: Vid, offset: u64, len: u64) {
+        let shift = ctx.view.vdis().get(&since).map(|vdi| vdi.block_size_shift);
+        if len == 0 || shift.is_some_and(|shift| shift != self.shift) {
+            // Objects of other sizes cannot be set against each other.
+            let changed = (len > 0).then_some(ChangedExtent { len, changed: true });
+            return self.answer_changes(ctx, task, changed.into_iter().collect());
+        }
+        let first = (offset >> self.shift) as u32;
+        self.ask_inner(ctx, task, 0, ClientOp::Vdi(VdiOp::Table { vid: since, first }));
+    }
+
+    pub(super) fn tables_compared(&mut self, ctx: &mut Context, id: u64, result: ClientResult) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let Kind::Changes { offset, len, .. } = task.kind else { return };
+        let other = match result {
+            Ok(ClientReply::Table(table)) => table,
+            Ok(_) => return self.end_task(ctx, id, Err(ClientError::Io)),
+            Err(error) => return self.end_task(ctx, id, Err(error)),
+        };
+        let entries: BTreeMap<u32, Entry> =
+            other.entries.iter().map(|(index, owner, base)| (*index, entry_of(*owner, *base))).collect();
+        let mut comparison = Comparison { pieces: Vec::new(), awaited: 0 };
+        for piece in pieces(offset, len, self.shift) {
+            if is_beyond(&other, piece.index) || comparison.awaited == ASKED_MAX {
+                break;
+            }
+            let then = entries.get(&piece.index).copied().unwrap_or_default();
+            let known = match self.plan_compare(piece.index, then) {
+                Plan::Known(difference) => difference,
+                Plan::Ask { owner, other } => {
+                    let asked = self.ask_difference(ctx, id, piece.index, owner, other);
+                    comparison.awaited += usize::from(asked);
+                    Difference::Everything
+                }
+            };
+            comparison.pieces.push((piece, known));
+        }
+        self.comparisons.insert(id, comparison);
+        self.finish_comparison(ctx, id);
+    }
+
+    fn plan_compare(&self, index: u32, then: Entry) -> Plan {
+        let now = self.table.entry(index).unwrap_or_default();
+        let is_changing = now.owner == self.vid && !self.frozen;
+        plan(now, then, is_changing, self.chunk_blocks, self.object_blocks())
+    }
+
+    /// Asks a copy, if there can be one that has both.
+    fn ask_difference(
+        &mut self,
+        ctx: &mut Context,
+        task: u64,
+        index: u32,
+        owner: Vid,
+        other: Option<Vid>,
+    ) -> bool {
+        let (oid, with) = (Oid::data(owner, index), other.map(|other| Oid::data(other, index)));
+        let pg = ctx.view.pg_of(oid);
+        if pg.is_none() || with.is_some_and(|with| ctx.view.pg_of(with) != pg) {
+            return false;
+        }
+        self.start_compare(ctx, oid, with, ReadUse::Compare { task, index });
+        true
+    }
+
+    /// A copy has said which blocks may differ, or nobody could.
+    pub(super) fn object_compared(
+        &mut self,
+        ctx: &mut Context,
+        task: u64,
+        index: u32,
+        differing: Option<Vec<BlockRange>>,
+    ) {
+        let Some(comparison) = self.comparisons.get_mut(&task) else { return };
+        comparison.awaited -= 1;
+        let piece = comparison.pieces.iter_mut().find(|(piece, _)| piece.index == index);
+        let (_, difference) = piece.expect("only objects of the range are asked about");
+        if let Some(blocks) = differing {
+            *difference = Difference::Blocks(blocks);
+        }
+        self.finish_comparison(ctx, task);
+    }
+
+    fn finish_comparison(&mut self, ctx: &mut Context, task: u64) {
+        if self.comparisons.get(&task).is_some_and(|comparison| comparison.awaited == 0) {
+            let comparison = self.comparisons.remove(&task).expect("just seen");
+            self.answer_changes(ctx, task, extents(&comparison.pieces));
+        }
+    }
+
+    fn answer_changes(&mut self, ctx: &mut Context, task: u64, extents: Vec<ChangedExtent>) {
+        let job = self.task_job(task);
+        self.set_reply(job, ClientReply::Changes(extents));
+        self.end_task(ctx, task, Ok(()));
+    }
+}
+
+/// Of another VDI's table only owner and base are told: which chunks are present is not.
+fn entry_of(owner: Vid, base: Vid) -> Entry {
+    Entry { base, ..Entry::whole(owner) }
+}
+
+fn is_beyond(table: &Table, index: u32) -> bool {
+    table.next.is_some_and(|next| index >= next)
+}
+
+/// `is_changing`: the object may be written to at any moment, so that nothing of it is the same for being the same object.
+fn plan(now: Entry, then: Entry, is_changing: bool, chunk_blocks: u32, object_blocks: u32) -> Plan {
+    if now.owner == then.owner {
+        let all = if is_changing { Difference::Everything } else { Difference::Nothing };
+        return Plan::Known(all);
+    }
+    if now.is_partial() && now.base == then.owner {
+        // What is not present yet is the base's.
+        let all = BlockRange::new(0, object_blocks);
+        let own = now.sources(all, chunk_blocks).into_iter().filter(|(_, own)| *own);
+        return Plan::Known(Difference::Blocks(own.map(|(blocks, _)| blocks).collect()));
+    }
+    if now.is_partial() || then.is_partial() {
+        return Plan::Known(Difference::Everything);
+    }
+    match (now.is_hole(), then.is_hole()) {
+        (true, _) => Plan::Ask { owner: then.owner, other: None },
+        (false, true) => Plan::Ask { owner: now.owner, other: None },
+        (false, false) => Plan::Ask { owner: now.owner, other: Some(then.owner) },
+    }
+}
+
+/// The pieces one after the other, neighbours of one kind as one.
+fn extents(pieces: &[(Piece, Difference)]) -> Vec<ChangedExtent> {
+    let mut extents: Vec<ChangedExtent> = Vec::new();
+    let mut put = |len: u64, changed: bool| match extents.last_mut() {
+        _ if len == 0 => {}
+        Some(last) if last.changed == changed => last.len += len,
+        _ => extents.push(ChangedExtent { len, changed }),
+    };
+    for (piece, difference) in pieces {
+        match difference {
+            Difference::Nothing => put(piece.len.into(), false),
+            Difference::Everything => put(piece.len.into(), true),
+            Difference::Blocks(blocks) => {
+                let end = u64::from(piece.offset) + u64::from(piece.len);
+                let mut at = u64::from(piece.offset);
+                for run in blocks {
+                    let start = (u64::from(run.first) * BLOCK_BYTES as u64).clamp(at, end);
+                    let stop = (run.end() * BLOCK_BYTES as u64).clamp(start, end);
+                    put(start - at, false);
+                    put(stop - start, true);
+                    at = stop;
+                }
+                put(end - at, false);
+            }
+        }
+    }
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u32 = 16;
+    const OBJECT: u32 = 1024;
+
+    fn partial(owner: u32, base: u32, present: u64) -> Entry {
+        Entry { present, ..Entry::whole(Vid(base)).on_top(Vid(owner)) }
+    }
+
+    #[test]
+    fn tables_tell_what_they_can() {
+        let whole = |owner: u32| Entry::whole(Vid(owner));
+        let check = |now, then, expect| assert_eq!(plan(now, then, false, CHUNK, OBJECT), expect);
+        check(Entry::HOLE, Entry::HOLE, Plan::Known(Difference::Nothing));
+        check(whole(1), whole(1), Plan::Known(Difference::Nothing));
+        check(partial(2, 1, 1), partial(2, 1, 3), Plan::Known(Difference::Nothing));
+        check(whole(2), whole(1), Plan::Ask { owner: Vid(2), other: Some(Vid(1)) });
+        check(whole(2), Entry::HOLE, Plan::Ask { owner: Vid(2), other: None });
+        check(Entry::HOLE, whole(1), Plan::Ask { owner: Vid(1), other: None });
+        let chunks = [BlockRange::new(0, 16), BlockRange::new(32, 32)];
+        check(partial(2, 1, 0b1101), whole(1), Plan::Known(Difference::Blocks(chunks.to_vec())));
+        check(partial(2, 1, 1), whole(3), Plan::Known(Difference::Everything));
+        check(whole(3), partial(2, 1, 1), Plan::Known(Difference::Everything));
+        check(Entry::HOLE, partial(2, 1, 1), Plan::Known(Difference::Everything));
+        let changing = plan(whole(1), whole(1), true, CHUNK, OBJECT);
+        assert_eq!(changing, Plan::Known(Difference::Everything));
+    }
+
+    #[test]
+    fn extents_are_cut_to_the_range_and_joined() {
+        let piece = |index, offset, len, at| Piece { index, offset, len, at };
+        let blocks = |runs: &[(u32, u32)]| {
+            Difference::Blocks(runs.iter().map(|(first, count)| BlockRange::new(*first, *count)).collect())
+        };
+        let pieces = [
+            (piece(0, 6000, 4 * 4096 - 6000, 0), blocks(&[(0, 1), (1, 1), (3, 9)])),
+            (piece(1, 0, 16384, 10384), Difference::Everything),
+            (piece(2, 0, 16384, 26768), Difference::Nothing),
+            (piece(3, 0, 5000, 43152), blocks(&[(1, 1), (2, 2)])),
+        ];
+        let expect = [(2192, true), (4096, false), (4096 + 16384, true), (16384 + 4096, false), (904, true)];
+        let found: Vec<(u64, bool)> = extents(&pieces).into_iter().map(|e| (e.len, e.changed)).collect();
+        assert_eq!(found, expect);
+    }
+}
