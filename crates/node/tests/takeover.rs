@@ -62,7 +62,8 @@ impl Before {
         if matches!(self, Before::Inherited) {
             return head;
         }
-        let clone = ClientOp::Vdi(VdiOp::Clone { base: disk, name: b"clone".to_vec(), policy: None });
+        let clone =
+            ClientOp::Vdi(VdiOp::Clone { base: disk, name: b"clone".to_vec(), size: None, policy: None });
         let clone = vid_of(cluster.ask(0, clone));
         if matches!(self, Before::OfBase) {
             return clone;
