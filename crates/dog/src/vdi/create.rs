@@ -1,4 +1,4 @@
-//! `dog vdi create [-P] [-c COPIES] [-z SHIFT] NAME SIZE`: makes a volume.
+//! `dog vdi create [-P] [-y] [-c COPIES] [-z SHIFT] NAME SIZE`: makes a volume.
 //!
 //! Silent on success; with `-v`:
 //!
@@ -7,7 +7,7 @@
 //! ```
 
 use bytes::Bytes;
-use proto::inode::{SHIFT_MAX, SHIFT_MIN, max_vdi_bytes};
+use proto::inode::{SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, max_hyper_bytes, max_vdi_bytes};
 use proto::{CopyPolicy, Vid};
 
 use super::PIECE_BYTES;
@@ -50,18 +50,21 @@ struct Options {
     policy: Option<CopyPolicy>,
     shift: Option<u8>,
     prealloc: bool,
+    /// May have more objects than old clients can address.
+    hyper: bool,
 }
 
 impl Options {
     fn parse(parsed: &Parsed) -> Outcome<Options> {
-        if parsed.has("hyper") {
+        let hyper = parsed.has("hyper");
+        if hyper && parsed.has("block_size_shift") {
             return Err(Failure::refused(
-                "Hyper volumes (-y) are not supported yet; -z makes larger volumes possible",
+                "Hyper volumes (-y) have objects of 4 MiB: -z cannot be given as well",
             ));
         }
         let policy = parsed.value("copies").map(redundancy::parse_replicated).transpose()?;
         let shift = parsed.value("block_size_shift").map(parse_shift).transpose()?;
-        Ok(Options { policy, shift, prealloc: parsed.has("prealloc") })
+        Ok(Options { policy, shift, prealloc: parsed.has("prealloc"), hyper })
     }
 }
 
@@ -89,9 +92,10 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let vdi_size = parse_size(&parsed.positionals[1])?;
     let mut sheep = context.connect()?;
     check_size(vdi_size, &options, &mut sheep)?;
-    let vid = sheep.create(&name, vdi_size, options.policy, options.shift).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(&name)))
-    })?;
+    let vid =
+        sheep.create(&name, vdi_size, options.policy, options.shift, options.hyper).map_err(|error| {
+            error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(&name)))
+        })?;
     if options.prealloc {
         preallocate(context, &mut sheep, vid, vdi_size)?;
     }
@@ -105,15 +109,24 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
 /// A cluster that was never formatted says so itself when the VDI is created.
 fn check_size(vdi_size: u64, options: &Options, sheep: &mut Sheep) -> Outcome {
     let shift = match options.shift {
+        _ if options.hyper => SHIFT_DEFAULT,
         Some(shift) => shift,
         None => sheep.default_shift()?,
     };
-    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) || vdi_size <= max_vdi_bytes(shift) {
+    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) {
+        return Ok(());
+    }
+    let (max_size, more) = if options.hyper {
+        (max_hyper_bytes(shift), "nothing allows more")
+    } else {
+        (max_vdi_bytes(shift), "larger objects (-z) or a hyper volume (-y) allow more")
+    };
+    if vdi_size <= max_size {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "VDI size is too large: at most {} with objects of {}; larger objects (-z) allow more",
-        size::human(max_vdi_bytes(shift)),
+        "VDI size is too large: at most {} with objects of {}; {more}",
+        size::human(max_size),
         size::human(1 << shift)
     )))
 }
