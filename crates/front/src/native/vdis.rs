@@ -52,13 +52,19 @@ fn create(request: &VdiRequest, payload: &[u8]) -> Step {
             let (size, wants_hyper) = (request.vdi_size, request.store_policy != 0);
             // What the original gives its hypervolumes, whatever the cluster's default is.
             let shift = shift.or(wants_hyper.then_some(SHIFT_DEFAULT));
-            Step::with_info(move |info| {
-                let of_cluster = info.format.map_or(SHIFT_DEFAULT, |format| format.block_size_shift);
-                if is_hyper(size, shift.unwrap_or(of_cluster)) && !wants_hyper {
-                    return Step::refused(ResultCode::INVALID_PARMS);
-                }
-                new_vdi(VdiOp::Create { name, size, policy, block_size_shift: shift })
-            })
+            let beyond_old_clients = move |shift| is_hyper(size, shift) && !wants_hyper;
+            let create = VdiOp::Create { name, size, policy, block_size_shift: shift };
+            match shift {
+                Some(shift) if beyond_old_clients(shift) => Step::refused(ResultCode::INVALID_PARMS),
+                None if beyond_old_clients(SHIFT_MIN) => Step::with_info(move |info| {
+                    let shift = info.format.map_or(SHIFT_DEFAULT, |format| format.block_size_shift);
+                    if beyond_old_clients(shift) {
+                        return Step::refused(ResultCode::INVALID_PARMS);
+                    }
+                    new_vdi(create)
+                }),
+                _ => new_vdi(create),
+            }
         }
         // There is nothing to freeze.
         (Vid(0), _) => Step::refused(ResultCode::INVALID_PARMS),

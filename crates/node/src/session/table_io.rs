@@ -323,10 +323,15 @@ impl Session {
         }
         self.pages.wanted.remove(&page);
         self.pages.known.insert(page, Page::InTheMaking(ancestor));
-        let mut bytes = BytesMut::with_capacity((end - start) as usize * BLOCK_BYTES);
-        (start..end).for_each(|b| bytes.extend_from_slice(self.table.block(b).expect("just seen")));
+        let bytes_of = |block| self.table.block(block).expect("just seen");
+        // What lies around is zeros in an object that begins empty, and takes no space.
+        let is_blank = |block: &u32| bytes_of(*block).iter().all(|byte| *byte == 0);
+        let from = (start..end).find(|b| !is_blank(b)).unwrap_or(start);
+        let to = (from..end).rfind(|b| !is_blank(b)).map_or(from + 1, |last| last + 1);
+        let mut bytes = BytesMut::with_capacity((to - from) as usize * BLOCK_BYTES);
+        (from..to).for_each(|b| bytes.extend_from_slice(bytes_of(b)));
         waiting.iter().for_each(|block| self.begin_table_write(*block));
-        let blocks = BlockRange::new(0, end - start);
+        let blocks = BlockRange::new(from - start, to - from);
         let change = Change::Write {
             blocks,
             checksums: proto::checksum::block_checksums(&bytes),
