@@ -109,7 +109,7 @@ impl Session {
 
     /// Where a range ends of which the table is known up to a block.
     fn range_end(&self, end: u64, known_to: u32) -> u64 {
-        end.min(u64::from(known_to) * u64::from(ENTRIES_PER_BLOCK) << self.shift)
+        end.min((u64::from(known_to) * u64::from(ENTRIES_PER_BLOCK)) << self.shift)
     }
 
     /// Asks for the ancestor's table; [`Session::tables_compared`] goes on.
@@ -165,7 +165,7 @@ fn parts_of(range: Range<u64>, shift: u8, marked: impl Iterator<Item = u32>) -> 
     let mut at = range.start;
     for index in marked {
         let start = (u64::from(index) << shift).clamp(at, range.end.max(at));
-        let end = (u64::from(index) + 1 << shift).clamp(start, range.end.max(start));
+        let end = ((u64::from(index) + 1) << shift).clamp(start, range.end.max(start));
         push(start - at, false);
         push(end - start, true);
         at = end;
