@@ -187,7 +187,8 @@ pub mod option {
     pub const STRICT: Opt =
         flag('t', "strict", "refuse writes while fewer nodes are up than copies\nare wanted");
     pub const DIFF: Opt = flag('d', "diff", "show each epoch as a change of the one before");
-    pub const HYPER: Opt = flag('y', "hyper", "a hyper volume (not supported yet: refused)");
+    pub const HYPER: Opt =
+        flag('y', "hyper", "a hyper volume: up to 16 PiB, but not for clients\nof the native protocol");
     pub const FIXED_VNODES: Opt = flag('V', "fixedvnodes", "fixed vnodes (not supported yet: refused)");
     pub const RECYCLE: Opt = flag('R', "recyclevid", "use VDI ids again (not supported yet: refused)");
     pub const AVOID_FULL: Opt =
@@ -286,7 +287,7 @@ mod tests {
             ("vdi track", "isaphoT"),
             ("vdi setattr", "dxaphT"),
             ("vdi getattr", "aphT"),
-            ("vdi resize", "aphT"),
+            ("vdi resize", "yaphT"),
             ("vdi read", "saphT"),
             ("vdi write", "apwhT"),
             // -o is ours.

@@ -6,9 +6,9 @@
 use bytes::Bytes;
 use proto::client::{
     AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo,
-    ClusterOp, Extent, NodeAccess, NodeInfo, Point, VdiInfo, VdiOp, VolumeOp,
+    ClusterOp, Extent, NodeAccess, NodeInfo, Point, Table, VdiInfo, VdiOp, VolumeOp,
 };
-use proto::inode::{HEADER_BYTES, InodeHeader, table_offset};
+use proto::inode::{HEADER_BYTES, InodeHeader};
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterDefaultReply, ClusterRequest, NodeReply, ReplyVariant, VdiReply};
 use proto::sd::structs::{self, MdInfo, SdNode, SdStat};
@@ -170,7 +170,7 @@ impl Sheep {
     }
 
     /// How many objects of the VDI's table are its own, and how many are inherited.
-    pub fn usage(&mut self, vid: Vid) -> Call<(u32, u32)> {
+    pub fn usage(&mut self, vid: Vid) -> Call<(u64, u64)> {
         let (reply, _) = self.call(&Request::vdi_usage(vid))?;
         let usage = UsageReply::decode(&reply.variant);
         Ok((usage.own_objects, usage.shared_objects))
@@ -191,8 +191,9 @@ impl Sheep {
         size: u64,
         policy: Option<CopyPolicy>,
         shift: Option<u8>,
+        hyper: bool,
     ) -> Call<Vid> {
-        let request = Request::new_vdi(name, size, policy, shift).map_err(too_long)?;
+        let request = Request::new_vdi_of_kind(name, size, policy, shift, hyper).map_err(too_long)?;
         let (reply, _) = self.call(&request)?;
         Ok(Vid(VdiReply::decode(&reply.variant).vdi_id))
     }
@@ -316,20 +317,19 @@ impl Sheep {
         InodeHeader::decode(&data).ok_or_else(|| self.nonsense())
     }
 
-    /// The first `count` entries of the VDI's block table: the owner of each object, 0 where there is none.
-    pub fn table(&mut self, vid: Vid, count: u32) -> Call<Vec<Vid>> {
-        let data = self.read_inode(vid, table_offset(0) as u32, 4 * count)?;
-        let owner = |entry: &[u8]| Vid(u32::from_le_bytes(entry.try_into().expect("chunks of four")));
-        Ok(data.chunks_exact(4).map(owner).collect())
+    /// A part of the VDI's block table, from the object `first` on.
+    pub fn table(&mut self, vid: Vid, first: u32) -> Call<Table> {
+        match self.ask_vdi(VdiOp::Table { vid, first })? {
+            ClientReply::Table(table) if table.next.is_none_or(|next| next > first) => Ok(table),
+            _ => Err(self.nonsense()),
+        }
     }
 
-    /// Entry `index` of the block table; none beyond its end.
+    /// The owner of object `index`; `Vid(0)` where there is none.
     pub fn owner_at(&mut self, vid: Vid, index: u32) -> Call<Vid> {
-        if index >= proto::inode::TABLE_ENTRIES {
-            return Ok(Vid(0));
-        }
-        let data = self.read_inode(vid, table_offset(index) as u32, 4)?;
-        Ok(Vid(u32::from_le_bytes(data.try_into().expect("exactly four bytes"))))
+        let table = self.table(vid, index)?;
+        let found = table.entries.iter().find(|(at, ..)| *at == index);
+        Ok(found.map_or(Vid(0), |(_, owner, _)| *owner))
     }
 
     pub fn check_object(&mut self, oid: Oid, repair: bool) -> Call<CheckReport> {

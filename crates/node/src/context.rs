@@ -28,6 +28,7 @@ pub(crate) enum Purpose {
         vid: Vid,
     },
     Purge {
+        job: u64,
         vid: Vid,
     },
     Forward {
@@ -134,6 +135,8 @@ pub(crate) enum ProposalUse {
     Forget {
         vid: Vid,
     },
+    /// A page of a block table that a session is about to write; it follows the view.
+    EnterPage,
     /// Part of what a client's write of an inode's header asks for.
     Description,
 }

@@ -13,7 +13,7 @@ use proto::client::{
     VdiOp, VolumeOp,
 };
 use proto::cluster::Action;
-use proto::inode::{HEADER_BYTES, InodeHeader, NAME_MAX};
+use proto::inode::{HEADER_BYTES, InodeHeader, NAME_MAX, is_hyper};
 use proto::object::{ObjectOp, ObjectReply, Origin};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{ObjectKind, Oid, RequestId, Vid};
@@ -517,6 +517,9 @@ fn header_changes(ctx: &Context, oid: Oid, offset: u32, data: &[u8]) -> Result<V
         actions.push(Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec });
     }
     if size > vdi.size {
+        if is_hyper(size, vdi.block_size_shift) {
+            return Err(ClientError::InvalidParameters);
+        }
         actions.push(Action::ResizeVdi { vid, size });
     }
     if start + data.len() > HEADER_BYTES && !actions.is_empty() {

@@ -40,21 +40,19 @@ impl IndexSet {
                     continue;
                 }
                 match runs.last_mut() {
-                    Some((first, count)) if *first + *count == index => *count += 1,
+                    Some((first, count)) if index - *first == *count => *count += 1,
                     _ => runs.push((index, 1)),
                 }
             }
         }
         runs
     }
+}
 
-    pub fn of_runs(runs: &[(u32, u32)]) -> IndexSet {
-        let mut set = IndexSet::default();
-        for (first, count) in runs {
-            (*first..first.saturating_add(*count)).for_each(|index| set.insert(index));
-        }
-        set
-    }
+/// Is the index in one of these runs (first, count), which ascend?
+pub(crate) fn runs_contain(runs: &[(u32, u32)], index: u32) -> bool {
+    let after = runs.partition_point(|(first, _)| *first <= index);
+    after > 0 && index - runs[after - 1].0 < runs[after - 1].1
 }
 
 #[cfg(test)]
@@ -69,7 +67,8 @@ mod tests {
         let runs = set.runs();
         assert_eq!(runs, vec![(0, 2), (63, 2), (4095, 3), (1 << 20, 1), (u32::MAX, 1)]);
         assert_eq!(set.len(), 9);
-        let again = IndexSet::of_runs(&runs[..4]);
-        assert!(all[..8].iter().all(|index| again.contains(*index)) && !again.contains(2));
+        assert!(all.iter().all(|index| runs_contain(&runs, *index)));
+        assert!([2, 62, 65, 4098, u32::MAX - 1].iter().all(|index| !runs_contain(&runs, *index)));
+        assert!(!runs_contain(&[], 0) && !runs_contain(&runs[1..], 0));
     }
 }

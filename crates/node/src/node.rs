@@ -230,7 +230,9 @@ impl Node {
             self.follow_vdi(*vid, now);
             if self.view.vdis().get(vid).is_some_and(|vdi| vdi.life == Life::Gone) {
                 // Catching up may have brought something back after the purge.
-                self.with(now, |node, ctx| node.sweeps.purge(ctx, *vid, &[], false, None));
+                self.with(now, |node, ctx| {
+                    node.sweeps.purge(ctx, *vid, (0, u32::MAX), Vec::new(), false, None)
+                });
             }
         }
         for (from, incarnation, id, outcome) in applied.outcomes {
@@ -363,6 +365,7 @@ impl Node {
             | ProposalUse::DropCopies
             | ProposalUse::Rest { .. }
             | ProposalUse::Forget { .. }
+            | ProposalUse::EnterPage
             | ProposalUse::Description => {}
         });
     }
@@ -413,12 +416,12 @@ impl Node {
 
     fn handle_request(&mut self, from: NodeId, id: u64, body: PeerRequest, now: Time) {
         self.with(now, |node, ctx| match body {
-            PeerRequest::Purge { vid, keep, table } => {
+            PeerRequest::Purge { vid, indexes, keep, table } => {
                 // Only what the view calls deleted is removed, whoever asks.
                 if ctx.view.vdi(vid).is_some() || !ctx.view.vdis().contains_key(&vid) {
                     return ctx.reply(from, id, PeerReply::OldView { version: ctx.view.version() });
                 }
-                node.sweeps.purge(ctx, vid, &keep, table, Some((from, id)));
+                node.sweeps.purge(ctx, vid, indexes, keep, table, Some((from, id)));
             }
             PeerRequest::Yield { vid } => {
                 if node.sessions.contains_key(&vid) {
@@ -496,7 +499,7 @@ impl Node {
                         session.handle_seal_reply(ctx, from, body);
                     }
                 }
-                Purpose::Purge { vid } => node.reclaim.handle_purged(ctx, vid, from),
+                Purpose::Purge { job, vid } => node.reclaim.handle_purged(ctx, job, vid, from),
                 Purpose::Inner { to, vid } => {
                     let result = match body {
                         PeerReply::Client { mut result, data, .. } => {

@@ -29,6 +29,8 @@ use crate::view::Life;
 const GATHER: Duration = Duration::from_millis(500);
 /// Tables asked at the same time.
 const ASKED_MAX: usize = 8;
+/// Runs of kept objects in one message: some hundred kilobytes.
+const RUNS_MAX: usize = 1 << 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct Reclaim {
@@ -54,7 +56,8 @@ struct Job {
     partial: BTreeMap<Vid, Vec<(u32, Vid)>>,
     /// In whose objects the tables of deleted VDIs lie.
     stored: BTreeMap<Vid, BTreeSet<Vid>>,
-    purging: BTreeMap<Vid, BTreeSet<NodeId>>,
+    /// Answers that are awaited.
+    purging: BTreeMap<Vid, BTreeMap<NodeId, usize>>,
     started: bool,
     told: Vec<RequestId>,
 }
@@ -124,7 +127,7 @@ impl Reclaim {
         }
         if job.asked.is_empty() && !job.started {
             job.started = true;
-            job.purge(ctx);
+            job.purge(ctx, id);
         }
         self.end_if_done(ctx, id);
     }
@@ -144,13 +147,12 @@ impl Reclaim {
         self.advance(ctx, id);
     }
 
-    pub fn handle_purged(&mut self, ctx: &mut Context, vid: Vid, from: NodeId) {
-        for job in self.jobs.values_mut() {
-            if let Some(awaited) = job.purging.get_mut(&vid) {
-                awaited.remove(&from);
-            }
+    pub fn handle_purged(&mut self, ctx: &mut Context, id: u64, vid: Vid, from: NodeId) {
+        let purging = self.jobs.get_mut(&id).and_then(|job| job.purging.get_mut(&vid));
+        if let Some(left) = purging.and_then(|awaited| awaited.get_mut(&from)) {
+            *left = left.saturating_sub(1);
         }
-        self.end_purges(ctx);
+        self.end_if_done(ctx, id);
     }
 
     /// Members that went down do the rest when they come back.
@@ -162,7 +164,9 @@ impl Reclaim {
 
     fn end_if_done(&mut self, ctx: &mut Context, id: u64) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.purging.values_mut().for_each(|awaited| awaited.retain(|node| ctx.view.is_up(*node)));
+        job.purging
+            .values_mut()
+            .for_each(|awaited| awaited.retain(|node, left| *left > 0 && ctx.view.is_up(*node)));
         if !job.started || job.purging.values().any(|awaited| !awaited.is_empty()) {
             return;
         }
@@ -229,7 +233,7 @@ impl Job {
     }
 
     /// All tables have been read: adds what the kept objects of deleted VDIs need, and orders the rest to be removed.
-    fn purge(&mut self, ctx: &mut Context) {
+    fn purge(&mut self, ctx: &mut Context, id: u64) {
         loop {
             let before: u64 = self.kept.values().map(|k| k.indexes.len() + u64::from(k.table)).sum();
             for vid in self.subjects.clone() {
@@ -264,11 +268,43 @@ impl Job {
             let kept = self.kept.get(vid);
             let keep = kept.map(|k| k.indexes.runs()).unwrap_or_default();
             let table = kept.is_some_and(|k| k.table);
-            self.purging.insert(*vid, up.clone());
-            for node in &up {
-                let body = PeerRequest::Purge { vid: *vid, keep: keep.clone(), table };
-                ctx.call(*node, body, Purpose::Purge { vid: *vid });
+            let parts = parts_of(&keep);
+            self.purging.insert(*vid, up.iter().map(|node| (*node, parts.len())).collect());
+            for (node, (indexes, keep)) in
+                up.iter().flat_map(|node| parts.iter().map(move |part| (node, part)))
+            {
+                let body = PeerRequest::Purge { vid: *vid, indexes: *indexes, keep: keep.to_vec(), table };
+                ctx.call(*node, body, Purpose::Purge { job: id, vid: *vid });
             }
         }
+    }
+}
+
+/// What is kept, cut into messages: which indexes (first, last) each speaks of, together all, and the runs among them.
+fn parts_of(keep: &[(u32, u32)]) -> Vec<((u32, u32), &[(u32, u32)])> {
+    let mut parts = Vec::new();
+    let (mut first, mut rest) = (0, keep);
+    while rest.len() > RUNS_MAX {
+        let (runs, after) = rest.split_at(RUNS_MAX);
+        parts.push(((first, after[0].0 - 1), runs));
+        (first, rest) = (after[0].0, after);
+    }
+    parts.push(((first, u32::MAX), rest));
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_told_in_parts_that_cover_every_index_once() {
+        assert_eq!(parts_of(&[]), vec![((0, u32::MAX), &[][..])]);
+        let keep: Vec<(u32, u32)> = (0..2 * RUNS_MAX as u32 + 1).map(|i| (i * 3, 2)).collect();
+        let parts = parts_of(&keep);
+        let borders: Vec<(u32, u32)> = parts.iter().map(|(indexes, _)| *indexes).collect();
+        let cut = |n: usize| (n * RUNS_MAX) as u32 * 3;
+        assert_eq!(borders, [(0, cut(1) - 1), (cut(1), cut(2) - 1), (cut(2), u32::MAX)]);
+        assert_eq!(parts.iter().flat_map(|(_, runs)| runs.to_vec()).collect::<Vec<_>>(), keep);
     }
 }

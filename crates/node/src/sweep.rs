@@ -11,7 +11,7 @@ use proto::peer::PeerReply;
 use proto::{NodeId, ObjectKind, Oid, Vid};
 
 use crate::context::{Context, StoreUse};
-use crate::index_set::IndexSet;
+use crate::index_set::runs_contain;
 use crate::view::View;
 
 const PAGE: u32 = 1024;
@@ -38,8 +38,8 @@ struct Job {
     ranges: Vec<(Oid, Oid)>,
     deletes: usize,
     listing: bool,
-    /// What a purge leaves: data objects, and the block table.
-    keep: IndexSet,
+    /// What a purge leaves: data objects in runs (first index, count), and the block table.
+    keep: Vec<(u32, u32)>,
     keep_table: bool,
     /// Who waits for the end.
     told: Vec<(NodeId, u64)>,
@@ -57,7 +57,7 @@ impl Sweeps {
             ranges,
             deletes: 0,
             listing: false,
-            keep: IndexSet::default(),
+            keep: Vec::new(),
             keep_table: false,
             told: told.into_iter().collect(),
         };
@@ -65,22 +65,30 @@ impl Sweeps {
         self.list_next(ctx, self.next_job);
     }
 
-    /// Removes a deleted VDI's objects but for those that others refer to.
+    /// Removes a deleted VDI's objects but for those that others refer to. See [`proto::peer::PeerRequest::Purge`].
     pub fn purge(
         &mut self,
         ctx: &mut Context,
         vid: Vid,
-        keep: &[(u32, u32)],
+        indexes: (u32, u32),
+        keep: Vec<(u32, u32)>,
         keep_table: bool,
         told: Option<(NodeId, u64)>,
     ) {
         self.next_job += 1;
+        let (first, last) = indexes;
+        let mut ranges = vec![(Oid::data(vid, first), Oid::data(vid, last))];
+        if first == 0 {
+            ranges.extend(
+                Oid::ranges_of(vid).into_iter().filter(|(oid, _)| oid.kind() != Some(ObjectKind::Data)),
+            );
+        }
         let job = Job {
             sweep: Sweep::Purge(vid),
-            ranges: Oid::ranges_of(vid).to_vec(),
+            ranges,
             deletes: 0,
             listing: false,
-            keep: IndexSet::of_runs(keep),
+            keep,
             keep_table,
             told: told.into_iter().collect(),
         };
@@ -118,7 +126,7 @@ impl Sweeps {
         let doomed = |oid: Oid| match (job.sweep, oid.kind()) {
             (Sweep::Wipe, _) => true,
             (Sweep::Garbage, _) => is_garbage(ctx.view, ctx.me, oid),
-            (Sweep::Purge(_), Some(ObjectKind::Data)) => !job.keep.contains(oid.index()),
+            (Sweep::Purge(_), Some(ObjectKind::Data)) => !runs_contain(&job.keep, oid.index()),
             (Sweep::Purge(_), Some(ObjectKind::Inode | ObjectKind::BTree)) => !job.keep_table,
             (Sweep::Purge(_), _) => true,
         };

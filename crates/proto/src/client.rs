@@ -310,7 +310,7 @@ pub enum ClientReply {
     Vdi(VdiInfo),
     Vdis(Vec<VdiInfo>),
     Vids(Vec<Vid>),
-    Usage { own_objects: u32, shared_objects: u32 },
+    Usage { own_objects: u64, shared_objects: u64 },
     Cluster(Box<ClusterInfo>),
     NodeStat(NodeStat),
     Nodes(Vec<NodeId>),
@@ -347,7 +347,7 @@ pub struct Table {
     /// Of objects that are not holes: index, the VDI that owns the object, and the one that has what is not the owner's
     /// own yet (`Vid(0)`: the object is complete).
     pub entries: Vec<(u32, Vid, Vid)>,
-    /// Where to go on; `None` at the end.
+    /// Where to go on; `None` at the end. Everything between is a hole.
     pub next: Option<u32>,
     /// In whose objects this part of the table is stored: the VDI's own, or an ancestor's.
     pub stored_with: Vec<Vid>,

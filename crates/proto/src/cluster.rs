@@ -97,6 +97,12 @@ pub enum Action {
         vid: Vid,
         size: u64,
     },
+    /// An entry of this page of the VDI's block table is about to be written for the first time. The first page needs none: every
+    /// VDI may have it.
+    EnterPage {
+        vid: Vid,
+        page: u32,
+    },
     /// Freeze these working VDIs at one moment. Those with a session come to rest first: their owners answer `Rested`. The
     /// outcome comes when all have, or when one cannot.
     Snapshot {

@@ -13,8 +13,10 @@ pub const NAME_BYTES: usize = 256;
 pub const NAME_MAX: usize = 255;
 /// Bytes before the block table.
 pub const HEADER_BYTES: usize = 4664;
-/// Entries of the block table.
+/// Entries of the block table that old clients know.
 pub const TABLE_ENTRIES: u32 = 1 << 20;
+/// Largest VDI of all: 2^32 objects of the default size.
+pub const VDI_BYTES_MAX: u64 = 16 << 50;
 /// Where the block table ends and the reference counts start.
 pub const TABLE_END: usize = HEADER_BYTES + 4 * TABLE_ENTRIES as usize;
 /// The whole inode.
@@ -29,9 +31,20 @@ pub const fn table_offset(index: u32) -> usize {
     HEADER_BYTES + 4 * index as usize
 }
 
-/// Largest size of an ordinary VDI with this object size.
+/// Largest size of an ordinary VDI with this object size: one that old clients can use.
 pub const fn max_vdi_bytes(shift: u8) -> u64 {
     (TABLE_ENTRIES as u64) << shift
+}
+
+/// Largest size of any VDI with this object size: indexes have 32 bits.
+pub const fn max_hyper_bytes(shift: u8) -> u64 {
+    let bytes = (1u64 << 32) << shift;
+    if bytes < VDI_BYTES_MAX { bytes } else { VDI_BYTES_MAX }
+}
+
+/// Has a VDI more objects than the table has entries that old clients know?
+pub const fn is_hyper(vdi_size: u64, shift: u8) -> bool {
+    vdi_size > max_vdi_bytes(shift)
 }
 
 /// The header's fields. Times are `seconds << 32 | nanoseconds`; a snapshot has a `snap_ctime`.
@@ -62,6 +75,7 @@ impl InodeHeader {
         out[536..544].copy_from_slice(&self.vdi_size.to_le_bytes());
         out[544..552].copy_from_slice(&self.vm_state_size.to_le_bytes());
         out[552] = self.policy.wire();
+        out[553] = is_hyper(self.vdi_size, self.block_size_shift).into();
         out[554] = self.policy.width();
         out[555] = self.block_size_shift;
         out[556..560].copy_from_slice(&self.snap_id.to_le_bytes());
@@ -125,6 +139,8 @@ mod tests {
         assert_eq!(INODE_BYTES, TABLE_END + 8 * TABLE_ENTRIES as usize);
         assert_eq!(table_offset(3), 0x1244);
         assert_eq!(max_vdi_bytes(SHIFT_DEFAULT), 4 << 40);
+        assert_eq!(max_hyper_bytes(SHIFT_MIN), 4 << 50);
+        assert_eq!((max_hyper_bytes(SHIFT_DEFAULT), max_hyper_bytes(SHIFT_MAX)), (16 << 50, 16 << 50));
     }
 
     #[test]
@@ -145,6 +161,7 @@ mod tests {
         };
         assert_eq!(InodeHeader::decode(&header.encode()), Some(header.clone()));
         assert_eq!(header.encode()[552], 0x22);
-        assert_eq!(header.encode()[554], 6);
+        assert_eq!(header.encode()[553..555], [0, 6]);
+        assert_eq!(InodeHeader { vdi_size: (4 << 40) + 1, ..header }.encode()[553], 1, "a hypervolume");
     }
 }

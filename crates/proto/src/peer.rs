@@ -89,10 +89,12 @@ pub enum PeerRequest {
         pgs: Vec<(PgId, Since)>,
         after: Option<Oid>,
     },
-    /// The VDI is deleted: drop its objects, but for the data objects `keep` (first index, count) and, if `table`, those of
-    /// its block table, to which others refer.
+    /// The VDI is deleted: drop its data objects with `indexes` (first, last), but for those of `keep` (first, count;
+    /// ascending), to which others refer. Together with the first index: its other objects too, those of its block table
+    /// unless others refer to them (`table`).
     Purge {
         vid: Vid,
+        indexes: (u32, u32),
         keep: Vec<(u32, u32)>,
         table: bool,
     },

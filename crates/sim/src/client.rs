@@ -7,10 +7,14 @@ use proto::{BLOCK_BYTES, Vid};
 
 use crate::network::SheepIndex;
 use crate::prng::Rng;
+use crate::scenario::Scenario;
 use crate::value::{CELLS, CellRange, Value, fill};
 
 /// More than a slot and its ragged ends.
 const WIDE_BLOCKS: u64 = 22;
+
+/// In the third page of a block table.
+const FAR_OBJECT: u64 = 2 << 20;
 
 /// Runs of blocks that clients touch: the beginning, and both sides of the first borders between objects.
 pub struct Population {
@@ -19,15 +23,20 @@ pub struct Population {
 }
 
 impl Population {
-    pub fn new(block_size_shift: u8, wide: bool) -> Population {
+    pub fn new(scenario: &Scenario) -> Population {
+        let block_size_shift = scenario.format.block_size_shift;
         let object_blocks = (1u64 << block_size_shift) / BLOCK_BYTES as u64;
         let window =
             |first: u64, count: u64| CellRange { first: first * CELLS as u64, count: count * CELLS as u64 };
         let mut windows = vec![window(0, 2), window(object_blocks - 2, 4), window(2 * object_blocks - 1, 3)];
-        if wide {
+        if scenario.wide_writes {
             windows.push(window(object_blocks / 2 - 3, WIDE_BLOCKS));
         }
-        Population { windows, vdi_bytes: 3 << block_size_shift }
+        if scenario.large {
+            windows.push(window((FAR_OBJECT + 1) * object_blocks - 2, 3));
+        }
+        let objects = if scenario.large { FAR_OBJECT + 2 } else { 3 };
+        Population { windows, vdi_bytes: objects << block_size_shift }
     }
 
     pub fn windows(&self) -> &[CellRange] {

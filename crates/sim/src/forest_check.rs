@@ -164,10 +164,10 @@ impl World {
                     let blocks = offset / BLOCK_BYTES as u64..(offset + extent.len) / BLOCK_BYTES as u64;
                     offset += extent.len;
                     let known = |vid: Vid| &self.forest.snapshots[&vid].contents;
-                    let differs = blocks.into_iter().find(|b| {
-                        matches!((known(vid).get(b), known(since).get(b)), (Some(now), Some(then)) if now != then)
-                    });
-                    if let Some(block) = differs.filter(|_| !extent.changed) {
+                    let differs = known(vid)
+                        .range(blocks)
+                        .find(|(block, now)| known(since).get(block).is_some_and(|then| then != *now));
+                    if let Some((block, _)) = differs.filter(|_| !extent.changed) {
                         return Err(format!("block {block} of {vid} is called unchanged since {since}"));
                     }
                 }

@@ -12,6 +12,8 @@ const MS: Duration = Duration::from_millis(1);
 /// Any number: keeps the draws for the store apart from all others of a seed.
 const SUCCESSION_SALT: u64 = 0x73_7563_6365_7373;
 const STORE_SALT: u64 = 0x73_746f_7265;
+/// The same for the size of VDIs.
+const SIZE_SALT: u64 = 0x7369_7a65;
 /// The same for snapshots.
 const FOREST_SALT: u64 = 0x66_6f72_6573;
 
@@ -98,6 +100,8 @@ pub struct Scenario {
     pub store: StoreKind,
     /// Some requests are longer than what the engine writes to its journal.
     pub wide_writes: bool,
+    /// VDIs have more objects than one page of a block table has entries.
+    pub large: bool,
     /// How often, per I/O, a store begins to bring everything home without need.
     pub checkpoints_permille: u64,
 }
@@ -151,6 +155,7 @@ impl Scenario {
             bug,
             store: StoreKind::Model,
             wide_writes: false,
+            large: false,
             checkpoints_permille: 0,
         }
     }
@@ -161,6 +166,11 @@ impl Scenario {
         if self.members.len() > 2 && Rng::new(seed ^ SUCCESSION_SALT).percent(40) {
             self.faults.extend([FaultKind::Succession; 3]);
         }
+    }
+
+    /// Whether VDIs have more than 2^20 objects. Draws from a generator of its own, too.
+    pub fn draw_size(&mut self, seed: u64) {
+        self.large = Rng::new(seed ^ SIZE_SALT).percent(12);
     }
 
     /// What the sheep of a run keep their objects on. Draws from a generator of its own: the rest of a

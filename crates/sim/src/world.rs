@@ -154,13 +154,14 @@ impl World {
         let mut scenario = Scenario::draw(&mut rng, options.bug);
         scenario.draw_store(seed, options.store);
         scenario.draw_succession(seed);
+        scenario.draw_size(seed);
         let forest = Forest::new(scenario.draw_forest(seed));
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
             scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
         let clients = (0..scenario.clients).map(|n| Client::new(rng.fork(), n % sheep.len())).collect();
         let churn_rng = rng.fork();
-        let population = Population::new(scenario.format.block_size_shift, scenario.wide_writes);
+        let population = Population::new(&scenario);
         World {
             scenario,
             rng,

@@ -8,7 +8,7 @@
 mod pieces;
 mod table;
 
-pub use pieces::{Piece, pieces};
+pub use pieces::{Piece, first_piece, pieces};
 pub use table::{
     BlockTable, ENTRIES_PER_BLOCK, Entry, PAGE_BLOCKS, TableChange, block_of_entry, chunk_blocks,
     place_of_block, plan_table_write, table_blocks,

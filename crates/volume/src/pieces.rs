@@ -49,24 +49,25 @@ impl Piece {
 
 /// The pieces of `[offset, offset + len)` in a VDI with objects of `1 << shift` bytes, ascending.
 ///
-/// The caller has checked that the range lies within the VDI, whose objects are at most 2^20.
-pub fn pieces(offset: u64, len: u64, shift: u8) -> Vec<Piece> {
-    let object_bytes = 1u64 << shift;
+/// The caller has checked that the range lies within the VDI, whose objects are at most 2^32. A range may have as many
+/// pieces: nothing but reads and writes, which are short, should collect them.
+pub fn pieces(offset: u64, len: u64, shift: u8) -> impl Iterator<Item = Piece> {
     let end = offset + len;
-    let mut out = Vec::with_capacity((len >> shift) as usize + 2);
     let mut position = offset;
-    while position < end {
-        let within = position & (object_bytes - 1);
-        let piece_len = (object_bytes - within).min(end - position);
-        out.push(Piece {
-            index: (position >> shift) as u32,
-            offset: within as u32,
-            len: piece_len as u32,
-            at: position - offset,
-        });
-        position += piece_len;
-    }
-    out
+    std::iter::from_fn(move || {
+        let piece = (position < end).then(|| first_piece(position, end - position, shift))?;
+        let at = position - offset;
+        position += u64::from(piece.len);
+        Some(Piece { at, ..piece })
+    })
+}
+
+/// The first piece of `[offset, offset + len)`.
+pub fn first_piece(offset: u64, len: u64, shift: u8) -> Piece {
+    let object_bytes = 1u64 << shift;
+    let within = offset & (object_bytes - 1);
+    let index = u32::try_from(offset >> shift).expect("a VDI has at most 2^32 objects");
+    Piece { index, offset: within as u32, len: (object_bytes - within).min(len) as u32, at: 0 }
 }
 
 #[cfg(test)]
@@ -78,13 +79,16 @@ mod tests {
     fn a_request_is_cut_at_object_borders() {
         let mib = 1 << 20;
         assert_eq!(
-            pieces(4 * mib - 512, 1024, 22),
+            pieces(4 * mib - 512, 1024, 22).collect::<Vec<_>>(),
             vec![
                 Piece { index: 0, offset: (4 * mib - 512) as u32, len: 512, at: 0 },
                 Piece { index: 1, offset: 0, len: 512, at: 512 },
             ]
         );
-        assert!(pieces(5, 0, 22).is_empty());
+        assert_eq!(pieces(5, 0, 22).count(), 0);
+        let last = pieces((16 << 50) - 1, 1, 22).next().unwrap();
+        assert_eq!((last.index, last.offset, last.len), (u32::MAX, (4 << 20) - 1, 1));
+        assert_eq!(pieces(0, 16 << 50, 22).nth(2).unwrap().at, 8 << 20, "without making the rest");
     }
 
     #[test]

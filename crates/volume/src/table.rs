@@ -155,16 +155,24 @@ pub fn table_blocks(object_count: u64) -> u32 {
     object_count.div_ceil(ENTRIES_PER_BLOCK.into()) as u32
 }
 
+/// The blocks that are in memory. Whoever holds the table says when some have to go, and which may not.
 #[derive(Debug, Default)]
 pub struct BlockTable {
-    loaded: BTreeMap<u32, Box<[u8; BLOCK_BYTES]>>,
+    loaded: BTreeMap<u32, Loaded>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    used: u64,
+    bytes: Box<[u8; BLOCK_BYTES]>,
 }
 
 impl BlockTable {
     /// What is known of object `index`, `None` if its block is not loaded yet.
     pub fn entry(&self, index: u32) -> Option<Entry> {
         let (block, at) = place_of(index);
-        let bytes = self.loaded.get(&block)?;
+        let bytes = &self.loaded.get(&block)?.bytes;
         Some(Entry::decode(&bytes[at..at + ENTRY_BYTES]))
     }
 
@@ -174,8 +182,8 @@ impl BlockTable {
     /// If the block is not loaded: the caller looked the entry up first.
     pub fn set_entry(&mut self, index: u32, entry: Entry) -> u32 {
         let (block, at) = place_of(index);
-        let bytes = self.loaded.get_mut(&block).expect("an entry is set after its block was loaded");
-        bytes[at..at + ENTRY_BYTES].copy_from_slice(&entry.encode());
+        let loaded = self.loaded.get_mut(&block).expect("an entry is set after its block was loaded");
+        loaded.bytes[at..at + ENTRY_BYTES].copy_from_slice(&entry.encode());
         block
     }
 
@@ -186,19 +194,47 @@ impl BlockTable {
     /// Takes in a block as read from its object; zeros where there is no such object yet.
     pub fn load(&mut self, block: u32, bytes: &[u8]) {
         assert_eq!(bytes.len(), BLOCK_BYTES, "a block of the table has 4096 bytes");
-        self.loaded.entry(block).or_insert_with(|| bytes.to_vec().try_into().expect("checked above"));
+        self.clock += 1;
+        let used = self.clock;
+        let load = || Loaded { used, bytes: bytes.to_vec().try_into().expect("checked above") };
+        self.loaded.entry(block).or_insert_with(load);
+    }
+
+    /// How many blocks are in memory.
+    pub fn loaded_count(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// The block is needed now.
+    pub fn touch(&mut self, block: u32) {
+        self.clock += 1;
+        if let Some(loaded) = self.loaded.get_mut(&block) {
+            loaded.used = self.clock;
+        }
+    }
+
+    /// Lets go of the blocks that were not needed for longest, until `count` are left or the rest is pinned.
+    pub fn shrink_to(&mut self, count: usize, is_pinned: impl Fn(u32) -> bool) {
+        let excess = self.loaded.len().saturating_sub(count);
+        let free = self.loaded.iter().filter(|(block, _)| !is_pinned(**block));
+        let mut oldest: Vec<(u64, u32)> = free.map(|(block, loaded)| (loaded.used, *block)).collect();
+        oldest.sort_unstable();
+        for (_, block) in oldest.into_iter().take(excess) {
+            self.loaded.remove(&block);
+        }
     }
 
     /// The block's bytes, if it is loaded.
     pub fn block(&self, block: u32) -> Option<&[u8; BLOCK_BYTES]> {
-        self.loaded.get(&block).map(|b| &**b)
+        self.loaded.get(&block).map(|loaded| &*loaded.bytes)
     }
 
     /// Entries of a loaded block that are not holes.
     pub fn entries_of_block(&self, block: u32) -> impl Iterator<Item = (u32, Entry)> + '_ {
-        let bytes = self.loaded.get(&block).map(|b| &b[..]).unwrap_or_default();
+        let bytes = self.loaded.get(&block).map(|loaded| &loaded.bytes[..]).unwrap_or_default();
         let entries = bytes.chunks_exact(ENTRY_BYTES).map(Entry::decode);
-        (block * ENTRIES_PER_BLOCK..).zip(entries).filter(|(_, entry)| !entry.is_hole())
+        let first = block * ENTRIES_PER_BLOCK;
+        (first..=first + (ENTRIES_PER_BLOCK - 1)).zip(entries).filter(|(_, entry)| !entry.is_hole())
     }
 }
 
@@ -255,6 +291,27 @@ mod tests {
         assert_eq!(table.block(1).unwrap()[44 * 16..44 * 16 + 8], [9, 0, 0, 0, 8, 0, 0, 0x80]);
         assert_eq!(table.entry(300), Some(partial));
         assert_eq!(table.entries_of_block(1).collect::<Vec<_>>(), vec![(300, partial)]);
+    }
+
+    #[test]
+    fn the_last_entry_of_the_largest_vdi_is_one_like_others() {
+        let last = table_blocks(1 << 32) - 1;
+        assert_eq!((block_of_entry(u32::MAX), last / PAGE_BLOCKS), (last, 4095));
+        let mut table = BlockTable::default();
+        table.load(last, &[0; BLOCK_BYTES]);
+        table.set_entry(u32::MAX, Entry::whole(Vid(1)));
+        assert_eq!(table.entries_of_block(last).collect::<Vec<_>>(), vec![(u32::MAX, Entry::whole(Vid(1)))]);
+    }
+
+    #[test]
+    fn what_is_pinned_or_was_needed_lately_stays() {
+        let mut table = BlockTable::default();
+        (0..6).for_each(|block| table.load(block, &[0; BLOCK_BYTES]));
+        table.touch(1);
+        table.shrink_to(3, |block| block == 0);
+        assert_eq!((0..6).filter(|b| table.is_loaded(*b)).collect::<Vec<_>>(), vec![0, 1, 5]);
+        table.shrink_to(0, |block| block == 0);
+        assert_eq!(table.loaded_count(), 1);
     }
 
     #[test]

@@ -119,7 +119,8 @@ impl Deed {
         let name = self.name.vdi.as_bytes();
         match &self.act {
             Act::Create { size, policy, shift, prealloc } => {
-                let wanted = Wanted { size: *size, policy: *policy, shift: *shift, prealloc: *prealloc };
+                let wanted =
+                    Wanted { size: *size, policy: *policy, shift: *shift, prealloc: *prealloc, hyper: false };
                 self.say(context, &format!("Formatting '{}', fmt=raw size={size}\n", self.typed))?;
                 create::make(context, sheep, name, &wanted).map(drop)
             }
@@ -137,7 +138,7 @@ impl Deed {
             }
             Act::Resize { size } => {
                 let (vid, header) = open(sheep, name, &Selector::default())?;
-                resize::grow(sheep, name, vid, &header, size.from(header.vdi_size)?)?;
+                resize::grow(sheep, name, vid, &header, size.from(header.vdi_size)?, false)?;
                 self.say(context, "Image resized.\n")
             }
             Act::Info { as_json } => {
@@ -179,7 +180,7 @@ impl Deed {
         if wanted == header.vdi_size {
             return Ok(());
         }
-        resize::grow(sheep, name, made.vid, &header, wanted).inspect_err(|_| {
+        resize::grow(sheep, name, made.vid, &header, wanted, false).inspect_err(|_| {
             // One of the wrong size is of no use.
             if let Err(error) = sheep.delete_vid(made.vid) {
                 let failure = Failure::from(error);

@@ -53,9 +53,9 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let name = name_at(parsed, 0)?;
     let mut sheep = context.connect()?;
     let (vid, header) = open(&mut sheep, &name, &selector)?;
-    let entries = table::fetch(&mut sheep, vid, &header)?;
+    let entries = table::fetch(&mut sheep, vid)?;
     let oids: Vec<Oid> =
-        std::iter::once(Oid::inode(vid)).chain(entries.iter().map(|entry| entry.oid())).collect();
+        table::pages(vid, &entries).into_iter().chain(entries.iter().map(|entry| entry.oid())).collect();
     let object_bytes = 1 << u32::from(header.block_size_shift).min(40);
     let mut progress = Progress::new(oids.len() as u64 * object_bytes, context.is_terminal);
     let mut lost_objects = 0;

@@ -8,7 +8,7 @@
 //! ```
 
 use proto::Vid;
-use proto::inode::InodeHeader;
+use proto::inode::{InodeHeader, SHIFT_MAX, is_hyper};
 
 use super::names::{lossy, name_at, open, selector};
 use super::ranges;
@@ -73,7 +73,8 @@ fn create(sheep: &mut Sheep, base: Vid, header: &InodeHeader, name: &[u8], share
     let created = if shares {
         sheep.clone_vdi(base, name).map(|info| info.vid)
     } else {
-        sheep.create(name, header.vdi_size, Some(header.policy), Some(header.block_size_shift))
+        let (size, shift) = (header.vdi_size, header.block_size_shift);
+        sheep.create(name, size, Some(header.policy), Some(shift), is_hyper(size, shift.min(SHIFT_MAX)))
     };
     created
         .map_err(|error| error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name))))

@@ -1,4 +1,4 @@
-//! `dog vdi create [-P] [-c COPIES] [-z SHIFT] NAME SIZE`: makes a volume.
+//! `dog vdi create [-P] [-y] [-c COPIES] [-z SHIFT] NAME SIZE`: makes a volume.
 //!
 //! Silent on success; with `-v`:
 //!
@@ -7,7 +7,7 @@
 //! ```
 
 use bytes::Bytes;
-use proto::inode::{SHIFT_MAX, SHIFT_MIN, max_vdi_bytes};
+use proto::inode::{SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, max_hyper_bytes, max_vdi_bytes};
 use proto::{CopyPolicy, Vid};
 
 use super::PIECE_BYTES;
@@ -50,6 +50,8 @@ struct Options {
     policy: Option<CopyPolicy>,
     shift: Option<u8>,
     prealloc: bool,
+    /// May have more objects than old clients can address.
+    hyper: bool,
 }
 
 /// A volume to be made. What is `None` is as the cluster has it.
@@ -58,18 +60,21 @@ pub struct Wanted {
     pub policy: Option<CopyPolicy>,
     pub shift: Option<u8>,
     pub prealloc: bool,
+    /// May have more objects than old clients can address.
+    pub hyper: bool,
 }
 
 impl Options {
     fn parse(parsed: &Parsed) -> Outcome<Options> {
-        if parsed.has("hyper") {
+        let hyper = parsed.has("hyper");
+        if hyper && parsed.has("block_size_shift") {
             return Err(Failure::refused(
-                "Hyper volumes (-y) are not supported yet; -z makes larger volumes possible",
+                "Hyper volumes (-y) have objects of 4 MiB: -z cannot be given as well",
             ));
         }
         let policy = parsed.value("copies").map(redundancy::parse_replicated).transpose()?;
         let shift = parsed.value("block_size_shift").map(parse_shift).transpose()?;
-        Ok(Options { policy, shift, prealloc: parsed.has("prealloc") })
+        Ok(Options { policy, shift, prealloc: parsed.has("prealloc"), hyper })
     }
 }
 
@@ -96,8 +101,8 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let name = name_at(parsed, 0)?;
     let vdi_size = parse_size(&parsed.positionals[1])?;
     let mut sheep = context.connect()?;
-    let Options { policy, shift, prealloc } = options;
-    let vid = make(context, &mut sheep, &name, &Wanted { size: vdi_size, policy, shift, prealloc })?;
+    let Options { policy, shift, prealloc, hyper } = options;
+    let vid = make(context, &mut sheep, &name, &Wanted { size: vdi_size, policy, shift, prealloc, hyper })?;
     if context.verbose {
         let text = render(vid, context.is_raw());
         context.print(&text)?;
@@ -108,9 +113,10 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
 /// Makes it, and allocates it if that is wanted.
 pub fn make(context: &mut Context, sheep: &mut Sheep, name: &[u8], wanted: &Wanted) -> Outcome<Vid> {
     check_size(wanted, sheep)?;
-    let vid = sheep.create(name, wanted.size, wanted.policy, wanted.shift).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-    })?;
+    let vid =
+        sheep.create(name, wanted.size, wanted.policy, wanted.shift, wanted.hyper).map_err(|error| {
+            error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
+        })?;
     if wanted.prealloc {
         preallocate(context, sheep, vid, wanted.size)?;
     }
@@ -120,15 +126,24 @@ pub fn make(context: &mut Context, sheep: &mut Sheep, name: &[u8], wanted: &Want
 /// A cluster that was never formatted says so itself when the VDI is created.
 fn check_size(wanted: &Wanted, sheep: &mut Sheep) -> Outcome {
     let shift = match wanted.shift {
+        _ if wanted.hyper => SHIFT_DEFAULT,
         Some(shift) => shift,
         None => sheep.default_shift()?,
     };
-    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) || wanted.size <= max_vdi_bytes(shift) {
+    if !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) {
+        return Ok(());
+    }
+    let (max_size, more) = if wanted.hyper {
+        (max_hyper_bytes(shift), "nothing allows more")
+    } else {
+        (max_vdi_bytes(shift), "larger objects (-z) or a hyper volume (-y) allow more")
+    };
+    if wanted.size <= max_size {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "VDI size is too large: at most {} with objects of {}; larger objects (-z) allow more",
-        size::human(max_vdi_bytes(shift)),
+        "VDI size is too large: at most {} with objects of {}; {more}",
+        size::human(max_size),
         size::human(1 << shift)
     )))
 }

@@ -75,7 +75,7 @@ fn discard(
         Err(failure) => return Err(failure),
     };
     let object_bytes = 1 << u32::from(header.block_size_shift).min(63);
-    let entries = table::fetch(sheep, vid, &header)?;
+    let entries = table::fetch(sheep, vid)?;
     for entry in entries.iter().take(usize::try_from(objects_max).unwrap_or(usize::MAX)) {
         let refused =
             told_apart(discard_object(sheep, vid, entry.index, object_bytes, header.vdi_size), |error| {

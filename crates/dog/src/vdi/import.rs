@@ -12,6 +12,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use proto::Vid;
+use proto::inode::{SHIFT_MAX, is_hyper};
 use rustix::fs::SeekFrom as Part;
 
 use super::image::{self, Format};
@@ -113,7 +114,8 @@ fn find_place(context: &Context, sheep: &mut Sheep, name: &[u8], path: &Path, si
         Ok(_) => {}
         Err(CallError::Broken(failure)) => return Err(failure),
         Err(_) => {
-            let vid = sheep.create(name, size, None, None).map_err(|error| {
+            let hyper = is_hyper(size, sheep.default_shift()?.min(SHIFT_MAX));
+            let vid = sheep.create(name, size, None, None, hyper).map_err(|error| {
                 error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
             })?;
             return Ok(Place { vid, size, is_new: true });

@@ -50,8 +50,8 @@ const HEADER: &str =
 /// A VDI and how many objects of its table are its own and inherited.
 struct Row {
     info: VdiInfo,
-    own_objects: u32,
-    shared_objects: u32,
+    own_objects: u64,
+    shared_objects: u64,
 }
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
@@ -120,8 +120,8 @@ pub(super) fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
     }
 }
 
-pub fn bytes(objects: u32, info: &VdiInfo) -> u64 {
-    u64::from(objects).checked_shl(u32::from(info.block_size_shift)).unwrap_or(u64::MAX)
+pub fn bytes(objects: u64, info: &VdiInfo) -> u64 {
+    objects.checked_shl(u32::from(info.block_size_shift)).unwrap_or(u64::MAX)
 }
 
 /// `%c %-8s %5d %7s %7s %7s %s  %7x %6s %13s %3u`; names are bytes and padded as such.
@@ -217,7 +217,7 @@ mod tests {
 
     const TIME: u64 = 1_795_346_574;
 
-    fn row(name: &str, snap: Option<(u32, &str)>, vid: u32, own: u32, shared: u32) -> Row {
+    fn row(name: &str, snap: Option<(u32, &str)>, vid: u32, own: u64, shared: u64) -> Row {
         let info = VdiInfo {
             vid: Vid(vid),
             name: name.into(),

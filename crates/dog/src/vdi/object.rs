@@ -21,7 +21,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use proto::inode::{InodeHeader, TABLE_ENTRIES};
+use proto::inode::InodeHeader;
 use proto::{NodeId, Oid, Vid};
 use serde_json::json;
 
@@ -134,8 +134,8 @@ fn run_map(context: &mut Context, parsed: &Parsed) -> Outcome {
     let wanted = parse_index(parsed)?;
     let name = name_at(parsed, 1)?;
     let mut sheep = context.connect()?;
-    let (vid, header) = open(&mut sheep, &name, &selector)?;
-    let mut entries = table::fetch(&mut sheep, vid, &header)?;
+    let (vid, _) = open(&mut sheep, &name, &selector)?;
+    let mut entries = table::fetch(&mut sheep, vid)?;
     entries.retain(|entry| wanted.is_none_or(|index| entry.index == index));
     let text = if context.form == Form::Json { render_map_json(&entries) } else { render_map(&entries) };
     context.print(&text)
@@ -160,10 +160,10 @@ pub(super) fn parse_index(parsed: &Parsed) -> Outcome<Option<u32>> {
     };
     let plain = digits.chars().all(|c| c.is_ascii_hexdigit());
     match u32::from_str_radix(digits, radix) {
-        Ok(index) if plain && index < TABLE_ENTRIES => Ok(Some(index)),
+        Ok(index) if plain => Ok(Some(index)),
         _ => Err(Failure::refused(format!(
             "Invalid object index '{shown}': it must be between 0 and {}",
-            TABLE_ENTRIES - 1
+            u32::MAX
         ))),
     }
 }
@@ -299,7 +299,8 @@ Because number of nodes (2) is less than number of copies (3), the object should
             |text: &str| parse_index(&Parsed { options: vec![("index", text.into())], ..Parsed::default() });
         assert_eq!(parse("10").unwrap(), Some(10));
         assert_eq!(parse("0x10").unwrap(), Some(16));
-        for text in ["", "-1", "+1", "0x", "1048576", "ten", "99999999999"] {
+        assert_eq!(parse("4294967295").unwrap(), Some(u32::MAX));
+        for text in ["", "-1", "+1", "0x", "4294967296", "ten", "99999999999"] {
             assert_eq!(parse(text).unwrap_err().code, 1, "{text}");
         }
     }

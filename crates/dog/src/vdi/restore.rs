@@ -17,6 +17,7 @@ use std::io::{self, BufRead, IsTerminal};
 use proto::Vid;
 use proto::checksum::crc32c;
 use proto::client::ClientError;
+use proto::inode::{SHIFT_MAX, is_hyper};
 
 use super::backup::read_padded;
 use super::delete::check_pacing;
@@ -117,10 +118,11 @@ fn refused(name: &[u8], error: CallError) -> Failure {
 /// A new VDI, which is deleted again if the stream is not good to its end.
 fn restore_whole(sheep: &mut Sheep, name: &[u8], reader: Input) -> Outcome {
     let header = reader.header().expect("only version 2 is complete by itself").clone();
-    let vid =
-        sheep.create(name, header.target.size, None, Some(header.block_size_shift)).map_err(|error| {
-            error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-        })?;
+    let (size, shift) = (header.target.size, header.block_size_shift);
+    let hyper = is_hyper(size, shift.min(SHIFT_MAX));
+    let vid = sheep.create(name, size, None, Some(shift), hyper).map_err(|error| {
+        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
+    })?;
     let tag = free_tag(sheep, name, Some(&header));
     let restored = apply(sheep, name, reader, None, vid)
         .and_then(|()| sheep.snapshot(&[vid], &tag?).map_err(|error| refused(name, error)).map(drop));

@@ -1,6 +1,8 @@
 //! The objects of a VDI, from its block table.
 
-use proto::inode::{InodeHeader, TABLE_ENTRIES};
+use std::collections::BTreeSet;
+
+use proto::inode::TABLE_ENTRIES;
 use proto::{Oid, Vid};
 
 use crate::sheep::{Call, Sheep};
@@ -18,45 +20,38 @@ impl Entry {
     }
 }
 
-/// Objects that a VDI of this size can have.
-pub fn object_count(header: &InodeHeader) -> u32 {
-    // A shift that no server would send must not be one of ours either.
-    let shift = u32::from(header.block_size_shift).min(63);
-    header.vdi_size.div_ceil(1 << shift).min(TABLE_ENTRIES.into()) as u32
+/// All allocated entries, ascending.
+pub fn fetch(sheep: &mut Sheep, vid: Vid) -> Call<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut next = Some(0);
+    while let Some(first) = next {
+        let table = sheep.table(vid, first)?;
+        entries.extend(table.entries.iter().map(|(index, owner, _)| Entry { index: *index, owner: *owner }));
+        next = table.next;
+    }
+    // One that is being changed is told as it was as well.
+    entries.dedup_by_key(|entry| entry.index);
+    Ok(entries)
 }
 
-/// All allocated entries, ascending.
-pub fn fetch(sheep: &mut Sheep, vid: Vid, header: &InodeHeader) -> Call<Vec<Entry>> {
-    let table = sheep.table(vid, object_count(header))?;
-    let entries = (0..).zip(table).map(|(index, owner)| Entry { index, owner });
-    Ok(entries.filter(|entry| entry.owner != Vid(0)).collect())
+/// The objects that hold the table itself: the inode, and those behind it that have one of the entries.
+pub fn pages(vid: Vid, entries: &[Entry]) -> Vec<Oid> {
+    let pages = entries.iter().map(|entry| entry.index / TABLE_ENTRIES);
+    let pages: BTreeSet<u32> = std::iter::once(0).chain(pages).collect();
+    pages.into_iter().map(|page| Oid::table_page(vid, page)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::CopyPolicy;
 
     #[test]
-    fn a_partial_last_object_counts() {
-        let header = |vdi_size, block_size_shift| InodeHeader {
-            name: vec![],
-            tag: vec![],
-            create_time: 0,
-            snap_ctime: 0,
-            vm_clock_nsec: 0,
-            vdi_size,
-            vm_state_size: 0,
-            policy: CopyPolicy::Replicated { copies: 1 },
-            block_size_shift,
-            snap_id: 1,
-            vid: Vid(1),
-            parent: Vid(0),
-        };
-        assert_eq!(object_count(&header(0, 22)), 0);
-        assert_eq!(object_count(&header(1, 22)), 1);
-        assert_eq!(object_count(&header((4 << 20) + 1, 22)), 2);
-        assert_eq!(object_count(&header(u64::MAX, 20)), TABLE_ENTRIES);
-        assert_eq!(object_count(&header(u64::MAX, 255)), 2);
+    fn a_table_lies_in_the_inode_and_in_pages_behind_it() {
+        let vid = Vid(7);
+        let entry = |index| Entry { index, owner: vid };
+        assert_eq!(pages(vid, &[]), [Oid::inode(vid)]);
+        let entries = [entry(TABLE_ENTRIES), entry(TABLE_ENTRIES + 5), entry(u32::MAX)];
+        let last = Oid(0x1000_0007_0000_0fff);
+        assert_eq!(pages(vid, &entries), [Oid::inode(vid), Oid(0x1000_0007_0000_0001), last]);
     }
 }

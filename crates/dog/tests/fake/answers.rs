@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proto::client::{CheckReport, ClusterInfo, ClusterStatus, EpochInfo, Guest, NodeInfo, VdiInfo};
 use proto::cluster::FormatOptions;
-use proto::inode::{HEADER_BYTES, InodeHeader, NAME_BYTES, decode_policy, until_nul};
+use proto::inode::{InodeHeader, NAME_BYTES, decode_policy, until_nul};
 use proto::object::BlockRange;
 use proto::sd::extension::{ObjectRequest, UsageReply, VolumeRequest, decode_list, encode_list};
 use proto::sd::header::{
@@ -276,32 +276,27 @@ impl State {
         vid_reply(vid)
     }
 
-    /// The header, or entries of the block table.
+    /// The header.
     fn read_inode(&self, request: &ObjRequest, len: u32) -> Answer {
         let vid = request.oid.vid();
         assert_eq!(request.oid, Oid::inode(vid));
         let info = &self.vdis[&vid];
-        if request.offset == 0 {
-            let header = InodeHeader {
-                name: info.name.clone(),
-                tag: info.tag.clone(),
-                create_time: info.create_time,
-                snap_ctime: info.snap_ctime,
-                vm_clock_nsec: 0,
-                vdi_size: info.size,
-                vm_state_size: 0,
-                policy: info.policy,
-                block_size_shift: info.block_size_shift,
-                snap_id: info.snap_id,
-                vid,
-                parent: info.parent,
-            };
-            return data(header.encode()[..len as usize].to_vec());
-        }
-        let first = (request.offset - HEADER_BYTES as u32) / 4;
-        let table = self.tables.get(&vid);
-        let owner = |index| table.and_then(|table| table.get(&index)).map_or(0, |owner| owner.0);
-        data((first..first + len / 4).flat_map(|index| owner(index).to_le_bytes()).collect())
+        assert_eq!(request.offset, 0, "dog reads no block tables of inodes");
+        let header = InodeHeader {
+            name: info.name.clone(),
+            tag: info.tag.clone(),
+            create_time: info.create_time,
+            snap_ctime: info.snap_ctime,
+            vm_clock_nsec: 0,
+            vdi_size: info.size,
+            vm_state_size: 0,
+            policy: info.policy,
+            block_size_shift: info.block_size_shift,
+            snap_id: info.snap_id,
+            vid,
+            parent: info.parent,
+        };
+        data(header.encode()[..len as usize].to_vec())
     }
 
     /// Object 3 of the working VDI has a copy missing and one that differs; its inode a lost block.
@@ -337,8 +332,8 @@ impl State {
         if opcode == Opcode::VdiUsage {
             let table = self.tables.get(&at.vid);
             let owners = || table.into_iter().flat_map(|table| table.values());
-            let own_objects = owners().filter(|owner| **owner == at.vid).count() as u32;
-            let usage = UsageReply { own_objects, shared_objects: owners().count() as u32 - own_objects };
+            let own_objects = owners().filter(|owner| **owner == at.vid).count() as u64;
+            let usage = UsageReply { own_objects, shared_objects: owners().count() as u64 - own_objects };
             return (ResultCode::SUCCESS, usage.encode(), vec![]);
         }
         let bytes = self.bytes.entry(at.vid).or_default();

@@ -5,7 +5,7 @@
 use proto::Vid;
 use proto::client::{
     AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, Extent,
-    NodeAccess, VdiInfo, VdiOp, VolumeOp,
+    NodeAccess, Table, VdiInfo, VdiOp, VolumeOp,
 };
 
 use super::answers::State;
@@ -82,6 +82,14 @@ impl State {
             VdiOp::Rollback { to, force } => self.roll_back(to, force),
             VdiOp::Delete { vid } => {
                 self.vdis.remove(&vid).map(|_| ClientReply::Done).ok_or(ClientError::NoVdi)
+            }
+            // Two entries in one answer.
+            VdiOp::Table { vid, first } => {
+                let entries = self.tables.get(&vid).into_iter().flat_map(|table| table.range(first..));
+                let mut entries: Vec<_> =
+                    entries.map(|(index, owner)| (*index, *owner, Vid(0))).take(3).collect();
+                let next = (entries.len() > 2).then(|| entries.remove(2).0);
+                Ok(ClientReply::Table(Table { entries, next, stored_with: vec![vid] }))
             }
             VdiOp::Attribute { name, key, op } => self.attribute(name, key, op),
             other => panic!("dog has no use for {other:?}"),

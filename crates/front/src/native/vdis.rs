@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use proto::client::{ClientError, ClientOp, ClientReply, Selector, VdiInfo, VdiOp};
-use proto::inode::{NAME_BYTES, NAME_MAX, SHIFT_MAX, SHIFT_MIN, decode_policy, until_nul};
+use proto::inode::{
+    NAME_BYTES, NAME_MAX, SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, decode_policy, is_hyper, until_nul,
+};
 use proto::sd::extension::{EXTENSION_REPLY_BYTES_MAX, UsageReply, VolumeRequest, encode_list};
 use proto::sd::header::{LOCK_NORMAL, LOCK_SHARED, RequestVariant, VdiReply, VdiRequest};
 use proto::sd::structs::{VDI_STATE_BYTES, VdiState, encode_vid_bitmap, lock_state, participant_state};
@@ -36,10 +38,6 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
 
 /// NEW_VDI: a new VDI; with a base a clone, a rollback or a snapshot (spec section 2.2).
 fn create(request: &VdiRequest, payload: &[u8]) -> Step {
-    if request.store_policy != 0 {
-        tracing::info!("hypervolumes are not supported");
-        return Step::refused(ResultCode::NO_SUPPORT);
-    }
     let name = until_nul(payload).to_vec();
     let shift = (request.block_size_shift != 0).then_some(request.block_size_shift);
     let name_fits = payload.len() == NAME_BYTES && (1..=NAME_MAX).contains(&name.len());
@@ -51,8 +49,22 @@ fn create(request: &VdiRequest, payload: &[u8]) -> Step {
     let base = Vid(request.base_vdi_id);
     match (base, request.snapid) {
         (Vid(0), 0) => {
-            let size = request.vdi_size;
-            new_vdi(VdiOp::Create { name, size, policy, block_size_shift: shift })
+            let (size, wants_hyper) = (request.vdi_size, request.store_policy != 0);
+            // What the original gives its hypervolumes, whatever the cluster's default is.
+            let shift = shift.or(wants_hyper.then_some(SHIFT_DEFAULT));
+            let beyond_old_clients = move |shift| is_hyper(size, shift) && !wants_hyper;
+            let create = VdiOp::Create { name, size, policy, block_size_shift: shift };
+            match shift {
+                Some(shift) if beyond_old_clients(shift) => Step::refused(ResultCode::INVALID_PARMS),
+                None if beyond_old_clients(SHIFT_MIN) => Step::with_info(move |info| {
+                    let shift = info.format.map_or(SHIFT_DEFAULT, |format| format.block_size_shift);
+                    if beyond_old_clients(shift) {
+                        return Step::refused(ResultCode::INVALID_PARMS);
+                    }
+                    new_vdi(create)
+                }),
+                _ => new_vdi(create),
+            }
         }
         // There is nothing to freeze.
         (Vid(0), _) => Step::refused(ResultCode::INVALID_PARMS),
@@ -177,7 +189,7 @@ fn delete(vdi: VdiInfo) -> Step {
     Step::call_ok(ClientOp::Vdi(VdiOp::Delete { vid: vdi.vid }), move |_| Answer::with_variant(reply).into())
 }
 
-/// LOCK_VDI: a lookup; if the cluster enforces locks, the lock; then the hint that a client is coming.
+/// LOCK_VDI: refused where the client's block table is too short for the VDI. A lookup; if the cluster enforces locks, the lock; then the hint that a client is coming.
 fn lock(request: &VdiRequest, payload: &[u8], desk: Desk) -> Step {
     let shared = match request.lock_type {
         LOCK_NORMAL => false,
@@ -185,6 +197,13 @@ fn lock(request: &VdiRequest, payload: &[u8], desk: Desk) -> Step {
         _ => return Step::refused(ResultCode::INVALID_PARMS),
     };
     lookup(request, payload, move |vdi| {
+        if is_hyper(vdi.size, vdi.block_size_shift) {
+            tracing::warn!(
+                vdi = %String::from_utf8_lossy(&vdi.name),
+                "an old client wants to open a VDI of more than 2^20 objects and is refused: it is served over NBD"
+            );
+            return Step::refused(ResultCode::VER_MISMATCH);
+        }
         if vdi.snap_ctime != 0 {
             // Nobody writes to a snapshot, and QEMU forgets to release its lock (section 10, item 14).
             return vdi_reply(&vdi);

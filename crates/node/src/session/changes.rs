@@ -5,11 +5,12 @@
 //! else a copy is asked which blocks the two share on its disk. Where nothing is known, all of the object may differ.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use proto::client::{ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, Table, VdiOp};
+use proto::client::{ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, VdiOp};
 use proto::object::BlockRange;
 use proto::{BLOCK_BYTES, Oid, Vid};
-use volume::{Entry, Piece, pieces};
+use volume::Entry;
 
 use super::Session;
 use super::reads::ReadUse;
@@ -22,7 +23,10 @@ const ASKED_MAX: usize = 128;
 /// The answer of one task, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Comparison {
-    pieces: Vec<(Piece, Difference)>,
+    /// The bytes that the answer is about.
+    range: Range<u64>,
+    /// Objects that may differ within them, ascending. All others are the same.
+    objects: Vec<(u32, Difference)>,
     awaited: usize,
 }
 
@@ -67,23 +71,35 @@ impl Session {
             Ok(_) => return self.end_task(ctx, id, Err(ClientError::Io)),
             Err(error) => return self.end_task(ctx, id, Err(error)),
         };
-        let entries: BTreeMap<u32, Entry> =
-            other.entries.iter().map(|(index, owner, base)| (*index, entry_of(*owner, *base))).collect();
-        let mut comparison = Comparison { pieces: Vec::new(), awaited: 0 };
-        for piece in pieces(offset, len, self.shift) {
-            if is_beyond(&other, piece.index) || comparison.awaited == ASKED_MAX {
+        let window = self.window_of_range(ctx, offset, len);
+        let known = other.next.map_or(u64::MAX, |next| u64::from(next) << self.shift);
+        let range = offset..self.range_end(offset + len, window.known_to).min(known);
+        // Of objects that neither table names there is nothing to say, however many they are.
+        let mut entries: BTreeMap<u32, Entry> =
+            self.objects_in(window).into_keys().map(|index| (index, Entry::HOLE)).collect();
+        entries.extend(other.entries.iter().map(|(index, owner, base)| (*index, entry_of(*owner, *base))));
+        let mut comparison = Comparison { range, objects: Vec::new(), awaited: 0 };
+        for (index, then) in entries {
+            let start = u64::from(index) << self.shift;
+            if start + (1 << self.shift) <= comparison.range.start {
+                continue;
+            }
+            if start >= comparison.range.end {
                 break;
             }
-            let then = entries.get(&piece.index).copied().unwrap_or_default();
-            let known = match self.plan_compare(piece.index, then) {
+            if comparison.awaited == ASKED_MAX {
+                comparison.range.end = start;
+                break;
+            }
+            let difference = match self.plan_compare(index, then) {
                 Plan::Known(difference) => difference,
                 Plan::Ask { owner, other } => {
-                    let asked = self.ask_difference(ctx, id, piece.index, owner, other);
+                    let asked = self.ask_difference(ctx, id, index, owner, other);
                     comparison.awaited += usize::from(asked);
                     Difference::Everything
                 }
             };
-            comparison.pieces.push((piece, known));
+            comparison.objects.push((index, difference));
         }
         self.comparisons.insert(id, comparison);
         self.finish_comparison(ctx, id);
@@ -123,8 +139,8 @@ impl Session {
     ) {
         let Some(comparison) = self.comparisons.get_mut(&task) else { return };
         comparison.awaited -= 1;
-        let piece = comparison.pieces.iter_mut().find(|(piece, _)| piece.index == index);
-        let (_, difference) = piece.expect("only objects of the range are asked about");
+        let object = comparison.objects.iter_mut().find(|(asked, _)| *asked == index);
+        let (_, difference) = object.expect("only objects of the range are asked about");
         if let Some(blocks) = differing {
             *difference = Difference::Blocks(blocks);
         }
@@ -134,7 +150,7 @@ impl Session {
     fn finish_comparison(&mut self, ctx: &mut Context, task: u64) {
         if self.comparisons.get(&task).is_some_and(|comparison| comparison.awaited == 0) {
             let comparison = self.comparisons.remove(&task).expect("just seen");
-            self.answer_changes(ctx, task, extents(&comparison.pieces));
+            self.answer_changes(ctx, task, extents(&comparison, self.shift));
         }
     }
 
@@ -148,10 +164,6 @@ impl Session {
 /// Of another VDI's table only owner and base are told: which chunks are present is not.
 fn entry_of(owner: Vid, base: Vid) -> Entry {
     Entry { base, ..Entry::whole(owner) }
-}
-
-fn is_beyond(table: &Table, index: u32) -> bool {
-    table.next.is_some_and(|next| index >= next)
 }
 
 /// `is_changing`: the object may be written to at any moment, so that nothing of it is the same for being the same object.
@@ -176,32 +188,32 @@ fn plan(now: Entry, then: Entry, is_changing: bool, chunk_blocks: u32, object_bl
     }
 }
 
-/// The pieces one after the other, neighbours of one kind as one.
-fn extents(pieces: &[(Piece, Difference)]) -> Vec<ChangedExtent> {
+/// The range cut into what may differ and what does not, neighbours of one kind as one.
+fn extents(comparison: &Comparison, shift: u8) -> Vec<ChangedExtent> {
     let mut extents: Vec<ChangedExtent> = Vec::new();
     let mut put = |len: u64, changed: bool| match extents.last_mut() {
         _ if len == 0 => {}
         Some(last) if last.changed == changed => last.len += len,
         _ => extents.push(ChangedExtent { len, changed }),
     };
-    for (piece, difference) in pieces {
-        match difference {
-            Difference::Nothing => put(piece.len.into(), false),
-            Difference::Everything => put(piece.len.into(), true),
-            Difference::Blocks(blocks) => {
-                let end = u64::from(piece.offset) + u64::from(piece.len);
-                let mut at = u64::from(piece.offset);
-                for run in blocks {
-                    let start = (u64::from(run.first) * BLOCK_BYTES as u64).clamp(at, end);
-                    let stop = (run.end() * BLOCK_BYTES as u64).clamp(start, end);
-                    put(start - at, false);
-                    put(stop - start, true);
-                    at = stop;
-                }
-                put(end - at, false);
-            }
+    let Range { start: mut at, end } = comparison.range;
+    for (index, difference) in &comparison.objects {
+        let object = u64::from(*index) << shift;
+        let all = [BlockRange::new(0, (1u32 << shift) / BLOCK_BYTES as u32)];
+        let blocks = match difference {
+            Difference::Nothing => &[][..],
+            Difference::Everything => &all[..],
+            Difference::Blocks(blocks) => &blocks[..],
+        };
+        for run in blocks {
+            let start = (object + u64::from(run.first) * BLOCK_BYTES as u64).clamp(at, end);
+            let stop = (object + run.end() * BLOCK_BYTES as u64).min(object + (1 << shift)).clamp(start, end);
+            put(start - at, false);
+            put(stop - start, true);
+            at = stop;
         }
     }
+    put(end.saturating_sub(at), false);
     extents
 }
 
@@ -237,18 +249,20 @@ mod tests {
 
     #[test]
     fn extents_are_cut_to_the_range_and_joined() {
-        let piece = |index, offset, len, at| Piece { index, offset, len, at };
         let blocks = |runs: &[(u32, u32)]| {
             Difference::Blocks(runs.iter().map(|(first, count)| BlockRange::new(*first, *count)).collect())
         };
-        let pieces = [
-            (piece(0, 6000, 4 * 4096 - 6000, 0), blocks(&[(0, 1), (1, 1), (3, 9)])),
-            (piece(1, 0, 16384, 10384), Difference::Everything),
-            (piece(2, 0, 16384, 26768), Difference::Nothing),
-            (piece(3, 0, 5000, 43152), blocks(&[(1, 1), (2, 2)])),
+        let objects = vec![
+            (0, blocks(&[(0, 1), (1, 1), (3, 1)])),
+            (1, Difference::Everything),
+            (2, Difference::Nothing),
+            (5, blocks(&[(1, 1), (2, 2)])),
         ];
-        let expect = [(2192, true), (4096, false), (4096 + 16384, true), (16384 + 4096, false), (904, true)];
-        let found: Vec<(u64, bool)> = extents(&pieces).into_iter().map(|e| (e.len, e.changed)).collect();
+        let comparison = Comparison { range: 6000..5 * 16384 + 5000, objects, awaited: 0 };
+        let expect =
+            [(2192, true), (4096, false), (4096 + 16384, true), (3 * 16384 + 4096, false), (904, true)];
+        let found: Vec<(u64, bool)> =
+            extents(&comparison, 14).into_iter().map(|e| (e.len, e.changed)).collect();
         assert_eq!(found, expect);
     }
 }

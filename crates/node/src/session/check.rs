@@ -99,7 +99,8 @@ impl Session {
             return self.check_next(ctx, id);
         };
         task.check.report.repaired = true;
-        let page = oid.index() * volume::PAGE_BLOCKS;
+        // Of the table; of a data object none are meant.
+        let page = if inode { oid.index() * volume::PAGE_BLOCKS } else { 0 };
         let blocks = page + piece.first..page + piece.end() as u32;
         if inode && blocks.clone().any(|b| self.table.is_loaded(b)) && !self.frozen {
             // The session's own table is newer than any copy: it is what the copies get.

@@ -13,12 +13,13 @@ use proto::{Incarnation, ObjectKind, Oid, Seq};
 use volume::{Piece, pieces};
 
 use super::seal::Touched;
+use super::span::Span;
 use super::task::{Kind, WriteMode};
 use super::{Forwarded, Inner, Request, Requester, Session};
 use crate::context::Context;
 
 /// Tasks of one request that run at once: bounds what a discard of a terabyte holds in memory.
-const TASKS_MAX: usize = 16;
+pub(super) const TASKS_MAX: usize = 16;
 
 /// How long a gateway's confirmation may take before it is asked for again.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
@@ -27,12 +28,20 @@ const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Job {
     pub request: Request,
     waiting: VecDeque<(u32, Kind)>,
+    /// Of which tasks are made when nothing waits.
+    span: Option<Span>,
     running: usize,
     parts: BTreeMap<u64, Bytes>,
     reply: Option<ClientReply>,
     error: Option<ClientError>,
     /// The first change it made: until its gateway has the answer, that and later ones are not settled.
     pub first_seq: Option<Seq>,
+}
+
+/// What a request is made of.
+enum Plan {
+    Tasks(Vec<(u32, Kind)>),
+    Span(Span),
 }
 
 impl Session {
@@ -63,6 +72,7 @@ impl Session {
         let mut job = Job {
             request,
             waiting: VecDeque::new(),
+            span: None,
             running: 0,
             parts: BTreeMap::new(),
             reply: None,
@@ -70,7 +80,8 @@ impl Session {
             first_seq: None,
         };
         match plan {
-            Ok(tasks) => job.waiting = tasks.into(),
+            Ok(Plan::Tasks(tasks)) => job.waiting = tasks.into(),
+            Ok(Plan::Span(span)) => job.span = Some(span),
             Err(error) => job.error = Some(error),
         }
         self.jobs.insert(id, job);
@@ -83,6 +94,13 @@ impl Session {
             if job.running >= TASKS_MAX {
                 return;
             }
+            if let Some(mut span) = job.span.filter(|_| job.waiting.is_empty()) {
+                let tasks = self.next_tasks(ctx, &mut span);
+                let job = self.jobs.get_mut(&id).expect("just seen");
+                job.span = Some(span).filter(|_| !tasks.is_empty());
+                job.waiting.extend(tasks);
+            }
+            let job = self.jobs.get_mut(&id).expect("just seen");
             let Some((index, kind)) = job.waiting.pop_front() else { break };
             job.running += 1;
             self.start_task(id, index, kind);
@@ -93,7 +111,7 @@ impl Session {
     }
 
     /// What the request asks of each object.
-    fn plan_job(&self, ctx: &Context, op: &ClientOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+    fn plan_job(&self, ctx: &Context, op: &ClientOp) -> Result<Plan, ClientError> {
         let vdi = ctx.view.vdi_or_remains(self.vid).ok_or(ClientError::NoVdi)?;
         // An old client's write to the table may come late; what of it is legal `plan_inode` knows.
         let may_pass = match op {
@@ -104,74 +122,70 @@ impl Session {
         if self.frozen && is_mutation(op) && !may_pass {
             return Err(ClientError::ReadOnly);
         }
-        let cut = |offset: u64, len: u64| -> Result<Vec<Piece>, ClientError> {
-            let end = offset.checked_add(len).ok_or(ClientError::OutOfRange)?;
-            if end > vdi.size { Err(ClientError::OutOfRange) } else { Ok(pieces(offset, len, self.shift)) }
+        let check = |offset: u64, len: u64| match offset.checked_add(len) {
+            Some(end) if end <= vdi.size => Ok(()),
+            _ => Err(ClientError::OutOfRange),
         };
-        match op {
+        let zeros = |offset: u64, len: u64, keep_allocated| {
+            check(offset, len)?;
+            Ok(Plan::Span(Span { at: offset, end: offset + len, vdi_size: vdi.size, keep_allocated }))
+        };
+        let tasks = match op {
             ClientOp::Volume { op, .. } => match op {
                 VolumeOp::Read { offset, len } => {
                     if *len > IO_BYTES_MAX {
                         return Err(ClientError::InvalidParameters);
                     }
-                    let all = cut(*offset, u64::from(*len))?;
-                    Ok(all
-                        .into_iter()
-                        .map(|p| (p.index, Kind::Read { piece: p, must_exist: false }))
-                        .collect())
+                    check(*offset, u64::from(*len))?;
+                    let all = pieces(*offset, u64::from(*len), self.shift);
+                    all.map(|p| (p.index, Kind::Read { piece: p, must_exist: false })).collect()
                 }
                 VolumeOp::Write { offset, data } => {
-                    let all = cut(*offset, data.len() as u64)?;
+                    check(*offset, data.len() as u64)?;
+                    let all = pieces(*offset, data.len() as u64, self.shift);
                     let part = |p: &Piece| data.slice(p.at as usize..p.at as usize + p.len as usize);
                     let task = |p: Piece| Kind::Write { data: part(&p), piece: p, mode: WriteMode::Allocate };
-                    Ok(all.into_iter().map(|p| (p.index, task(p))).collect())
+                    all.map(|p| (p.index, task(p))).collect()
                 }
-                VolumeOp::Discard { offset, len }
-                | VolumeOp::WriteZeroes { offset, len, keep_allocated: false } => {
-                    let task = |p: Piece| {
-                        let to_end =
-                            (u64::from(p.index) << self.shift) + u64::from(p.offset + p.len) == vdi.size;
-                        let whole = p.offset == 0 && (p.len == 1 << self.shift || to_end);
-                        Kind::Zero { piece: p, whole }
-                    };
-                    Ok(cut(*offset, *len)?.into_iter().map(|p| (p.index, task(p))).collect())
-                }
-                VolumeOp::WriteZeroes { offset, len, keep_allocated: true } => {
-                    let mut tasks = Vec::new();
-                    for p in cut(*offset, *len)? {
-                        tasks.extend(in_steps(p).map(|p| {
-                            let data = Bytes::from_static(&ZEROS[..p.len as usize]);
-                            (p.index, Kind::Write { data, piece: p, mode: WriteMode::Allocate })
-                        }));
-                    }
-                    Ok(tasks)
+                VolumeOp::Discard { offset, len } => return zeros(*offset, *len, false),
+                VolumeOp::WriteZeroes { offset, len, keep_allocated } => {
+                    return zeros(*offset, *len, *keep_allocated);
                 }
                 VolumeOp::BlockStatus { offset, len } => {
-                    cut(*offset, *len)?;
-                    Ok(vec![(0, Kind::BlockStatus { offset: *offset, len: *len })])
+                    check(*offset, *len)?;
+                    vec![(0, Kind::BlockStatus { offset: *offset, len: *len })]
                 }
                 VolumeOp::Changes { since, offset, len } => {
-                    cut(*offset, *len)?;
-                    Ok(vec![(0, Kind::Changes { since: *since, offset: *offset, len: *len })])
+                    check(*offset, *len)?;
+                    vec![(0, Kind::Changes { since: *since, offset: *offset, len: *len })]
                 }
                 // Every acknowledged change is durable on all copies already.
-                VolumeOp::Flush => Ok(Vec::new()),
-                VolumeOp::Resize { .. } => Err(ClientError::InvalidParameters),
+                VolumeOp::Flush => Vec::new(),
+                VolumeOp::Resize { .. } => return Err(ClientError::InvalidParameters),
             },
-            ClientOp::Object { oid, op } => self.plan_native(*oid, op),
-            ClientOp::Vdi(VdiOp::Usage { .. }) => Ok(vec![(0, Kind::Usage)]),
-            ClientOp::Vdi(VdiOp::Table { first, .. }) => Ok(vec![(0, Kind::Table { first: *first })]),
-            _ => Err(ClientError::InvalidParameters),
-        }
+            ClientOp::Object { oid, op } => self.plan_native(ctx, *oid, op)?,
+            ClientOp::Vdi(VdiOp::Usage { .. }) => vec![(0, Kind::Usage { next: 0, own: 0, shared: 0 })],
+            ClientOp::Vdi(VdiOp::Table { first, .. }) => vec![(0, Kind::Table { first: *first })],
+            _ => return Err(ClientError::InvalidParameters),
+        };
+        Ok(Plan::Tasks(tasks))
     }
 
-    fn plan_native(&self, oid: Oid, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+    fn plan_native(&self, ctx: &Context, oid: Oid, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
         match (oid.kind(), op) {
+            (Some(ObjectKind::BTree), NativeOp::Check { .. })
+                if oid.index() >= self.table_end(ctx).div_ceil(volume::PAGE_BLOCKS) =>
+            {
+                Err(ClientError::NoObject)
+            }
             (Some(ObjectKind::Inode | ObjectKind::BTree), NativeOp::Check { repair }) => Ok(vec![(
                 oid.index(),
                 Kind::Check { blocks: BlockRange::new(0, volume::PAGE_BLOCKS), repair: *repair, inode: true },
             )]),
-            (Some(ObjectKind::Inode), _) => self.plan_inode(op),
+            (Some(ObjectKind::Inode), _) => self.plan_inode(ctx, op),
+            (Some(ObjectKind::Data), _) if u64::from(oid.index()) >= self.object_count(ctx) => {
+                beyond_the_end(op)
+            }
             (Some(ObjectKind::Data), _) => self.plan_data_object(oid.index(), op),
             (Some(ObjectKind::VmState), _) => self.plan_vm_state(oid.index(), op),
             _ => Err(ClientError::Unsupported("objects of this kind".into())),
@@ -179,9 +193,6 @@ impl Session {
     }
 
     fn plan_data_object(&self, index: u32, op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
-        if index >= proto::inode::TABLE_ENTRIES {
-            return Err(ClientError::InvalidParameters);
-        }
         let size = 1u64 << self.shift;
         let piece = |offset: u32, len: usize| self.piece_of_object(index, offset, len);
         let task = match op {
@@ -263,6 +274,7 @@ impl Session {
         let job = Job {
             request,
             waiting: VecDeque::from([task]),
+            span: None,
             running: 0,
             parts: BTreeMap::new(),
             reply: None,
@@ -297,6 +309,7 @@ impl Session {
         if let Err(error) = result {
             job.error.get_or_insert(error);
             job.waiting.clear();
+            job.span = None;
         }
         self.feed_job(ctx, id);
     }
@@ -372,6 +385,7 @@ impl Session {
                 op: ClientOp::Volume { vid: self.vid, at: Point::Head, op: VolumeOp::Flush },
             },
             waiting: touched.into_iter().map(|(index, touched)| (index, Kind::Adopt(touched))).collect(),
+            span: None,
             running: 0,
             parts: BTreeMap::new(),
             reply: None,
@@ -395,21 +409,20 @@ impl Session {
     }
 }
 
+/// What a native client is told of an object that lies beyond the VDI's size: that it is not there, and that it is not to be.
+fn beyond_the_end(op: &NativeOp) -> Result<Vec<(u32, Kind)>, ClientError> {
+    match op {
+        NativeOp::Read { .. } | NativeOp::Write { .. } | NativeOp::Check { .. } => Err(ClientError::NoObject),
+        NativeOp::Discard => Ok(Vec::new()),
+        NativeOp::Create { .. } | NativeOp::ReadFlat { .. } | NativeOp::WriteFlat { .. } => {
+            Err(ClientError::InvalidParameters)
+        }
+    }
+}
+
 fn client_reply(request: &Request, result: &ClientResult) -> PeerReply {
     let data = result.as_ref().map(|r| r.payload()).unwrap_or_default();
     PeerReply::Client { request: request.origin.request, result: result.clone(), data }
-}
-
-/// Zeros to write where a client wants them allocated.
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
-
-fn in_steps(piece: Piece) -> impl Iterator<Item = Piece> {
-    let step = ZEROS.len() as u32;
-    (0..piece.len.div_ceil(step)).map(move |i| {
-        let skip = i * step;
-        let len = (piece.len - skip).min(step);
-        Piece { offset: piece.offset + skip, len, at: piece.at + u64::from(skip), ..piece }
-    })
 }
 
 fn is_mutation(op: &ClientOp) -> bool {

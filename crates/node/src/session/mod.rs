@@ -15,6 +15,7 @@ mod locks;
 mod reads;
 mod rest;
 mod seal;
+mod span;
 mod table_io;
 mod table_view;
 mod task;
@@ -245,6 +246,7 @@ impl Session {
         while let Some(task) = self.runnable.pop_front() {
             self.step(ctx, task);
         }
+        self.shrink_table(ctx);
     }
 
     fn fresh_id(&mut self) -> u64 {
@@ -257,6 +259,7 @@ impl Session {
         self.replan_changes(ctx);
         self.replan_reads(ctx);
         self.replan_seal(ctx);
+        self.write_entered_pages(ctx);
         let alive: BTreeSet<Incarnation> = self
             .forwarded
             .keys()

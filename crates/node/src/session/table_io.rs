@@ -7,10 +7,15 @@
 //! the ancestor that has it. The first change of a page makes the VDI's own, in one change of one object, so a crash leaves
 //! either the ancestor's page in force or a complete own one: within a lineage it shares the ancestor's slots, a clone writes
 //! the page whole. Other changes of that page wait for it.
+//!
+//! Pages but the first are entered into the view before they are written for the first time, so of those that nobody wrote nobody
+//! has to be asked. Of a large table only the blocks that were needed lately stay in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
 use proto::{BLOCK_BYTES, Vid};
 use volume::{Entry, PAGE_BLOCKS, place_of_block, table_blocks};
@@ -18,10 +23,14 @@ use volume::{Entry, PAGE_BLOCKS, place_of_block, table_blocks};
 use super::Session;
 use super::copies::ChangeUse;
 use super::reads::{Found, ReadUse};
-use crate::context::Context;
+use crate::context::{Context, ProposalUse};
 
 /// Blocks of the table that one read fetches.
 const LOAD_BLOCKS: u32 = 256;
+/// Blocks of the table that stay in memory: 64 MiB, the entries of 16 TiB in objects of 4 MiB.
+const KEPT_BLOCKS: usize = 16384;
+/// So many more may be loaded before some are let go.
+const EXCESS_BLOCKS: usize = 2048;
 
 #[derive(Debug, Default)]
 pub(super) struct TableWrite {
@@ -55,6 +64,8 @@ pub(super) struct Pages {
     known: BTreeMap<u32, Page>,
     /// Pages to be made once all of the ancestor's is loaded.
     wanted: BTreeSet<u32>,
+    /// Pages that are being entered into the view.
+    entering: BTreeSet<u32>,
 }
 
 impl Pages {
@@ -86,8 +97,17 @@ impl Pages {
 impl Session {
     /// Blocks that the table has, as large as the VDI is now.
     pub(super) fn table_end(&self, ctx: &Context) -> u32 {
+        table_blocks(self.object_count(ctx))
+    }
+
+    pub(super) fn object_count(&self, ctx: &Context) -> u64 {
         let size = ctx.view.vdi_or_remains(self.vid).map_or(0, |vdi| vdi.size);
-        table_blocks(size.div_ceil(1 << self.shift))
+        size.div_ceil(1 << self.shift)
+    }
+
+    /// May there be such a page, of this VDI or of an ancestor?
+    fn is_entered(&self, ctx: &Context, page: u32) -> bool {
+        ctx.view.vdi_or_remains(self.vid).is_some_and(|vdi| vdi.pages.contains(page))
     }
 
     /// Makes sure that these blocks of the table get loaded; the task is run again when they are.
@@ -97,6 +117,13 @@ impl Session {
         let mut block = first;
         while block < end {
             if self.table.is_loaded(block) {
+                self.table.touch(block);
+                block += 1;
+                continue;
+            }
+            if !self.is_entered(ctx, block / PAGE_BLOCKS) {
+                self.pages.known.entry(block / PAGE_BLOCKS).or_insert(Page::Nowhere);
+                self.table.load(block, &[0; BLOCK_BYTES]);
                 block += 1;
                 continue;
             }
@@ -202,6 +229,12 @@ impl Session {
     fn send_table_block(&mut self, ctx: &mut Context, block: u32) {
         let page = block / PAGE_BLOCKS;
         match self.pages.known.get(&page).copied() {
+            Some(Page::Nowhere) if !self.is_entered(ctx, page) => {
+                if self.pages.entering.insert(page) {
+                    ctx.propose(Action::EnterPage { vid: self.vid, page }, ProposalUse::EnterPage);
+                }
+                return;
+            }
             Some(Page::Own) | Some(Page::Nowhere) => {}
             Some(Page::InTheMaking(_)) => return,
             Some(Page::Inherited(_)) => return self.make_page(ctx, page),
@@ -212,6 +245,37 @@ impl Session {
         let bytes = Bytes::copy_from_slice(self.table.block(block).expect("a changed block is loaded"));
         let blocks = BlockRange::new(within, 1);
         self.send_write(ctx, oid, blocks, bytes, WriteBase::Keep, Origin::default(), ChangeUse::Table(block));
+    }
+
+    /// What waited for a page to be entered into the view can be written.
+    pub(super) fn write_entered_pages(&mut self, ctx: &mut Context) {
+        let entering = std::mem::take(&mut self.pages.entering);
+        let (entered, left) = entering.into_iter().partition(|page| self.is_entered(ctx, *page));
+        self.pages.entering = left;
+        let entered: BTreeSet<u32> = entered;
+        entered.into_iter().for_each(|page| self.send_waiting_blocks(ctx, page));
+    }
+
+    fn send_waiting_blocks(&mut self, ctx: &mut Context, page: u32) {
+        let waiting: Vec<u32> = self
+            .table_writes
+            .range(blocks_of_page(page))
+            .filter(|(_, w)| !w.under_way && !w.next.is_empty())
+            .map(|(block, _)| *block)
+            .collect();
+        waiting.into_iter().for_each(|block| self.send_table_block(ctx, block));
+    }
+
+    /// Lets go of blocks that no task needs, if there are many.
+    pub(super) fn shrink_table(&mut self, ctx: &Context) {
+        if self.table.loaded_count() <= KEPT_BLOCKS + EXCESS_BLOCKS {
+            return;
+        }
+        let needed = self.tasks.values().map(|task| self.table_part(ctx, &task.kind, task.index()));
+        let mut pinned: BTreeSet<u32> = needed.flat_map(|(first, end)| first..end).collect();
+        pinned.extend(self.table_writes.keys());
+        pinned.extend(self.pages.wanted.iter().flat_map(|page| blocks_of_page(*page)));
+        self.table.shrink_to(KEPT_BLOCKS, |block| pinned.contains(&block));
     }
 
     fn begin_table_write(&mut self, block: u32) {
@@ -230,7 +294,7 @@ impl Session {
         };
         let waiting: Vec<u32> = self
             .table_writes
-            .range(page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS)
+            .range(blocks_of_page(page))
             .filter(|(_, w)| !w.next.is_empty())
             .map(|(block, _)| *block)
             .collect();
@@ -259,10 +323,15 @@ impl Session {
         }
         self.pages.wanted.remove(&page);
         self.pages.known.insert(page, Page::InTheMaking(ancestor));
-        let mut bytes = BytesMut::with_capacity((end - start) as usize * BLOCK_BYTES);
-        (start..end).for_each(|b| bytes.extend_from_slice(self.table.block(b).expect("just seen")));
+        let bytes_of = |block| self.table.block(block).expect("just seen");
+        // What lies around is zeros in an object that begins empty, and takes no space.
+        let is_blank = |block: &u32| bytes_of(*block).iter().all(|byte| *byte == 0);
+        let from = (start..end).find(|b| !is_blank(b)).unwrap_or(start);
+        let to = (from..end).rfind(|b| !is_blank(b)).map_or(from + 1, |last| last + 1);
+        let mut bytes = BytesMut::with_capacity((to - from) as usize * BLOCK_BYTES);
+        (from..to).for_each(|b| bytes.extend_from_slice(bytes_of(b)));
         waiting.iter().for_each(|block| self.begin_table_write(*block));
-        let blocks = BlockRange::new(0, end - start);
+        let blocks = BlockRange::new(from - start, to - from);
         let change = Change::Write {
             blocks,
             checksums: proto::checksum::block_checksums(&bytes),
@@ -274,9 +343,8 @@ impl Session {
 
     /// A whole page was written.
     pub(super) fn page_write_done(&mut self, ctx: &mut Context, page: u32, result: Result<(), StoreFailure>) {
-        let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
-        let under_way: Vec<u32> =
-            self.table_writes.range(blocks).filter(|(_, w)| w.under_way).map(|(block, _)| *block).collect();
+        let writes = self.table_writes.range(blocks_of_page(page));
+        let under_way: Vec<u32> = writes.filter(|(_, w)| w.under_way).map(|(block, _)| *block).collect();
         for block in under_way {
             self.end_table_write(ctx, block, result);
         }
@@ -294,14 +362,7 @@ impl Session {
             ctx.out.unreferenced.insert(ancestor);
         }
         self.pages.known.insert(page, place);
-        let blocks = page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS;
-        let waiting: Vec<u32> = self
-            .table_writes
-            .range(blocks)
-            .filter(|(_, w)| !w.under_way && !w.next.is_empty())
-            .map(|(block, _)| *block)
-            .collect();
-        waiting.into_iter().for_each(|block| self.send_table_block(ctx, block));
+        self.send_waiting_blocks(ctx, page);
     }
 
     pub(super) fn table_write_done(
@@ -370,6 +431,10 @@ impl Session {
         entries.sort_by_key(|(index, _)| *index);
         entries
     }
+}
+
+fn blocks_of_page(page: u32) -> Range<u32> {
+    page * PAGE_BLOCKS..(page + 1) * PAGE_BLOCKS
 }
 
 /// Nobody waits for these blocks in particular.

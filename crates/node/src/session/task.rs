@@ -93,7 +93,17 @@ pub(super) enum Kind {
         offset: u64,
         len: u64,
     },
-    Usage,
+    /// Numbers of objects, counted as far as block `next` of the table.
+    Usage {
+        next: u32,
+        own: u64,
+        shared: u64,
+    },
+    /// Loads these blocks of the table for a request that makes its tasks from them.
+    Survey {
+        first: u32,
+        end: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +139,13 @@ pub(super) struct Task {
     ends: BTreeMap<u32, Bytes>,
     failure: Option<ClientError>,
     pub check: super::check::Progress,
+}
+
+impl Task {
+    /// Of the object that it is about.
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
 }
 
 impl Session {
@@ -185,12 +202,12 @@ impl Session {
                 self.end_task(ctx, id, Ok(()));
             }
             Kind::BlockStatus { offset, len } => {
-                let extents = self.extents(offset, len);
+                let extents = self.extents(ctx, offset, len);
                 self.set_reply(job, ClientReply::Extents(extents));
                 self.end_task(ctx, id, Ok(()));
             }
-            Kind::Table { .. } => {
-                let table = self.table_reply(ctx, first, end);
+            Kind::Table { first } => {
+                let table = self.table_reply(ctx, first);
                 self.set_reply(job, ClientReply::Table(table));
                 self.end_task(ctx, id, Ok(()));
             }
@@ -199,11 +216,19 @@ impl Session {
                 task.stage = Stage::Reading;
                 self.compare_tables(ctx, id, since, offset, len);
             }
-            Kind::Usage => {
-                let (own_objects, shared_objects) = self.count_objects(ctx);
-                self.set_reply(job, ClientReply::Usage { own_objects, shared_objects });
-                self.end_task(ctx, id, Ok(()));
-            }
+            Kind::Usage { next, own, shared } => match self.count_objects(ctx, next, own, shared) {
+                counted @ Kind::Usage { next, own, shared } if next >= self.table_end(ctx) => {
+                    self.tasks.get_mut(&id).expect("just seen").kind = counted;
+                    let reply = ClientReply::Usage { own_objects: own, shared_objects: shared };
+                    self.set_reply(job, reply);
+                    self.end_task(ctx, id, Ok(()));
+                }
+                counted => {
+                    self.tasks.get_mut(&id).expect("just seen").kind = counted;
+                    self.runnable.push_back(id);
+                }
+            },
+            Kind::Survey { .. } => self.end_task(ctx, id, Ok(())),
             _ => {
                 self.tasks.get_mut(&id).expect("just seen").stage = Stage::Queued;
                 self.locks.enqueue(oid, id);
@@ -293,7 +318,8 @@ impl Session {
             | Kind::BlockStatus { .. }
             | Kind::Table { .. }
             | Kind::Changes { .. }
-            | Kind::Usage => {
+            | Kind::Usage { .. }
+            | Kind::Survey { .. } => {
                 unreachable!("ended in `begin`")
             }
         }

@@ -7,6 +7,7 @@
 mod attribute;
 mod info;
 mod member;
+mod pages;
 mod pg;
 mod session;
 mod snapshot;
@@ -20,6 +21,7 @@ use proto::{Epoch, Generation, Incarnation, Lineage, NodeId, Oid, PgId, Vid, Vie
 use serde::{Deserialize, Serialize};
 
 pub use member::MemberState;
+pub use pages::EnteredPages;
 pub use pg::{CatchingUp, Pg, Pool};
 pub use session::SessionState;
 pub use vdi::{Life, Vdi};
@@ -134,6 +136,7 @@ impl View {
             }
             Action::DeleteVdi { vid } => self.delete_vdi(*vid, applied),
             Action::ResizeVdi { vid, size } => self.resize_vdi(*vid, *size),
+            Action::EnterPage { vid, page } => self.enter_page(*vid, *page, applied),
             Action::Snapshot { vids, tag } => self.ask_snapshot(who, vids, tag, applied),
             Action::Rested { vid, generation, snapshot } => self.rested(*vid, *generation, *snapshot, from),
             Action::GiveUpSnapshot { vid, generation } => {

@@ -222,6 +222,7 @@ impl View {
         let vdi = self.vdis.get_mut(&head).expect("just made");
         vdi.parent = vid;
         vdi.lineage = old.lineage;
+        vdi.pages = old.pages;
         Ok(head)
     }
 
@@ -245,7 +246,9 @@ impl View {
         let policy = policy.or(Some(from.policy));
         let created = self.create_vdi(name, size, policy, Some(shift), time_ns, applied)?;
         if let Accepted::Vdi(vid) = &created {
-            self.vdis.get_mut(vid).expect("just made").parent = base;
+            let vdi = self.vdis.get_mut(vid).expect("just made");
+            vdi.parent = base;
+            vdi.pages = from.pages;
         }
         Ok(created)
     }

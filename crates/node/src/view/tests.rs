@@ -285,15 +285,34 @@ fn bad_names_and_sizes_are_refused() {
     };
     assert_eq!(create(b"", 1), Err(ClientError::InvalidParameters));
     assert_eq!(create(&[b'x'; 256], 1), Err(ClientError::InvalidParameters));
-    assert_eq!(create(b"big", (4 << 40) + 1), Err(ClientError::InvalidParameters));
-    assert!(create(b"largest", 4 << 40).is_ok());
+    assert_eq!(create(b"big", (16 << 50) + 1), Err(ClientError::InvalidParameters));
+    assert!(create(b"largest", 16 << 50).is_ok());
     assert_eq!(create(b"largest", 1), Err(ClientError::VdiExists));
+}
+
+#[test]
+fn pages_of_a_table_are_entered_while_it_can_change_and_are_taken_over() {
+    let mut story = Story::of_three();
+    let vid = story.create(b"alice");
+    let pages = |story: &Story, vid: Vid| story.view.vdi(vid).unwrap().pages.clone();
+    assert_eq!(story.propose(1, Action::EnterPage { vid, page: 4095 }), Ok(Accepted::Done));
+    assert_eq!(story.propose(1, Action::EnterPage { vid, page: 4096 }), Ok(Accepted::Refused));
+    let snapshot = Action::Snapshot { vids: vec![vid], tag: vec![] };
+    let Ok(Accepted::Vdis(heads)) = story.propose(0, snapshot) else { panic!("no snapshot") };
+    assert_eq!(story.propose(1, Action::EnterPage { vid, page: 7 }), Ok(Accepted::Refused));
+    assert_eq!(story.propose(1, Action::EnterPage { vid: heads[0], page: 7 }), Ok(Accepted::Done));
+    let clone = Action::CloneVdi { base: vid, name: b"copy".to_vec(), policy: None };
+    let Ok(Accepted::Vdi(copy)) = story.propose(2, clone) else { panic!("no clone") };
+    assert_eq!(pages(&story, copy), pages(&story, vid));
+    let next = |vid, page| pages(&story, vid).next(page);
+    assert_eq!((next(vid, 1), next(heads[0], 1), next(heads[0], 8)), (Some(4095), Some(7), Some(4095)));
 }
 
 #[test]
 fn a_view_survives_its_snapshot() {
     let mut story = Story::of_three();
-    story.create(b"alice");
+    let vid = story.create(b"alice");
+    story.propose(0, Action::EnterPage { vid, page: 70 }).unwrap();
     let bytes = postcard::to_stdvec(&story.view).unwrap();
     assert_eq!(postcard::from_bytes::<View>(&bytes).unwrap(), story.view);
 }

@@ -4,11 +4,14 @@
 
 use proto::client::{ClientError, VdiInfo};
 use proto::hash::vid_of_name;
-use proto::inode::{InodeHeader, NAME_MAX, SHIFT_MAX, SHIFT_MIN, max_vdi_bytes};
+use proto::inode::{InodeHeader, NAME_MAX, SHIFT_MAX, SHIFT_MIN, TABLE_ENTRIES, max_hyper_bytes};
 use proto::{CopyPolicy, Lineage, NodeId, PoolId, Vid};
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Applied, Outcome, View};
+use super::{Accepted, Applied, EnteredPages, Outcome, View};
+
+/// Pages of the largest block table: entries of 2^32 objects.
+const PAGES_MAX: u32 = (1u64 << 32).div_ceil(TABLE_ENTRIES as u64) as u32;
 
 /// What a vid stands for. It is never given again, so objects on a member that was away can be told from living ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,8 @@ pub struct Vdi {
     /// Of a snapshot: the working VDI that took its place when it was frozen.
     pub successor: Option<Vid>,
     pub lineage: Lineage,
+    /// Of its block table; taken over from what it was made from.
+    pub pages: EnteredPages,
     /// Old clients' locks: holder and whether shared.
     pub locks: Vec<(NodeId, bool)>,
     /// Holders of shared locks that came here from what is a snapshot now. Once they notice, they lock what they hold already.
@@ -108,7 +113,7 @@ impl View {
             || name.contains(&0)
             || !(1..=31).contains(&copies)
             || !(SHIFT_MIN..=SHIFT_MAX).contains(&shift)
-            || size > max_vdi_bytes(shift)
+            || size > max_hyper_bytes(shift)
         {
             return Err(ClientError::InvalidParameters);
         }
@@ -148,6 +153,7 @@ impl View {
             parent: Vid(0),
             successor: None,
             lineage: Lineage(vid.0),
+            pages: EnteredPages::default(),
             locks: Vec::new(),
             moved_locks: Vec::new(),
             life: Life::Alive,
@@ -213,11 +219,24 @@ impl View {
         if vdi.is_snapshot() {
             return Err(ClientError::ReadOnly);
         }
-        if size < vdi.size || size > max_vdi_bytes(vdi.block_size_shift) {
+        if size < vdi.size || size > max_hyper_bytes(vdi.block_size_shift) {
             return Err(ClientError::InvalidParameters);
         }
         vdi.size = size;
         Ok(Accepted::Done)
+    }
+
+    /// Whoever asks writes to the page once everybody knows of it. A frozen VDI's table does not change any more.
+    pub(super) fn enter_page(&mut self, vid: Vid, page: u32, applied: &mut Applied) -> Outcome {
+        let vdi = self.vdis.get_mut(&vid).filter(|v| v.life == Life::Alive && !v.is_snapshot());
+        match vdi {
+            Some(vdi) if page < PAGES_MAX => {
+                vdi.pages.insert(page);
+                applied.vdis.push(vid);
+                Ok(Accepted::Done)
+            }
+            _ => Ok(Accepted::Refused),
+        }
     }
 
     pub fn working_vdi(&self, name: &[u8]) -> Option<Vid> {

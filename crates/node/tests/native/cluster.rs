@@ -341,7 +341,7 @@ impl Cluster {
         }
     }
 
-    pub fn usage(&mut self, vid: Vid) -> u32 {
+    pub fn usage(&mut self, vid: Vid) -> u64 {
         match self.ask(0, ClientOp::Vdi(VdiOp::Usage { vid })) {
             Ok(ClientReply::Usage { own_objects, .. }) => own_objects,
             other => panic!("expected the usage, got {other:?}"),

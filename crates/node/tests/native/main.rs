@@ -8,7 +8,7 @@ mod cluster;
 use bytes::Bytes;
 use cluster::{Cluster, OBJECT_BYTES};
 use proto::client::*;
-use proto::inode::{HEADER_BYTES, TABLE_END, table_offset};
+use proto::inode::{HEADER_BYTES, TABLE_END, TABLE_ENTRIES, table_offset};
 use proto::{Oid, RequestId, Vid};
 
 fn read_flat(oid: Oid, offset: u32, len: u32) -> ClientOp {
@@ -110,8 +110,6 @@ fn ranges_beyond_the_object_are_refused_to_flat_clients_too() {
     }
     assert_eq!(cluster.data(0, read_flat(oid, last, 1))[..], [0]);
     cluster.ask(0, write_flat(oid, last, &[])).unwrap();
-    let beyond = Oid::data(vid, proto::inode::TABLE_ENTRIES);
-    assert_eq!(cluster.ask(0, read_flat(beyond, 0, 1)), Err(ClientError::InvalidParameters));
     let nobody = Oid::data(Vid(9), 0);
     assert_eq!(cluster.ask(0, read_flat(nobody, 0, 1)), Err(ClientError::NoObject));
     assert_eq!(
@@ -125,6 +123,56 @@ fn ranges_beyond_the_object_are_refused_to_flat_clients_too() {
         Err(ClientError::InvalidParameters),
         "nobody writes a flat table back"
     );
+}
+
+#[test]
+fn an_object_beyond_the_vdi_is_none_and_is_not_made() {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    let beyond = Oid::data(vid, 8);
+    for op in [create_object(beyond, 0, &[1; 8]), write_flat(beyond, 0, &[1]), read_flat(beyond, 0, 1)] {
+        assert_eq!(cluster.ask(1, op), Err(ClientError::InvalidParameters));
+    }
+    for op in [read_object(beyond, 0, 1), write_object(beyond, 0, &[1])] {
+        assert_eq!(cluster.ask(1, op), Err(ClientError::NoObject));
+    }
+    let check = NativeOp::Check { repair: true };
+    assert_eq!(cluster.ask(0, ClientOp::Object { oid: beyond, op: check }), Err(ClientError::NoObject));
+    // As its clients expect: nothing was allocated there.
+    let discard = ClientOp::Object { oid: beyond, op: NativeOp::Discard };
+    assert_eq!(cluster.ask(0, discard), Ok(ClientReply::Done));
+    assert_eq!(cluster.usage(vid), 0);
+    assert!(cluster.sheep.iter().all(|(_, _, store)| store.objects.is_empty()));
+    // Once the VDI is large enough the object may be made, by its first byte too.
+    let grow = VolumeOp::Resize { size: 8 * OBJECT_BYTES + 1 };
+    cluster.ask(0, ClientOp::Volume { vid, at: Point::Head, op: grow }).unwrap();
+    cluster.ask(1, create_object(beyond, 0, &[1; 8])).unwrap();
+    assert_eq!(cluster.usage(vid), 1);
+    let next = create_object(Oid::data(vid, 9), 0, &[]);
+    assert_eq!(cluster.ask(1, next), Err(ClientError::InvalidParameters));
+}
+
+#[test]
+fn old_clients_read_the_header_of_a_hypervolume_and_not_its_table() {
+    let (mut cluster, vid) = Cluster::with_disk(1);
+    let inode = Oid::inode(vid);
+    let size = (u64::from(TABLE_ENTRIES) + 1) * OBJECT_BYTES;
+    let too_large = write_object(inode, 536, &size.to_le_bytes());
+    assert_eq!(cluster.ask(0, too_large), Err(ClientError::InvalidParameters), "not by an old client");
+    let grow = VolumeOp::Resize { size };
+    cluster.ask(0, ClientOp::Volume { vid, at: Point::Head, op: grow }).unwrap();
+    let header = cluster.data(0, read_object(inode, 0, HEADER_BYTES as u32 + 8));
+    assert_eq!(header[536..544], size.to_le_bytes());
+    assert_eq!(header[553], 1, "a B-tree");
+    assert_eq!(header[HEADER_BYTES..], [0x74, 0x62, 1, 0, 0, 0, 0, 0]);
+    let entry = table_offset(0) as u32;
+    let unsupported = |result: ClientResult| matches!(result, Err(ClientError::Unsupported(_)));
+    assert!(unsupported(cluster.ask(0, read_object(inode, 0, TABLE_END as u32))));
+    assert!(unsupported(cluster.ask(0, read_flat(inode, entry + 8, 4))));
+    assert!(unsupported(cluster.ask(0, write_object(inode, entry, &[0; 4]))));
+    // Objects are there for whoever knows their ids.
+    let last = Oid::data(vid, TABLE_ENTRIES);
+    cluster.ask(0, create_object(last, 5, &[7])).unwrap();
+    assert_eq!(cluster.data(0, read_flat(last, 4, 3))[..], [0, 7, 0]);
 }
 
 #[test]

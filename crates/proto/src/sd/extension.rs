@@ -72,20 +72,20 @@ impl RequestVariant for ObjectRequest {
 /// VDI_USAGE: no payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageReply {
-    pub own_objects: u32,
-    pub shared_objects: u32,
+    pub own_objects: u64,
+    pub shared_objects: u64,
 }
 
 impl ReplyVariant for UsageReply {
     fn encode(&self) -> [u8; 28] {
         let mut out = [0; 28];
         put(&mut out, 0, &self.own_objects.to_le_bytes());
-        put(&mut out, 4, &self.shared_objects.to_le_bytes());
+        put(&mut out, 8, &self.shared_objects.to_le_bytes());
         out
     }
 
     fn decode(bytes: &[u8; 28]) -> Self {
-        UsageReply { own_objects: u32_at(bytes, 0), shared_objects: u32_at(bytes, 4) }
+        UsageReply { own_objects: u64_at(bytes, 0), shared_objects: u64_at(bytes, 8) }
     }
 }
 

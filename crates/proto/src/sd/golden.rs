@@ -230,7 +230,7 @@ fn extension_variants() {
     assert_eq!(ObjectRequest::decode(&object.encode()), object);
 
     let usage = UsageReply { own_objects: 5, shared_objects: 6 };
-    assert_eq!(usage.encode()[..8], hex("05000000 06000000"));
+    assert_eq!(usage.encode()[..16], hex("05000000 00000000 06000000 00000000"));
     assert_eq!(UsageReply::decode(&usage.encode()), usage);
 
     let nodes = vec![node(1).id];

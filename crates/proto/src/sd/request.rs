@@ -120,12 +120,24 @@ impl Request {
         policy: Option<CopyPolicy>,
         shift: Option<u8>,
     ) -> Result<Request, NameTooLong> {
+        Request::new_vdi_of_kind(name, size, policy, shift, false)
+    }
+
+    /// `hyper`: with more objects than the table has entries that old clients know, if the size asks for it.
+    pub fn new_vdi_of_kind(
+        name: &[u8],
+        size: u64,
+        policy: Option<CopyPolicy>,
+        shift: Option<u8>,
+        hyper: bool,
+    ) -> Result<Request, NameTooLong> {
         let payload = padded_names(name, None)?;
         Ok(Request::with_payload(Opcode::NewVdi, payload).variant(VdiRequest {
             vdi_size: size,
             copies: policy.map_or(0, CopyPolicy::width),
             copy_policy: policy.map_or(0, CopyPolicy::wire),
             block_size_shift: shift.unwrap_or(0),
+            store_policy: hyper.into(),
             ..Default::default()
         }))
     }

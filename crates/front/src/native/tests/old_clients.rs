@@ -115,6 +115,33 @@ fn qemu_creates_opens_writes_flushes_discards_and_closes() {
 }
 
 #[test]
+fn hypervolumes_are_made_when_asked_for_and_not_opened_by_old_clients() {
+    run(async {
+        let sheep = Sheep::new(Fake::formatted(1, 0));
+        const SIZE: u64 = (4 << 40) + 1;
+        let create = |shift, hyper| Request::new_vdi_of_kind(b"alice", SIZE, None, shift, hyper).unwrap();
+        for shift in [None, Some(22)] {
+            let (reply, _) = sheep.once(&create(shift, false)).await;
+            assert_eq!(reply.result, ResultCode::INVALID_PARMS);
+        }
+        let (reply, _) = sheep.once(&create(None, true)).await;
+        assert_eq!(reply.result, ResultCode::SUCCESS);
+        for (opcode, expect) in
+            [(Opcode::LockVdi, ResultCode::VER_MISMATCH), (Opcode::GetVdiInfo, ResultCode::SUCCESS)]
+        {
+            let (reply, _) = sheep.once(&Request::on_vdi(opcode, b"alice", b"", 0).unwrap()).await;
+            assert_eq!(reply.result, expect, "{}", opcode.name());
+        }
+        let larger = Request::new_vdi(b"bob", SIZE, None, Some(23)).unwrap();
+        assert_eq!(
+            sheep.once(&larger).await.0.result,
+            ResultCode::SUCCESS,
+            "an ordinary one in larger objects"
+        );
+    });
+}
+
+#[test]
 fn snapshots_and_clones_become_the_orders_they_are() {
     run(async {
         // The fake does neither, and says so.
