@@ -199,7 +199,7 @@ pub struct FrameHead {
     pub control_crc: u32,
 }
 
-const FRAME_VERSION: u32 = 1;
+const FRAME_VERSION: u32 = 2;
 
 impl FrameHead {
     pub fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {

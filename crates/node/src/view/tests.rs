@@ -301,7 +301,7 @@ fn pages_of_a_table_are_entered_while_it_can_change_and_are_taken_over() {
     let Ok(Accepted::Vdis(heads)) = story.propose(0, snapshot) else { panic!("no snapshot") };
     assert_eq!(story.propose(1, Action::EnterPage { vid, page: 7 }), Ok(Accepted::Refused));
     assert_eq!(story.propose(1, Action::EnterPage { vid: heads[0], page: 7 }), Ok(Accepted::Done));
-    let clone = Action::CloneVdi { base: vid, name: b"copy".to_vec(), policy: None };
+    let clone = Action::CloneVdi { base: vid, name: b"copy".to_vec(), size: None, policy: None };
     let Ok(Accepted::Vdi(copy)) = story.propose(2, clone) else { panic!("no clone") };
     assert_eq!(pages(&story, copy), pages(&story, vid));
     let next = |vid, page| pages(&story, vid).next(page);
