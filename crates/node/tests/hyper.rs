@@ -260,6 +260,33 @@ fn entries_that_were_let_go_are_read_again() {
     assert_eq!(read_all(&mut cluster, 0, vid), [1, 22, 3, 4, 5, 6]);
 }
 
+/// One write takes so long that more of the table is touched meanwhile than stays in memory.
+#[test]
+fn entries_that_a_write_needs_are_not_let_go() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "large", SIZE);
+    write(&mut cluster, 0, vid, 0, 1);
+    let head = snapshot(&mut cluster, vid);
+    assert_eq!(usage(&mut cluster, head), (0, 1));
+    // A clone of the object first, then its entry: the other sheep hears of neither.
+    write(&mut cluster, 0, head, 4 * TIB, 1);
+    cluster.cut_links.insert((id_of(0), id_of(1)));
+    let data = Bytes::from(vec![2; BLOCK_BYTES]);
+    let slow = cluster.begin(0, on(head, VolumeOp::Write { offset: 4096, data }));
+    for offset in (1..24_000u64).map(|i| (100 * TIB) + (i << 30)) {
+        assert_eq!(cluster.data(0, on(head, VolumeOp::Read { offset, len: 1 }))[..], [0]);
+    }
+    assert!(!cluster.answers.contains_key(&slow));
+    cluster.cut_links.clear();
+    let now = cluster.now;
+    cluster.sheep[0].1.handle_link_reset(id_of(1), now);
+    cluster.run();
+    assert_eq!(cluster.answers.remove(&slow), Some(Ok(ClientReply::Done)));
+    let read = cluster.data(0, on(head, VolumeOp::Read { offset: 4095, len: 2 }));
+    assert_eq!(read[..], [1, 2]);
+    assert_eq!(usage(&mut cluster, head), (2, 0));
+}
+
 /// The whole table of a VDI of 2^20 objects, as if each had been written.
 fn enter_all(cluster: &mut Cluster, vid: Vid) {
     let entry = [&vid.0.to_le_bytes()[..], &[0; 12]].concat();

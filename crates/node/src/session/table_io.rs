@@ -66,6 +66,8 @@ pub(super) struct Pages {
     wanted: BTreeSet<u32>,
     /// Pages that are being entered into the view.
     entering: BTreeSet<u32>,
+    /// Blocks that were in memory when some had last been let go.
+    blocks_left: usize,
 }
 
 impl Pages {
@@ -268,7 +270,8 @@ impl Session {
 
     /// Lets go of blocks that no task needs, if there are many.
     pub(super) fn shrink_table(&mut self, ctx: &Context) {
-        if self.table.loaded_count() <= KEPT_BLOCKS + EXCESS_BLOCKS {
+        // If many are needed, looking for others again and again would find few.
+        if self.table.loaded_count() <= self.pages.blocks_left.max(KEPT_BLOCKS) + EXCESS_BLOCKS {
             return;
         }
         let needed = self.tasks.values().map(|task| self.table_part(ctx, &task.kind, task.index()));
@@ -276,6 +279,7 @@ impl Session {
         pinned.extend(self.table_writes.keys());
         pinned.extend(self.pages.wanted.iter().flat_map(|page| blocks_of_page(*page)));
         self.table.shrink_to(KEPT_BLOCKS, |block| pinned.contains(&block));
+        self.pages.blocks_left = self.table.loaded_count();
     }
 
     fn begin_table_write(&mut self, block: u32) {
