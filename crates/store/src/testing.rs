@@ -328,12 +328,12 @@ pub fn home_blocks(store: &Store) -> Vec<HomeBlock> {
         for (i, at) in map.chunks.iter().enumerate().filter(|(_, at)| !at.is_hole()) {
             let chunk = map.group * GROUP_CHUNKS + i as u32;
             let written = store.written.chunk(map.oid, chunk);
-            let slot = store.superblock.geometry.slot_offset(at.slot);
+            let offset = |index| store.superblock.geometry.slot_offset(store.tables.place(at.slot, index));
             let bare = |index: &u32| written.is_none_or(|w| w.get(*index).is_none());
             found.extend(bits(at.mask).filter(bare).map(|index| HomeBlock {
                 oid: map.oid,
                 block: chunk * SLOT_BLOCKS + index,
-                offset: slot + u64::from(index) * BLOCK,
+                offset: offset(index) + u64::from(index) * BLOCK,
             }));
         }
     }
