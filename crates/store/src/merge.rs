@@ -24,8 +24,9 @@ impl Store {
         nothing_else && self.may_merge() && self.tables.mergeable().next().is_some()
     }
 
+    /// Not when the end is near, unless somebody waits for the room.
     fn may_merge(&self) -> bool {
-        !self.write_back.is_ending()
+        !self.write_back.is_ending() || !self.stalled.is_empty() || !self.growth.roomless.is_empty()
     }
 
     fn slots_are_scarce(&self) -> bool {

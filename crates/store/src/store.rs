@@ -303,6 +303,7 @@ impl Store {
 
     /// Everything that can go on goes on.
     fn make_progress(&mut self) {
+        self.retry_roomless();
         loop {
             if let Some(order) = self.recheck.pop_front() {
                 self.restart_if_free(order);

@@ -154,6 +154,43 @@ fn an_orderly_end_does_not_wait_for_merging_and_the_next_start_does_it() {
 }
 
 #[test]
+fn a_write_waits_for_the_room_of_a_deleted_snapshot() {
+    for (seed, count) in [(2, CHUNK), (4, 1), (3, CHUNK), (5, 2 * CHUNK)] {
+        let mut machine = Machine::new(seed, 14 << 20);
+        for chunk in 0..32 {
+            keep(&mut machine, LIVE, chunk * CHUNK, &[1; CHUNK as usize]);
+        }
+        clone(&mut machine, LIVE, FROZEN);
+        (0..32).for_each(|chunk| keep(&mut machine, LIVE, chunk * CHUNK, &[2]));
+        machine.checkpoint();
+        let op = |n: u32| {
+            let (oid, first) = (Oid(500 + u64::from(n / 32)), n % 32 * count.next_multiple_of(CHUNK));
+            write(oid, first, &vec![3; count as usize], WriteBase::Keep)
+        };
+        let mut filler = (0..).map(op);
+        while machine.call(filler.next().unwrap()) == ObjectReply::Done {}
+        machine.submit(change(FROZEN, Change::Delete));
+        let tickets: Vec<u64> = filler.take(12).map(|op| machine.submit(op)).collect();
+        if seed == 2 {
+            machine.store.begin_checkpoint();
+        }
+        machine.run();
+        for (n, ticket) in tickets.iter().enumerate() {
+            assert_eq!(
+                machine.replies.remove(ticket),
+                Some(ObjectReply::Done),
+                "write {n} of {count} blocks"
+            );
+        }
+        machine.run();
+        machine.store.assert_invariants();
+        assert_eq!(machine.read(LIVE, 0, 3), Some(vec![2, 1, 1]));
+        let mut replies = (2000..2100).map(|n| machine.call(op(n)));
+        assert!(replies.any(|reply| reply == ObjectReply::Failed(StoreFailure::NoSpace)), "there is an end");
+    }
+}
+
+#[test]
 fn what_is_lost_below_stays_lost_when_it_is_merged() {
     let mut machine = frozen(2);
     keep(&mut machine, LIVE, 3, &[2]);
