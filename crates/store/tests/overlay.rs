@@ -8,7 +8,7 @@ use common::*;
 use proto::object::*;
 use proto::{BLOCK_BYTES, Oid};
 use store::testing::{SimDisk, descriptor_offsets, layers};
-use store::{Disk, IoOp, SLOT_BYTES, Store};
+use store::{Disk, IoId, IoOp, SLOT_BYTES, Store};
 
 const LIVE: Oid = Oid(100);
 const FROZEN: Oid = Oid(101);
@@ -138,6 +138,46 @@ fn the_room_of_a_deleted_snapshot_comes_back_whatever_is_interrupted() {
     }
 }
 
+/// Everything is carried out in order of submission, except for this one.
+fn run_all_but(machine: &mut Machine, held: Option<IoId>) {
+    machine.pump();
+    while let Some(id) = machine.disk.pending().into_iter().find(|id| Some(*id) != held) {
+        machine.complete(id);
+    }
+}
+
+#[test]
+fn a_page_that_is_written_before_a_deletion_is_durable_still_knows_what_lies_below() {
+    let mut held_back = 0;
+    for steps in 0..40 {
+        let mut machine = frozen(2);
+        keep(&mut machine, LIVE, 3, &[2]);
+        machine.checkpoint();
+        // Its descriptor is a neighbour of the overlay's.
+        keep(&mut machine, Oid(200), 0, &[5]);
+        machine.store.begin_checkpoint();
+        machine.pump();
+        for _ in 0..steps {
+            let Some(id) = machine.disk.pending().first().copied() else { break };
+            machine.complete(id);
+        }
+        let before = machine.disk.pending();
+        let ticket = machine.submit(change(LIVE, Change::Delete));
+        let record = machine.disk.pending().into_iter().find(|id| !before.contains(id));
+        run_all_but(&mut machine, record);
+        held_back += u32::from(!machine.replies.contains_key(&ticket));
+        // Nothing of what is in flight arrives.
+        let mut disk = machine.disk.clone();
+        record.into_iter().for_each(|id| drop(disk.pretend(id)));
+        let mut machine = Machine::open(disk).unwrap();
+        machine.store.assert_invariants();
+        if let Some(values) = machine.read(LIVE, 0, 5) {
+            assert_eq!(values, [1, 1, 1, 2, 1], "after {steps} steps");
+        }
+    }
+    assert!(held_back > 10);
+}
+
 #[test]
 fn an_orderly_end_does_not_wait_for_merging_and_the_next_start_does_it() {
     let mut machine = frozen(2);
@@ -153,24 +193,31 @@ fn an_orderly_end_does_not_wait_for_merging_and_the_next_start_does_it() {
     assert_eq!(used_slots(&machine), 4, "nobody has asked for anything");
 }
 
+/// A disk that is full: 32 chunks of `LIVE`, an overlay and a frozen slot for each, and others.
+fn full(seed: u64, count: u32) -> (Machine, u32) {
+    let mut machine = Machine::new(seed, 14 << 20);
+    for chunk in 0..32 {
+        keep(&mut machine, LIVE, chunk * CHUNK, &[1; CHUNK as usize]);
+    }
+    clone(&mut machine, LIVE, FROZEN);
+    (0..32).for_each(|chunk| keep(&mut machine, LIVE, chunk * CHUNK, &[2]));
+    machine.checkpoint();
+    let fillers = (0..).find(|n| machine.call(filler(*n, count)) != ObjectReply::Done).unwrap();
+    (machine, fillers)
+}
+
+/// The n-th write of so many blocks.
+fn filler(n: u32, count: u32) -> ObjectOp {
+    let (oid, first) = (Oid(500 + u64::from(n / 32)), n % 32 * count.next_multiple_of(CHUNK));
+    write(oid, first, &vec![u64::from(n) + 3; count as usize], WriteBase::Keep)
+}
+
 #[test]
 fn a_write_waits_for_the_room_of_a_deleted_snapshot() {
     for (seed, count) in [(2, CHUNK), (4, 1), (3, CHUNK), (5, 2 * CHUNK)] {
-        let mut machine = Machine::new(seed, 14 << 20);
-        for chunk in 0..32 {
-            keep(&mut machine, LIVE, chunk * CHUNK, &[1; CHUNK as usize]);
-        }
-        clone(&mut machine, LIVE, FROZEN);
-        (0..32).for_each(|chunk| keep(&mut machine, LIVE, chunk * CHUNK, &[2]));
-        machine.checkpoint();
-        let op = |n: u32| {
-            let (oid, first) = (Oid(500 + u64::from(n / 32)), n % 32 * count.next_multiple_of(CHUNK));
-            write(oid, first, &vec![3; count as usize], WriteBase::Keep)
-        };
-        let mut filler = (0..).map(op);
-        while machine.call(filler.next().unwrap()) == ObjectReply::Done {}
+        let (mut machine, fillers) = full(seed, count);
         machine.submit(change(FROZEN, Change::Delete));
-        let tickets: Vec<u64> = filler.take(12).map(|op| machine.submit(op)).collect();
+        let tickets: Vec<u64> = (fillers..fillers + 12).map(|n| machine.submit(filler(n, count))).collect();
         if seed == 2 {
             machine.store.begin_checkpoint();
         }
@@ -185,9 +232,36 @@ fn a_write_waits_for_the_room_of_a_deleted_snapshot() {
         machine.run();
         machine.store.assert_invariants();
         assert_eq!(machine.read(LIVE, 0, 3), Some(vec![2, 1, 1]));
-        let mut replies = (2000..2100).map(|n| machine.call(op(n)));
+        let mut replies = (2000..2100).map(|n| machine.call(filler(n, count)));
         assert!(replies.any(|reply| reply == ObjectReply::Failed(StoreFailure::NoSpace)), "there is an end");
     }
+}
+
+#[test]
+fn a_slot_that_is_still_merged_into_is_not_given_to_others() {
+    let (mut machine, fillers) = full(2, CHUNK);
+    machine.submit(change(FROZEN, Change::Delete));
+    let is_merge = |machine: &Machine, id| {
+        matches!(machine.disk.pending_op(id), Some(IoOp::Write { durable: false, .. }))
+    };
+    let held = loop {
+        let id = machine.disk.pending()[0];
+        if is_merge(&machine, id) {
+            break id;
+        }
+        machine.complete(id);
+    };
+    let delete = machine.submit(change(LIVE, Change::Delete));
+    let tickets: Vec<u64> = (fillers..fillers + 12).map(|n| machine.submit(filler(n, CHUNK))).collect();
+    run_all_but(&mut machine, Some(held));
+    assert_eq!(machine.replies.remove(&delete), Some(ObjectReply::Done));
+    machine.run();
+    for (n, ticket) in (fillers..).zip(tickets) {
+        assert_eq!(machine.replies.remove(&ticket), Some(ObjectReply::Done));
+        let oid = Oid(500 + u64::from(n / 32));
+        assert_eq!(machine.read(oid, n % 32 * CHUNK, 2), Some(vec![u64::from(n) + 3; 2]));
+    }
+    machine.store.assert_invariants();
 }
 
 #[test]
@@ -242,9 +316,12 @@ impl Disk for BadReads<'_> {
 #[test]
 fn what_an_overlay_had_below_is_never_looked_for_again_once_it_was_forgotten() {
     let mut machine = frozen(2);
+    keep(&mut machine, Oid(200), 0, &[1; 20 * CHUNK as usize]);
     keep(&mut machine, LIVE, 3, &[2]);
     machine.checkpoint();
     let [overlay, _] = descriptor_offsets(&machine.store, LIVE, 0)[..] else { panic!("it is an overlay") };
+    // The room that is given last is that of this one, behind what lies below the overlay.
+    machine.submit(change(Oid(200), Change::Delete));
     machine.submit(change(FROZEN, Change::Delete));
     machine.store.begin_checkpoint();
     machine.run();
@@ -253,13 +330,17 @@ fn what_an_overlay_had_below_is_never_looked_for_again_once_it_was_forgotten() {
     let (store, _) = Store::open(&mut BadReads { disk: &mut disk, at: overlay + 70 }).unwrap();
     (machine.disk, machine.store) = (disk, store);
     machine.store.assert_invariants();
-    for n in 0.. {
-        if machine.call(write(Oid(500 + n), 0, &[6; CHUNK as usize], WriteBase::Keep)) != ObjectReply::Done {
-            break;
+    for (at, chunks) in [(0, 32), (4, 8), (8, 1)] {
+        for n in 0.. {
+            let op =
+                write(Oid(500 + at), n * 32 * CHUNK, &vec![6; (chunks * CHUNK) as usize], WriteBase::Keep);
+            if machine.call(op) != ObjectReply::Done {
+                break;
+            }
         }
     }
-    machine.checkpoint();
-    machine.reopen();
+    // Of all that, only records are on the disk.
+    machine.crash();
     for block in 0..CHUNK {
         match machine.call(ObjectOp::Read { oid: LIVE, blocks: BlockRange::new(block, 1) }) {
             ObjectReply::Failed(StoreFailure::Corrupt { .. }) => {}
