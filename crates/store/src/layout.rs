@@ -7,7 +7,7 @@ use proto::BLOCK_BYTES;
 use proto::checksum::crc32c;
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
-/// 64 KiB. A slot is what a snapshot shares, what the first write after it copies and what a lone 4 KiB write
+/// 64 KiB. A slot is what a snapshot shares, what the first write after it takes and what a lone 4 KiB write
 /// into a hole takes: half as much of each as with 128 KiB. Descriptors cost the same per block either way.
 pub const SLOT_BLOCKS: u32 = 16;
 pub const SLOT_BYTES: u64 = SLOT_BLOCKS as u64 * BLOCK;

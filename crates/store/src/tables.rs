@@ -93,10 +93,9 @@ impl Tables {
 
     /// An overlay lies on a plain slot: nothing is ever looked for further down.
     fn index_overlays(&mut self) -> Result<(), Contradiction> {
-        for slot in (0..self.geometry.slots).filter(|slot| self.refs[*slot as usize] > 0).collect::<Vec<_>>()
-        {
+        for slot in 0..self.geometry.slots {
             let below = self.below(slot);
-            if below.is_none() {
+            if self.refs[slot as usize] == 0 || below.is_none() {
                 continue;
             }
             if below.slot >= self.geometry.slots || !self.below(below.slot).is_none() {
