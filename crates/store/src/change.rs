@@ -10,7 +10,7 @@ use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, Origin, StoreFail
 use crate::buffer::{AlignedBuf, aligned};
 use crate::io::IoOp;
 use crate::layout::*;
-use crate::record::{ChunkRef, Entry, TagKey, encode_write};
+use crate::record::{Below, ChunkRef, Descriptor, Entry, TagKey, encode_write};
 use crate::store::{DirectChunk, IoOwner, Pending, Stage, Store, map_place};
 use crate::tables::run_mask;
 use crate::write_back::TAG_ENTRY_BYTES;
@@ -336,9 +336,8 @@ impl Store {
         self.drop_written(seq, oid, 0, u64::from(u32::MAX));
         for map in self.tables.maps_of(oid).collect::<Vec<_>>() {
             self.journal.push(&Entry::MapFree { map });
-            for slot in self.tables.free_map(map, seq).expect("an indexed map is on the disk") {
-                self.slots.freed_by(seq, slot);
-            }
+            let freed = self.tables.free_map(map, seq).expect("an indexed map is on the disk");
+            self.free_slots(seq, freed);
         }
     }
 
@@ -375,13 +374,23 @@ impl Store {
         }
     }
 
-    fn set_chunk(&mut self, seq: u64, oid: Oid, chunk: u32, to: ChunkRef) {
+    pub(crate) fn set_chunk(&mut self, seq: u64, oid: Oid, chunk: u32, to: ChunkRef) {
         let (group, index) = map_place(chunk);
         let map = self.tables.map_id(oid, group).expect("the map was ensured");
         self.journal.push(&Entry::MapChunk { map, index, chunk: to });
-        if let Some(slot) = self.tables.set_chunk(map, index, to, seq).expect("slots on this disk") {
-            self.slots.freed_by(seq, slot);
-        }
+        let freed = self.tables.set_chunk(map, index, to, seq).expect("slots on this disk");
+        self.free_slots(seq, freed);
+    }
+
+    /// They wait in `Slots` until record `seq` is durable.
+    pub(crate) fn free_slots(&mut self, seq: u64, freed: Vec<u32>) {
+        freed.into_iter().for_each(|slot| self.slots.freed_by(seq, slot));
+    }
+
+    pub(crate) fn describe(&mut self, seq: u64, descriptor: Descriptor) {
+        let freed = self.tables.set_descriptor(&descriptor, seq).expect("a slot of this disk");
+        self.journal.push(&Entry::Descriptor(descriptor));
+        self.free_slots(seq, freed);
     }
 
     fn map_direct(
@@ -397,8 +406,7 @@ impl Store {
             let at = (first - blocks.first) as usize;
             let crcs = checksums[at..at + mask.count_ones() as usize].to_vec();
             self.drop_written(seq, oid, u64::from(first), u64::from(first + mask.count_ones()));
-            self.tables.set_descriptor(slot, true, mask, 0, &crcs, seq).expect("a slot that was free");
-            self.journal.push(&Entry::Descriptor { slot, reset: true, mask, lost: 0, crcs });
+            self.describe(seq, Descriptor { slot, reset: true, below: Below::NONE, lost: 0, mask, crcs });
             self.set_chunk(seq, oid, chunk, ChunkRef { slot, mask });
         }
     }

@@ -1,7 +1,7 @@
 //! Where two objects may differ, by what they share on the disk.
 //!
-//! A slot that belongs to both holds one content for both: as long as it is shared nobody writes to it in place. The same goes
-//! for blocks that are not home yet and were cloned, and for holes. Whatever else may be the same by chance is not looked for.
+//! A block of a slot that belongs to both, directly or below another, holds one content for both: as long as it is shared nobody writes to it in
+//! place. The same goes for blocks that are not home yet and were cloned, and for holes. Whatever else may be the same by chance is not looked for.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use proto::object::{BlockRange, ObjectReply};
 use crate::layout::{GROUP_CHUNKS, SLOT_BLOCKS};
 use crate::record::ChunkRef;
 use crate::store::Store;
-use crate::tables::bits;
+use crate::tables::{Tables, bits};
 use crate::written::ChunkWritten;
 
 /// A chunk as an object has it.
@@ -40,7 +40,7 @@ impl Store {
             .flat_map(|oid| self.chunks_of(oid))
             .collect::<BTreeSet<_>>()
         {
-            let same = same_blocks(self.content(Some(oid), chunk), self.content(with, chunk));
+            let same = same_blocks(&self.tables, self.content(Some(oid), chunk), self.content(with, chunk));
             for index in bits(!same) {
                 let block = chunk * SLOT_BLOCKS + index;
                 match runs.last_mut() {
@@ -69,15 +69,16 @@ impl Store {
 }
 
 /// The blocks that are certainly the same, as bits.
-fn same_blocks(one: Content, other: Content) -> u16 {
-    let in_slots = match one.at.slot == other.at.slot {
-        true => !(one.at.mask ^ other.at.mask),
-        false => !(one.at.mask | other.at.mask),
+fn same_blocks(tables: &Tables, one: Content, other: Content) -> u16 {
+    // Two slots may have blocks of one that lies below both, or below one of them.
+    let is_at_same_place = |index: u32| {
+        let place = |at: ChunkRef| (at.mask & 1 << index != 0).then(|| tables.place(at.slot, index));
+        place(one.at) == place(other.at)
     };
     let is_same = |index: u32| {
         let written = |content: Content<'_>| Some(content.written?.get(index)?.data.as_ptr());
         match (written(one), written(other)) {
-            (None, None) => in_slots & 1 << index != 0,
+            (None, None) => is_at_same_place(index),
             // A clone has the very bytes.
             (one, other) => one == other,
         }

@@ -39,10 +39,10 @@ impl Store {
         }
     }
 
-    /// Whether an order that lacks slots should wait. False: nothing more is to be had.
+    /// Whether an order that lacks slots should wait. False: nothing more is to be had, nor is anything on its way back.
     pub(crate) fn waits_for_room(&mut self, order: u64) -> bool {
         if self.slots.absent() == 0 || self.growth.asked.is_none() && order < self.growth.denied_below {
-            return false;
+            return self.slots.is_freeing() || self.tables.mergeable().next().is_some();
         }
         self.ask_for_room();
         true
@@ -81,6 +81,14 @@ impl Store {
                 self.growth.denied_below = self.next_order();
             }
             Err(IoFailed::Disk) => return self.fail(),
+        }
+        self.retry_roomless();
+    }
+
+    /// There may be room now, or no hope any more.
+    pub(crate) fn retry_roomless(&mut self) {
+        if self.growth.asked.is_some() {
+            return;
         }
         for order in std::mem::take(&mut self.growth.roomless) {
             let Pending { ticket, op, .. } = self.pending.remove(&order).expect("it waits");

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::overlays::Overlays;
+use crate::record::Below;
 use crate::store::Store;
 
 impl Store {
@@ -10,6 +12,8 @@ impl Store {
     pub fn assert_invariants(&self) {
         self.assert_slots();
         self.assert_records();
+        let rests = self.is_quiet() && !self.write_back.is_ending();
+        assert!(!rests || self.tables.mergeable().next().is_none(), "a pair of slots is left as it is");
     }
 
     fn assert_slots(&self) {
@@ -18,6 +22,7 @@ impl Store {
         for map in self.tables.maps_between(all.0, all.1) {
             map.chunks.iter().filter(|c| !c.is_hole()).for_each(|c| refs[c.slot as usize] += 1);
         }
+        self.add_overlays(&mut refs);
         assert_eq!(refs, self.tables.refs(), "reference counts are not what the maps say");
         let mapped = refs.iter().filter(|r| **r > 0).count() as u32;
         let known = mapped + self.slots.free_count() + self.slots_in_hand();
@@ -34,6 +39,32 @@ impl Store {
             );
         }
         assert_eq!(promised, self.slots.promised(), "promises do not match");
+    }
+
+    /// Counts what overlays refer to, and checks that they lie on plain slots and are known from below too.
+    fn add_overlays(&self, refs: &mut [u32]) {
+        let mapped: Vec<u32> =
+            (0..).zip(&*refs).filter(|(_, refs)| **refs > 0).map(|(slot, _)| slot).collect();
+        let mut pairs = Vec::new();
+        for (slot, below) in mapped.into_iter().map(|slot| (slot, self.tables.below(slot))) {
+            assert_eq!(
+                below.is_none(),
+                below == Below::NONE,
+                "slot {slot} has nothing below and names {below:?}"
+            );
+            if !below.is_none() {
+                assert!(
+                    self.tables.below(below.slot).is_none(),
+                    "overlay {slot} lies on overlay {}",
+                    below.slot
+                );
+                refs[below.slot as usize] += 1;
+                pairs.push((below.slot, slot));
+            }
+        }
+        let mut expected = Overlays::default();
+        pairs.iter().for_each(|(below, slot)| expected.insert(*below, *slot, refs[*below as usize]));
+        assert_eq!(self.tables.overlays(), &expected, "the overlays known from below");
     }
 
     fn assert_records(&self) {

@@ -7,7 +7,7 @@ use proto::BLOCK_BYTES;
 use proto::checksum::crc32c;
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
-/// 64 KiB. A slot is what a snapshot shares, what the first write after it copies and what a lone 4 KiB write
+/// 64 KiB. A slot is what a snapshot shares, what the first write after it takes and what a lone 4 KiB write
 /// into a hole takes: half as much of each as with 128 KiB. Descriptors cost the same per block either way.
 pub const SLOT_BLOCKS: u32 = 16;
 pub const SLOT_BYTES: u64 = SLOT_BLOCKS as u64 * BLOCK;
@@ -27,8 +27,10 @@ pub const MAP_BYTES: usize = 512;
 pub const MAPS_PER_PAGE: u32 = 8;
 
 const MAGIC: [u8; 8] = *b"SHEEPDSK";
-/// 2: free maps have bytes too.
-pub const FORMAT_VERSION: u32 = 2;
+/// 2: free maps have bytes too. 3: slots may lie on others.
+pub const FORMAT_VERSION: u32 = 3;
+/// A store of this version is one of the current version in which no slot lies on another.
+const FORMAT_VERSION_MIN: u32 = 2;
 /// Blocks before the journal: two superblocks, the rest spare.
 pub const JOURNAL_FIRST_BLOCK: u64 = 16;
 pub const JOURNAL_BLOCKS_MIN: u64 = 256;
@@ -180,6 +182,11 @@ impl Superblock {
         out
     }
 
+    /// Of a block that is a superblock.
+    pub fn version(block: &[u8]) -> u32 {
+        u32::from_le_bytes(block[8..12].try_into().expect("4 bytes"))
+    }
+
     pub fn decode(block: &[u8]) -> SuperblockCopy {
         if block.len() != BLOCK_BYTES || block[..8] != MAGIC {
             return SuperblockCopy::Foreign;
@@ -192,7 +199,7 @@ impl Superblock {
             return SuperblockCopy::Damaged;
         }
         // Only after the checksum: a rotten version number is damage, not another version.
-        if u32_at(8) != FORMAT_VERSION {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&u32_at(8)) {
             return SuperblockCopy::OtherVersion(u32_at(8));
         }
         let (Ok(slots), Ok(maps)) = (u32::try_from(word(2)), u32::try_from(word(3))) else {

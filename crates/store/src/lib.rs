@@ -5,7 +5,7 @@
 //! time and in any order. [`Disk`] is only for [`Store::format`] and [`Store::open`], which block.
 //!
 //! Reading order: `layout` (where things lie), `record` (the journal's entries), `store` (the life of an order),
-//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `growth` (how a file takes its room), `recover`
+//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `job` (what is copied for that, and what stays below), `merge` (how overlays end), `growth` (how a file takes its room), `recover`
 //! (how a crash ends). The
 //! bytes, and why each sync is enough, stand in docs/formats.md, "Store on disk".
 //! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
@@ -13,13 +13,17 @@
 mod buffer;
 mod change;
 mod compare;
+mod descriptors;
 mod disk;
 mod free_set;
 mod growth;
 mod invariants;
 mod io;
+mod job;
 mod journal;
 mod layout;
+mod merge;
+mod overlays;
 mod read;
 mod record;
 mod recover;

@@ -103,8 +103,9 @@ impl Store {
                     if self.tables.lost(at.slot) & (1 << index) != 0 {
                         corrupt = corrupt.or(Some(block));
                     }
-                    let offset = self.superblock.geometry.slot_offset(at.slot) + u64::from(index) * BLOCK;
-                    let pins = vec![(at.slot, 1 << index)];
+                    let slot = self.tables.place(at.slot, index);
+                    let offset = self.superblock.geometry.slot_offset(slot) + u64::from(index) * BLOCK;
+                    let pins = vec![(slot, 1 << index)];
                     (Source::Disk { offset, pins }, self.tables.crc(at.slot, index))
                 } else {
                     (Source::Zeros, ZERO_BLOCK_CRC)

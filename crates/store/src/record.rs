@@ -95,6 +95,43 @@ impl ChunkRef {
     }
 }
 
+/// Which blocks of a chunk do not lie in its slot but, at the same places, in another one below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Below {
+    pub slot: u32,
+    pub mask: u16,
+}
+
+impl Below {
+    /// The slot is plain: all that its chunk has lies in it.
+    pub const NONE: Below = Below { slot: NO_SLOT, mask: 0 };
+
+    pub fn is_none(self) -> bool {
+        self.mask == 0
+    }
+
+    /// Of these blocks, those in `mask`. A slot of which nothing is wanted is not below any more.
+    pub fn only(self, mask: u16) -> Below {
+        match self.mask & mask {
+            0 => Below::NONE,
+            mask => Below { mask, ..self },
+        }
+    }
+}
+
+/// What a record says of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub slot: u32,
+    /// The blocks outside of `mask` are of no interest any more.
+    pub reset: bool,
+    pub below: Below,
+    pub lost: u16,
+    /// The blocks, ascending, whose checksums are `crcs`.
+    pub mask: u16,
+    pub crcs: Vec<u32>,
+}
+
 /// What names one remembered change: the same write sent twice is remembered once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TagKey {
@@ -145,14 +182,7 @@ pub enum Entry {
         index: u8,
         chunk: ChunkRef,
     },
-    /// The checksums of the blocks in `mask`, ascending. `reset`: the others are of no interest any more.
-    Descriptor {
-        slot: u32,
-        reset: bool,
-        mask: u16,
-        lost: u16,
-        crcs: Vec<u32>,
-    },
+    Descriptor(Descriptor),
     /// These blocks are home in the version written by records up to `upto`.
     Homed {
         oid: Oid,
@@ -189,11 +219,7 @@ impl Entry {
             Entry::MapChunk { map, index, chunk } => {
                 w.u8(6).u32(*map).u8(*index).u32(chunk.slot).u16(chunk.mask).done()
             }
-            Entry::Descriptor { slot, reset, mask, lost, crcs } => {
-                debug_assert_eq!(mask.count_ones() as usize, crcs.len());
-                w.u8(7).u32(*slot).u8(u8::from(*reset)).u16(*mask).u16(*lost);
-                crcs.iter().for_each(|crc| w.u32(*crc).done());
-            }
+            Entry::Descriptor(descriptor) => w.descriptor(descriptor),
             Entry::Homed { oid, chunk, mask, upto } => {
                 w.u8(8).u64(oid.0).u32(*chunk).u16(*mask).u64(*upto).done()
             }
@@ -217,6 +243,15 @@ impl Writer<'_> {
     fn write(&mut self, oid: Oid, first: u32, crcs: &[u32]) {
         self.u8(1).u64(oid.0).u32(first).u32(crcs.len() as u32);
         crcs.iter().for_each(|crc| self.u32(*crc).done());
+    }
+    fn descriptor(&mut self, d: &Descriptor) {
+        debug_assert_eq!(d.mask.count_ones() as usize, d.crcs.len());
+        let kind = if d.below.is_none() { 7 } else { 11 };
+        self.u8(kind).u32(d.slot).u8(u8::from(d.reset)).u16(d.mask).u16(d.lost);
+        if !d.below.is_none() {
+            self.u32(d.below.slot).u16(d.below.mask);
+        }
+        d.crcs.iter().for_each(|crc| self.u32(*crc).done());
     }
     fn u8(&mut self, v: u8) -> &mut Self {
         self.0.push(v);
@@ -289,6 +324,17 @@ impl Reader<'_> {
         let chunk = ChunkRef { slot: self.u32()?, mask: self.u16()? };
         (!chunk.is_hole() || chunk.mask == 0).then_some(chunk)
     }
+    fn descriptor(&mut self, is_overlay: bool) -> Option<Descriptor> {
+        let (slot, reset, mask, lost) = (self.u32()?, self.flag()?, self.u16()?, self.u16()?);
+        let below = match is_overlay {
+            true => Below { slot: self.u32()?, mask: self.u16()? },
+            false => Below::NONE,
+        };
+        if below.is_none() == is_overlay {
+            return None;
+        }
+        Some(Descriptor { slot, reset, below, lost, mask, crcs: self.crcs(mask.count_ones() as usize)? })
+    }
     fn index(&mut self) -> Option<u8> {
         self.u8().filter(|i| u32::from(*i) < GROUP_CHUNKS)
     }
@@ -321,10 +367,7 @@ impl Reader<'_> {
             }
             5 => Entry::MapFree { map: self.u32()? },
             6 => Entry::MapChunk { map: self.u32()?, index: self.index()?, chunk: self.chunk_ref()? },
-            7 => {
-                let (slot, reset, mask, lost) = (self.u32()?, self.flag()?, self.u16()?, self.u16()?);
-                Entry::Descriptor { slot, reset, mask, lost, crcs: self.crcs(mask.count_ones() as usize)? }
-            }
+            kind @ (7 | 11) => Entry::Descriptor(self.descriptor(kind == 11)?),
             8 => Entry::Homed { oid: self.oid()?, chunk: self.u32()?, mask: self.u16()?, upto: self.u64()? },
             9 => {
                 let key = self.key()?;
@@ -358,7 +401,22 @@ mod tests {
             Entry::Map { map: 7, oid: Oid(2), group: 1, chunks: vec![(0, chunk), (63, chunk)] },
             Entry::MapFree { map: 7 },
             Entry::MapChunk { map: 7, index: 3, chunk: ChunkRef::HOLE },
-            Entry::Descriptor { slot: 4, reset: true, mask: 5, lost: 8, crcs: vec![1, 2] },
+            Entry::Descriptor(Descriptor {
+                slot: 4,
+                reset: true,
+                below: Below::NONE,
+                lost: 8,
+                mask: 5,
+                crcs: vec![1, 2],
+            }),
+            Entry::Descriptor(Descriptor {
+                slot: 4,
+                reset: false,
+                below: Below { slot: 6, mask: 0x7000 },
+                lost: 0,
+                mask: 1,
+                crcs: vec![3],
+            }),
             Entry::Homed { oid: Oid(1), chunk: 4, mask: 3, upto: 99 },
             Entry::Tag { key, origin: Origin::default(), settled: Some(Seq(8)) },
             Entry::Tag { key: TagKey { blocks: None, ..key }, origin: Origin::default(), settled: None },

@@ -151,7 +151,7 @@ impl Store {
 
     /// Opens a disk after an orderly end or a crash, which are the same.
     pub fn open(disk: &mut dyn Disk) -> Result<(Store, Recovered), OpenError> {
-        let superblock = read_superblock(disk)?;
+        let (superblock, is_old) = read_superblock(disk)?;
         let geometry = superblock.geometry;
         let scan = scan_journal(disk, &superblock)?;
         let mut tables = Tables::empty(geometry);
@@ -159,21 +159,19 @@ impl Store {
         let mut replay = Replay { tables, written: Written::default(), tags: Tags::default(), scan };
         replay.run()?;
         let Replay { mut tables, mut written, tags, scan } = replay;
-        tables.index().map_err(|Contradiction| OpenError::DamagedTables)?;
+        let given_up = tables.index().map_err(|Contradiction| OpenError::DamagedTables)?;
         let mut slots = Slots::new(tables.refs(), slots_on(disk, &tables)?);
         promise_slots(&tables, &mut slots, &mut written, disk.size())?;
 
         // A new incarnation, durably, before the first record of it. The sync also makes durable what the scan saw
         // but only a volatile cache may have held.
-        let superblock = Superblock {
-            revision: superblock.revision + 1,
-            incarnation: superblock.incarnation + 1,
-            durable: scan.last_seq(),
-            ..superblock
-        };
         disk.sync()?;
-        disk.write_at(superblock.offset(), &superblock.encode())?;
-        disk.sync()?;
+        for page in given_up {
+            disk.write_at(geometry.page_offset(page), &tables.encode_page(page))?;
+        }
+        let superblock =
+            Superblock { incarnation: superblock.incarnation + 1, durable: scan.last_seq(), ..superblock };
+        let superblock = write_superblock(disk, superblock, is_old)?;
 
         let records = scan.infos.len() as u64;
         let found = RecoveredJournal {
@@ -185,19 +183,44 @@ impl Store {
         };
         let journal = Journal::new(geometry, superblock.incarnation, found);
         let recovered = Recovered { store_id: geometry.store_id, unsettled: tags.unsettled(), records };
-        Ok((Store::assemble(superblock, tables, slots, journal, written, tags), recovered))
+        let mut store = Store::assemble(superblock, tables, slots, journal, written, tags);
+        // What the last life left to be merged does not wait for somebody to ask something.
+        store.drive_write_back();
+        Ok((store, recovered))
     }
 }
 
-fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenError> {
+/// Writes a superblock as the newest one; over an older format into both copies, so that no program that does not know this one finds a
+/// copy that it would believe.
+fn write_superblock(disk: &mut dyn Disk, mut superblock: Superblock, both: bool) -> io::Result<Superblock> {
+    for _ in 0..1 + u32::from(both) {
+        superblock.revision += 1;
+        disk.write_at(superblock.offset(), &superblock.encode())?;
+        disk.sync()?;
+    }
+    Ok(superblock)
+}
+
+/// The superblock that counts, and whether an older program wrote it.
+fn read_superblock(disk: &mut dyn Disk) -> Result<(Superblock, bool), OpenError> {
     if disk.size() < 2 * BLOCK {
         return Err(OpenError::NotAStore);
     }
-    let mut copies = Vec::new();
+    let (mut copies, mut is_old) = (Vec::new(), false);
     for offset in [0, BLOCK] {
         let mut block = [0; BLOCK_BYTES];
         disk.read_at(offset, &mut block)?;
-        copies.push(Superblock::decode(&block));
+        let copy = Superblock::decode(&block);
+        is_old |= matches!(copy, SuperblockCopy::Good(_)) && Superblock::version(&block) < FORMAT_VERSION;
+        copies.push(copy);
+    }
+    // Whoever wrote it went on from here in a way that we do not understand.
+    let later = copies.iter().find_map(|copy| match copy {
+        SuperblockCopy::OtherVersion(found) if *found > FORMAT_VERSION => Some(*found),
+        _ => None,
+    });
+    if let Some(found) = later {
+        return Err(OpenError::OtherVersion { found });
     }
     let good = |copy: &SuperblockCopy| match copy {
         SuperblockCopy::Good(sb) => Some(*sb),
@@ -219,7 +242,7 @@ fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenError> {
     if disk.size() < expected {
         return Err(OpenError::DiskSmaller { expected, found: disk.size() });
     }
-    Ok(superblock)
+    Ok((superblock, is_old))
 }
 
 /// The records that count, and where they end.
@@ -439,9 +462,7 @@ impl Replay {
             Entry::Map { map, oid, group, chunks } => self.tables.set_map(map, oid, group, &chunks, seq)?,
             Entry::MapFree { map } => drop(self.tables.free_map(map, seq)?),
             Entry::MapChunk { map, index, chunk } => drop(self.tables.set_chunk(map, index, chunk, seq)?),
-            Entry::Descriptor { slot, reset, mask, lost, crcs } => {
-                self.tables.set_descriptor(slot, reset, mask, lost, &crcs, seq)?;
-            }
+            Entry::Descriptor(descriptor) => drop(self.tables.set_descriptor(&descriptor, seq)?),
             Entry::Homed { oid, chunk, mask, upto } => {
                 let mut removed = Removed::default();
                 self.written.homed(oid, chunk, mask, upto, &mut removed);

@@ -69,6 +69,11 @@ impl Slots {
         self.free.count() + self.freed.len() as u32 + self.lingering.len() as u32 + self.absent()
     }
 
+    /// Some are not referred to any more, and will be free soon.
+    pub fn is_freeing(&self) -> bool {
+        !self.freed.is_empty() || !self.lingering.is_empty()
+    }
+
     pub fn promised(&self) -> u32 {
         self.promised
     }

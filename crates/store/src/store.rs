@@ -149,6 +149,9 @@ impl Store {
             self.replies.push_back((ticket, ObjectReply::Done));
             return self.make_progress();
         }
+        if matches!(op, ObjectOp::Change { .. }) {
+            self.write_back.handle_change();
+        }
         let order = self.next_order;
         self.next_order += 1;
         if matches!(op, ObjectOp::Amend { .. }) {
@@ -300,6 +303,7 @@ impl Store {
 
     /// Everything that can go on goes on.
     fn make_progress(&mut self) {
+        self.retry_roomless();
         loop {
             if let Some(order) = self.recheck.pop_front() {
                 self.restart_if_free(order);

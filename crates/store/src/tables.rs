@@ -1,16 +1,19 @@
-//! The two tables in memory: maps (which slots an object has) and descriptors (checksums of a slot's blocks).
+//! The two tables in memory: maps (which slots an object has) and descriptors (checksums of a slot's blocks), and who refers to
+//! which slot: maps do, and an overlay that a map refers to does to the slot below it.
 //!
 //! Every change is an [`Entry`](crate::record::Entry) of a journal record first; here it takes effect and makes its page
 //! dirty. The same functions serve the running store and recovery, so that both come to the same tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::checksum::crc32c;
 use proto::{BLOCK_BYTES, Oid};
 
+use crate::descriptors::Descriptors;
 use crate::free_set::FreeSet;
 use crate::layout::*;
-use crate::record::{ChunkRef, NO_SLOT};
+use crate::overlays::Overlays;
+use crate::record::{Below, ChunkRef, Descriptor, NO_SLOT};
 
 /// In the place of a map's group: the map is free.
 const FREE_GROUP: u32 = u32::MAX;
@@ -31,11 +34,11 @@ pub struct Dirty {
 
 pub struct Tables {
     pub geometry: Geometry,
-    crcs: Vec<[u32; SLOT_BLOCKS as usize]>,
-    /// Blocks whose content or checksum is known to be lost: they are answered with `Corrupt`.
-    lost: Vec<u16>,
+    descriptors: Descriptors,
     maps: Vec<Option<Box<Map>>>,
+    /// During recovery those of maps only: which overlays count is known at its end.
     refs: Vec<u32>,
+    overlays: Overlays,
     /// Slots that lost a reference and kept another: by which record. A crash before it is durable brings the reference back.
     unshared: BTreeMap<u32, u64>,
     /// Empty during recovery, when two maps may claim the same key for a while.
@@ -54,10 +57,10 @@ impl Tables {
         let (slots, maps) = (geometry.slots as usize, geometry.maps as usize);
         Tables {
             geometry,
-            crcs: vec![[0; SLOT_BLOCKS as usize]; slots],
-            lost: vec![0; slots],
+            descriptors: Descriptors::empty(geometry.store_id, geometry.slots),
             maps: std::iter::repeat_with(|| None).take(maps).collect(),
             refs: vec![0; slots],
+            overlays: Overlays::default(),
             unshared: BTreeMap::new(),
             by_key: BTreeMap::new(),
             free_maps: FreeSet::empty(geometry.maps),
@@ -66,8 +69,10 @@ impl Tables {
         }
     }
 
-    /// Ends recovery: checks that the tables are consistent and makes them searchable.
-    pub fn index(&mut self) -> Result<(), Contradiction> {
+    /// Ends recovery: checks that the tables are consistent and makes them searchable. Returns the pages whose descriptors of
+    /// slots in use are lost: what such an overlay had below is forgotten from now on, and must be on the disk too before
+    /// that slot is given to anybody (a bad read may turn out a good one next time).
+    pub fn index(&mut self) -> Result<BTreeSet<PageId>, Contradiction> {
         self.by_key.clear();
         for (id, map) in self.maps.iter().enumerate() {
             match map {
@@ -80,6 +85,24 @@ impl Tables {
             }
         }
         self.indexed = true;
+        self.index_overlays()?;
+        let in_use = (0..self.geometry.slots).filter(|slot| self.refs[*slot as usize] > 0);
+        let lost = in_use.filter(|slot| self.descriptors.give_up_if_unknown(*slot));
+        Ok(lost.map(|slot| PageId::Descriptors(slot / DESCRIPTORS_PER_PAGE)).collect())
+    }
+
+    /// An overlay lies on a plain slot: nothing is ever looked for further down.
+    fn index_overlays(&mut self) -> Result<(), Contradiction> {
+        for slot in 0..self.geometry.slots {
+            let below = self.below(slot);
+            if self.refs[slot as usize] == 0 || below.is_none() {
+                continue;
+            }
+            if below.slot >= self.geometry.slots || !self.below(below.slot).is_none() {
+                return Err(Contradiction);
+            }
+            self.link(slot);
+        }
         Ok(())
     }
 
@@ -87,12 +110,35 @@ impl Tables {
         &self.refs
     }
 
-    pub fn crc(&self, slot: u32, block: u32) -> u32 {
-        self.crcs[slot as usize][block as usize]
+    /// In which slot a block of a chunk lies that has `slot` in its map, at the same index.
+    pub fn place(&self, slot: u32, index: u32) -> u32 {
+        let below = self.below(slot);
+        if below.mask & (1 << index) != 0 { below.slot } else { slot }
     }
 
+    /// Of a block of a chunk that has `slot`, wherever it lies.
+    pub fn crc(&self, slot: u32, index: u32) -> u32 {
+        self.descriptors.crc(self.place(slot, index), index)
+    }
+
+    /// Blocks of a chunk that has `slot` whose content or checksum is known to be lost, wherever they lie.
     pub fn lost(&self, slot: u32) -> u16 {
-        self.lost[slot as usize]
+        let below = self.below(slot);
+        let further = if below.is_none() { 0 } else { self.descriptors.lost(below.slot) & below.mask };
+        self.descriptors.lost(slot) & !below.mask | further
+    }
+
+    pub fn below(&self, slot: u32) -> Below {
+        self.descriptors.below(slot)
+    }
+
+    /// Overlays, each with a slot below it that nobody else refers to any more.
+    pub fn mergeable(&self) -> impl Iterator<Item = u32> + '_ {
+        self.overlays.lonely()
+    }
+
+    pub fn overlays(&self) -> &Overlays {
+        &self.overlays
     }
 
     pub fn free_map_count(&self) -> u32 {
@@ -149,23 +195,57 @@ impl Tables {
     }
 
     fn refer(&mut self, chunk: ChunkRef) -> Result<(), Contradiction> {
-        if !chunk.is_hole() {
-            *self.refs.get_mut(chunk.slot as usize).ok_or(Contradiction)? += 1;
+        if chunk.is_hole() {
+            return Ok(());
+        }
+        let refs = self.refs.get_mut(chunk.slot as usize).ok_or(Contradiction)?;
+        *refs += 1;
+        let is_first = *refs == 1;
+        self.overlays.handle_refs(chunk.slot, *refs);
+        if is_first && self.indexed {
+            self.link(chunk.slot);
         }
         Ok(())
     }
 
-    /// Returns the slot if that was its last reference.
-    fn unrefer(&mut self, chunk: ChunkRef, seq: u64) -> Option<u32> {
+    /// `freed`: gets the slot if that was its last reference, and the one below it likewise.
+    fn unrefer(&mut self, chunk: ChunkRef, seq: u64, freed: &mut Vec<u32>) {
         if chunk.is_hole() {
-            return None;
+            return;
         }
         let refs = &mut self.refs[chunk.slot as usize];
         *refs = refs.checked_sub(1).expect("a reference is dropped once");
+        self.overlays.handle_refs(chunk.slot, *refs);
         if *refs > 0 && self.indexed {
             self.unshared.insert(chunk.slot, seq);
         }
-        (*refs == 0).then_some(chunk.slot)
+        if *refs == 0 {
+            freed.push(chunk.slot);
+            if self.indexed {
+                self.unlink(chunk.slot, self.below(chunk.slot), seq, freed);
+            }
+        }
+    }
+
+    /// A slot in use refers to the one below it.
+    fn link(&mut self, overlay: u32) {
+        let below = self.below(overlay);
+        if below.is_none() {
+            return;
+        }
+        let refs = &mut self.refs[below.slot as usize];
+        *refs += 1;
+        self.overlays.insert(below.slot, overlay, *refs);
+    }
+
+    /// The slot below an overlay is not referred to by it any more. The descriptor of an overlay that is free itself stays as it was: only
+    /// the record that freed it may change what a crash would bring back.
+    fn unlink(&mut self, overlay: u32, below: Below, seq: u64, freed: &mut Vec<u32>) {
+        if below.is_none() {
+            return;
+        }
+        self.overlays.remove(below.slot, overlay);
+        self.unrefer(ChunkRef { slot: below.slot, mask: below.mask }, seq, freed);
     }
 
     /// Might the slot be another object's too after a crash now? Then it must not be written in place.
@@ -222,49 +302,47 @@ impl Tables {
         if self.indexed {
             self.by_key.remove(&(map.oid, map.group));
         }
-        map.chunks.iter().filter_map(|chunk| self.unrefer(*chunk, seq)).collect()
+        let mut freed = Vec::new();
+        map.chunks.iter().for_each(|chunk| self.unrefer(*chunk, seq, &mut freed));
+        freed
     }
 
-    /// Returns the slot that lay there before, if nobody refers to it any more.
+    /// Returns the slots that nobody refers to any more.
     pub fn set_chunk(
         &mut self,
         id: u32,
         index: u8,
         chunk: ChunkRef,
         seq: u64,
-    ) -> Result<Option<u32>, Contradiction> {
+    ) -> Result<Vec<u32>, Contradiction> {
         let Some(map) = self.maps.get(id as usize) else { return Err(Contradiction) };
         if map.is_none() {
             // Only in recovery: the page on disk is newer than this record, and a later record says so too.
             assert!(!self.indexed, "map {id} is not in use");
-            return Ok(None);
+            return Ok(Vec::new());
         }
         self.refer(chunk)?;
         let map = self.maps[id as usize].as_mut().expect("seen above");
         let old = std::mem::replace(&mut map.chunks[index as usize], chunk);
         self.touch(PageId::Maps(id / MAPS_PER_PAGE), seq);
-        Ok(self.unrefer(old, seq))
+        let mut freed = Vec::new();
+        self.unrefer(old, seq, &mut freed);
+        Ok(freed)
     }
 
-    pub fn set_descriptor(
-        &mut self,
-        slot: u32,
-        reset: bool,
-        mask: u16,
-        lost: u16,
-        crcs: &[u32],
-        seq: u64,
-    ) -> Result<(), Contradiction> {
-        let all = self.crcs.get_mut(slot as usize).ok_or(Contradiction)?;
-        if reset {
-            *all = [0; SLOT_BLOCKS as usize];
+    /// Returns the slot that was below and that nobody refers to any more.
+    pub fn set_descriptor(&mut self, new: &Descriptor, seq: u64) -> Result<Vec<u32>, Contradiction> {
+        if new.slot >= self.geometry.slots {
+            return Err(Contradiction);
         }
-        for (block, crc) in bits(mask).zip(crcs) {
-            all[block as usize] = *crc;
+        let (old, mut freed) = (self.below(new.slot), Vec::new());
+        self.descriptors.set(new);
+        if self.indexed && self.refs[new.slot as usize] > 0 && old.slot != new.below.slot {
+            assert!(new.below.is_none(), "slot {} is in use and comes to lie on another", new.slot);
+            self.unlink(new.slot, old, seq, &mut freed);
         }
-        self.lost[slot as usize] = lost;
-        self.touch(PageId::Descriptors(slot / DESCRIPTORS_PER_PAGE), seq);
-        Ok(())
+        self.touch(PageId::Descriptors(new.slot / DESCRIPTORS_PER_PAGE), seq);
+        Ok(freed)
     }
 
     /// The page as it is to lie on disk.
@@ -275,7 +353,7 @@ impl Tables {
                 for (i, entry) in out.chunks_exact_mut(DESCRIPTOR_BYTES).enumerate() {
                     let slot = n * DESCRIPTORS_PER_PAGE + i as u32;
                     if slot < self.geometry.slots {
-                        self.encode_descriptor(slot, entry);
+                        self.descriptors.encode(slot, entry);
                     }
                 }
             }
@@ -291,17 +369,6 @@ impl Tables {
         out
     }
 
-    fn encode_descriptor(&self, slot: u32, out: &mut [u8]) {
-        out[4..8].copy_from_slice(&slot.to_le_bytes());
-        out[8..16].copy_from_slice(&self.geometry.store_id.to_le_bytes());
-        out[16..18].copy_from_slice(&self.lost[slot as usize].to_le_bytes());
-        for (i, crc) in self.crcs[slot as usize].iter().enumerate() {
-            out[64 + i * 4..68 + i * 4].copy_from_slice(&crc.to_le_bytes());
-        }
-        let crc = crc32c(&out[4..]);
-        out[..4].copy_from_slice(&crc.to_le_bytes());
-    }
-
     /// Takes over a page read from disk. A rotten descriptor loses its blocks, a rotten map could hide an object.
     pub fn load_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Contradiction> {
         match page {
@@ -309,7 +376,7 @@ impl Tables {
                 for (i, entry) in bytes.chunks_exact(DESCRIPTOR_BYTES).enumerate() {
                     let slot = n * DESCRIPTORS_PER_PAGE + i as u32;
                     if slot < self.geometry.slots {
-                        self.load_descriptor(slot, entry);
+                        self.descriptors.load(slot, entry);
                     }
                 }
                 Ok(())
@@ -329,24 +396,6 @@ impl Tables {
                 }
                 Ok(())
             }
-        }
-    }
-
-    fn load_descriptor(&mut self, slot: u32, bytes: &[u8]) {
-        if bytes.iter().all(|b| *b == 0) {
-            return;
-        }
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-        let good = crc32c(&bytes[4..]) == u32_at(0)
-            && u32_at(4) == slot
-            && bytes[8..16] == self.geometry.store_id.to_le_bytes();
-        if !good {
-            self.lost[slot as usize] = FULL_MASK;
-            return;
-        }
-        self.lost[slot as usize] = u16::from_le_bytes([bytes[16], bytes[17]]);
-        for (i, crc) in self.crcs[slot as usize].iter_mut().enumerate() {
-            *crc = u32_at(64 + i * 4);
         }
     }
 }
@@ -441,7 +490,11 @@ mod tests {
         let id = tables.take_map().unwrap();
         let chunk = ChunkRef { slot: 5, mask: 7 };
         tables.set_map(id, Oid(9), 0, &[(3, chunk)], 1).unwrap();
-        tables.set_descriptor(5, true, 7, 0, &[10, 11, 12], 1).unwrap();
+        let below = Below::NONE;
+        let crcs = vec![10, 11, 12];
+        tables
+            .set_descriptor(&Descriptor { slot: 5, reset: true, below, lost: 0, mask: 7, crcs }, 1)
+            .unwrap();
         let (d, m) = (tables.encode_page(PageId::Descriptors(0)), tables.encode_page(PageId::Maps(0)));
 
         let mut again = Tables::empty(geometry);

@@ -14,7 +14,7 @@ use proto::{BLOCK_BYTES, Oid};
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::io::{IoFailed, IoId, IoOp, IoRequest, IoResult};
-use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS};
+use crate::layout::{BLOCK, DESCRIPTOR_BYTES, DESCRIPTORS_PER_PAGE, GROUP_CHUNKS, PageId, SLOT_BLOCKS};
 use crate::store::Store;
 use crate::tables::bits;
 
@@ -328,16 +328,35 @@ pub fn home_blocks(store: &Store) -> Vec<HomeBlock> {
         for (i, at) in map.chunks.iter().enumerate().filter(|(_, at)| !at.is_hole()) {
             let chunk = map.group * GROUP_CHUNKS + i as u32;
             let written = store.written.chunk(map.oid, chunk);
-            let slot = store.superblock.geometry.slot_offset(at.slot);
+            let offset = |index| store.superblock.geometry.slot_offset(store.tables.place(at.slot, index));
             let bare = |index: &u32| written.is_none_or(|w| w.get(*index).is_none());
             found.extend(bits(at.mask).filter(bare).map(|index| HomeBlock {
                 oid: map.oid,
                 block: chunk * SLOT_BLOCKS + index,
-                offset: slot + u64::from(index) * BLOCK,
+                offset: offset(index) + u64::from(index) * BLOCK,
             }));
         }
     }
     found
+}
+
+/// What room the chunks of an object take, the slots below overlays included, and how many of its chunks have such.
+pub fn layers(store: &Store, oid: Oid) -> (usize, usize) {
+    let chunks = store.tables.maps_between(oid, oid).flat_map(|map| map.chunks).filter(|at| !at.is_hole());
+    let below = |slot| store.tables.below(slot);
+    chunks.fold((0, 0), |(slots, overlays), at| {
+        let is_overlay = usize::from(!below(at.slot).is_none());
+        (slots + 1 + is_overlay, overlays + is_overlay)
+    })
+}
+
+/// Where on the disk the descriptors lie of a chunk's slot and, if there is one, of the slot below.
+pub fn descriptor_offsets(store: &Store, oid: Oid, chunk: u32) -> Vec<u64> {
+    let at = store.tables.chunk(oid, chunk).slot;
+    let slots = [Some(at), Some(store.tables.below(at)).filter(|b| !b.is_none()).map(|b| b.slot)];
+    let page = |slot| store.superblock.geometry.page_offset(PageId::Descriptors(slot / DESCRIPTORS_PER_PAGE));
+    let offset = |slot| page(slot) + u64::from(slot % DESCRIPTORS_PER_PAGE) * DESCRIPTOR_BYTES as u64;
+    slots.into_iter().flatten().map(offset).collect()
 }
 
 fn blocks_of(offset: u64, data: &[Bytes]) -> Vec<(u64, Block)> {

@@ -12,10 +12,11 @@ use proto::{BLOCK_BYTES, Oid};
 
 use crate::buffer::AlignedBuf;
 use crate::io::{IoOp, IoResult};
-use crate::layout::{BLOCK, PageId, SLOT_BLOCKS};
-use crate::record::{ChunkRef, Entry, TagKey};
-use crate::store::{IoOwner, Store, map_place};
-use crate::tables::{bits, runs};
+use crate::job::{Goal, Home, HomeBlock, Job};
+use crate::layout::{BLOCK, PageId};
+use crate::record::{ChunkRef, Descriptor, Entry, TagKey};
+use crate::store::{IoOwner, Store};
+use crate::tables::bits;
 use crate::written::Removed;
 
 /// Chunks brought home in one round, if the journal has room for so many: a round ends with a sync, which durable writes wait for.
@@ -27,7 +28,7 @@ const PAGES_MAX: usize = 256;
 const WRITES_AT_ONCE: usize = 8;
 const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
-const JOB_ENTRIES_BYTES: usize = 128;
+pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 128 MiB.
 const WRITTEN_BLOCKS_MAX: usize = 32768;
@@ -39,6 +40,8 @@ pub struct WriteBack {
     pressed: bool,
     /// Everything up to this record is to go home.
     checkpoint: Option<u64>,
+    /// Since a checkpoint began nothing was changed: the end is near, and what is not needed for it is left.
+    ending: bool,
 }
 
 struct Round {
@@ -55,26 +58,18 @@ struct Round {
     tail_seq: Option<u64>,
 }
 
-/// One chunk on its way home.
-struct Job {
-    oid: Oid,
-    chunk: u32,
-    base: ChunkRef,
-    /// The slot it moves to; `None`: it is overwritten in place.
-    fresh: Option<u32>,
-    blocks: Vec<HomeBlock>,
-    /// Runs of `base` to be copied: (first, count, content).
-    copies: Vec<(u32, u32, Option<Bytes>)>,
-    /// Copied blocks that turned out unreadable or wrong.
-    lost: u16,
-    pin: Option<(u32, u16)>,
-}
-
-struct HomeBlock {
-    index: u32,
-    seq: u64,
-    crc: u32,
-    data: Bytes,
+impl Round {
+    fn new(upto: u64) -> Round {
+        Round {
+            upto,
+            jobs: Vec::new(),
+            pages: Vec::new(),
+            tags: Vec::new(),
+            writes: VecDeque::new(),
+            io_left: 0,
+            tail_seq: None,
+        }
+    }
 }
 
 impl WriteBack {
@@ -83,23 +78,46 @@ impl WriteBack {
     }
 
     pub fn slots_in_hand(&self) -> u32 {
-        self.round.iter().flat_map(|r| &r.jobs).filter(|job| job.fresh.is_some()).count() as u32
+        self.jobs().filter(|job| job.is_move()).count() as u32
     }
 
     pub fn is_moving(&self, oid: Oid, chunk: u32) -> bool {
-        let mut jobs = self.round.iter().flat_map(|r| &r.jobs);
-        jobs.any(|job| (job.oid, job.chunk) == (oid, chunk) && job.fresh.is_some())
+        self.jobs().any(|job| job.is_move() && job.home().is_some_and(|h| (h.oid, h.chunk) == (oid, chunk)))
+    }
+
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.round.iter().flat_map(|r| &r.jobs)
     }
 
     pub fn begin_checkpoint(&mut self, upto: u64) {
         self.checkpoint = Some(upto);
+        self.ending = true;
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.ending
+    }
+
+    pub fn handle_change(&mut self) {
+        self.ending = false;
     }
 }
 
 impl Store {
     pub(crate) fn drive_write_back(&mut self) {
-        if self.write_back.round.is_some() || !self.wants_write_back() {
+        if self.write_back.round.is_some() {
             return;
+        }
+        let round = self.plan_round_home().or_else(|| self.plan_round_of_merges());
+        if round.is_some() {
+            self.write_back.round = round;
+            self.begin_reads();
+        }
+    }
+
+    fn plan_round_home(&mut self) -> Option<Round> {
+        if !self.wants_write_back() {
+            return None;
         }
         let round = self.plan_round();
         let idle = round.jobs.is_empty() && round.pages.is_empty() && round.tags.is_empty();
@@ -107,10 +125,19 @@ impl Store {
             if self.journal.is_idle() {
                 self.write_back.checkpoint = None;
             }
-            return;
+            return None;
         }
-        self.write_back.round = Some(round);
-        self.begin_reads();
+        Some(round)
+    }
+
+    fn plan_round_of_merges(&mut self) -> Option<Round> {
+        if !self.wants_merges() {
+            return None;
+        }
+        let mut round = Round::new(self.journal.durable());
+        round.jobs = self.plan_merges(&[], 0);
+        self.pin_all(&round.jobs);
+        (!round.jobs.is_empty()).then_some(round)
     }
 
     fn wants_write_back(&mut self) -> bool {
@@ -154,7 +181,11 @@ impl Store {
                 break;
             }
         }
-        let jobs = found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
+        let mut jobs: Vec<Job> =
+            found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
+        let entries_bytes = jobs.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
+        jobs.extend(self.plan_merges(&jobs, entries_bytes));
+        self.pin_all(&jobs);
         let mut dirty: Vec<_> = self
             .tables
             .dirty
@@ -164,7 +195,11 @@ impl Store {
             .collect();
         dirty.sort_unstable();
         let pages = dirty.into_iter().take(PAGES_MAX).map(|(_, page)| page).collect();
-        Round { upto, jobs, pages, tags, writes: VecDeque::new(), io_left: 0, tail_seq: None }
+        Round { jobs, pages, tags, ..Round::new(upto) }
+    }
+
+    fn pin_all(&mut self, jobs: &[Job]) {
+        jobs.iter().flat_map(|job| &job.pins).for_each(|(slot, mask)| self.slots.pin(*slot, *mask));
     }
 
     /// Unsettled changes in records that nothing else needs, from the tail on.
@@ -207,34 +242,24 @@ impl Store {
             .filter(|b| b.seq <= upto)
             .map(|b| HomeBlock { index: u32::from(b.index), seq: b.seq, crc: b.crc, data: b.data.clone() })
             .collect();
-        let mask = blocks.iter().fold(0, |m, b| m | 1 << b.index);
-        let mut job = Job { oid, chunk, base, fresh: None, blocks, copies: Vec::new(), lost: 0, pin: None };
-        if base.is_hole() || self.tables.is_shared(base.slot) {
-            assert!(written.promised, "no slot was promised to chunk {chunk} of object {oid}");
-            written.promised = false;
-            self.slots.unpromise();
-            job.fresh = Some(self.slots.take().expect("a promised slot is there"));
-            if !base.is_hole() {
-                job.lost = self.tables.lost(base.slot) & base.mask & !mask;
-                job.copies = runs(base.mask & !mask & !job.lost).map(|(f, c)| (f, c, None)).collect();
-                job.pin = Some((base.slot, base.mask));
-            }
-        } else {
-            job.pin = Some((base.slot, mask));
+        let home = Home { oid, chunk, base };
+        if !base.is_hole() && !self.tables.is_shared(base.slot) {
+            return Job::in_place(home, blocks);
         }
-        if let Some((slot, mask)) = job.pin {
-            self.slots.pin(slot, mask);
-        }
-        job
+        assert!(written.promised, "no slot was promised to chunk {chunk} of object {oid}");
+        written.promised = false;
+        self.slots.unpromise();
+        let fresh = self.slots.take().expect("a promised slot is there");
+        Job::move_to(fresh, home, blocks, &self.tables)
     }
 
     fn begin_reads(&mut self) {
         let round = self.write_back.round.as_ref().expect("a round began");
         let mut reads = Vec::new();
-        for (job, Job { base, copies, .. }) in round.jobs.iter().enumerate() {
-            for (piece, (first, count, _)) in copies.iter().enumerate() {
-                let offset = self.superblock.geometry.slot_offset(base.slot) + u64::from(*first) * BLOCK;
-                reads.push((IoOp::Read { offset, len: *count as usize * BLOCK_BYTES }, job, piece));
+        for (job, Job { copies, .. }) in round.jobs.iter().enumerate() {
+            for (piece, copy) in copies.iter().enumerate() {
+                let offset = self.superblock.geometry.slot_offset(copy.slot) + u64::from(copy.first) * BLOCK;
+                reads.push((IoOp::Read { offset, len: copy.count as usize * BLOCK_BYTES }, job, piece));
             }
         }
         self.round().io_left = reads.len();
@@ -253,22 +278,22 @@ impl Store {
     pub(crate) fn handle_write_back_read(&mut self, job: usize, piece: usize, result: IoResult) {
         let round = self.write_back.round.as_mut().expect("its I/O belongs to a round");
         let job = &mut round.jobs[job];
-        let (first, count, content) = &mut job.copies[piece];
+        let copy = &mut job.copies[piece];
         let bytes = match result {
-            Ok(bytes) if bytes.len() == *count as usize * BLOCK_BYTES => Some(bytes),
+            Ok(bytes) if bytes.len() == copy.count as usize * BLOCK_BYTES => Some(bytes),
             _ => None,
         };
-        for i in 0..*count {
+        for i in 0..copy.count {
             let good = bytes.as_ref().is_some_and(|b| {
                 let block = &b[i as usize * BLOCK_BYTES..(i as usize + 1) * BLOCK_BYTES];
-                crc32c(block) == self.tables.crc(job.base.slot, *first + i)
+                crc32c(block) == self.tables.crc(copy.slot, copy.first + i)
             });
             if !good {
-                tracing::warn!(oid = %job.oid, block = job.chunk * SLOT_BLOCKS + *first + i, "lost a block");
-                job.lost |= 1 << (*first + i);
+                tracing::warn!(slot = copy.slot, block = copy.first + i, "lost a block");
+                job.lost |= 1 << (copy.first + i);
             }
         }
-        *content = bytes;
+        copy.content = bytes;
         round.io_left -= 1;
         if round.io_left == 0 {
             self.begin_writes();
@@ -280,25 +305,8 @@ impl Store {
         let geometry = self.superblock.geometry;
         let mut writes = VecDeque::new();
         for job in &round.jobs {
-            let slot = job.fresh.unwrap_or(job.base.slot);
-            let mut content: [Option<Bytes>; SLOT_BLOCKS as usize] = Default::default();
-            for (first, count, bytes) in &job.copies {
-                for i in (0..*count).filter(|_| bytes.is_some()) {
-                    let at = i as usize * BLOCK_BYTES;
-                    let bytes = bytes.as_ref().expect("filtered");
-                    content[(*first + i) as usize] = Some(bytes.slice(at..at + BLOCK_BYTES));
-                }
-            }
-            for block in &job.blocks {
-                content[block.index as usize] = Some(block.data.clone());
-            }
-            let present =
-                content.iter().enumerate().filter(|(_, c)| c.is_some()).fold(0, |m, (i, _)| m | 1 << i);
-            for (first, count) in runs(present) {
-                let data = (first..first + count)
-                    .map(|i| crate::buffer::aligned(content[i as usize].as_ref().expect("present")))
-                    .collect();
-                writes.push_back((geometry.slot_offset(slot) + u64::from(first) * BLOCK, data));
+            for (first, data) in job.writes() {
+                writes.push_back((geometry.slot_offset(job.slot) + u64::from(first) * BLOCK, data));
             }
         }
         // The reads took time: a page may hold newer changes by now, and must not run ahead of their records.
@@ -346,10 +354,8 @@ impl Store {
         let round = self.write_back.round.as_mut().expect("a round began");
         let (upto, jobs, tags) =
             (round.upto, std::mem::take(&mut round.jobs), std::mem::take(&mut round.tags));
-        for job in &jobs {
-            if let Some((slot, mask)) = job.pin {
-                self.slots.unpin(slot, mask);
-            }
+        for (slot, mask) in jobs.iter().flat_map(|job| &job.pins) {
+            self.slots.unpin(*slot, *mask);
         }
         // What the pages of this round hold is older than anything logged below: the tail is computed first.
         let tail_seq = self.trimmable();
@@ -357,7 +363,7 @@ impl Store {
         if bound > 0 {
             if self.journal.admits(bound, 0, true) {
                 let seq = self.journal.begin(bound, 0);
-                jobs.iter().for_each(|job| self.log_home(seq, upto, job));
+                jobs.iter().for_each(|job| self.log_job(seq, upto, job));
                 tags.iter().for_each(|(logged_in, key)| self.log_tag_anew(seq, *logged_in, key));
             } else {
                 jobs.iter().for_each(|job| self.abandon(job));
@@ -388,39 +394,45 @@ impl Store {
         self.journal.trim(round.tail_seq.expect("the superblock said so"));
     }
 
+    fn log_job(&mut self, seq: u64, upto: u64, job: &Job) {
+        match job.home() {
+            Some(home) => self.log_home(seq, upto, job, home),
+            None => self.log_merged(seq, job),
+        }
+    }
+
     /// Switches a chunk to its home, unless it was changed meanwhile in a way that makes the work void.
-    fn log_home(&mut self, seq: u64, upto: u64, job: &Job) {
-        let now = self.tables.chunk(job.oid, job.chunk);
-        let alive = self.still_newest(job);
+    fn log_home(&mut self, seq: u64, upto: u64, job: &Job, home: &Home) {
+        let Home { oid, chunk, base } = *home;
+        let now = self.tables.chunk(oid, chunk);
+        let alive = self.still_newest(job, home);
         // Cloned meanwhile: the clone has the same written blocks, but a shared slot's descriptor never changes.
-        let shared_meanwhile = job.fresh.is_none() && !now.is_hole() && self.tables.is_shared(now.slot);
-        if alive == 0 || now.slot != job.base.slot || shared_meanwhile {
+        let shared_meanwhile = !job.is_move() && !now.is_hole() && self.tables.is_shared(now.slot);
+        if alive == 0 || now.slot != base.slot || shared_meanwhile {
             return self.abandon(job);
         }
-        let Job { oid, chunk, .. } = *job;
-        let (slot, reset, mask, lost) = match job.fresh {
-            // A block that was overwritten meanwhile counts too where the object has it: the newer one covers it.
-            Some(slot) => {
-                let mask = (now.mask & job.base.mask) | alive;
-                (slot, true, mask, job.lost & mask)
+        let slot = job.slot;
+        let (to, descriptor) = match job.goal {
+            Goal::Move(_, below) => {
+                // A block that was overwritten meanwhile counts too where the object has it: the newer one covers it.
+                let has = (now.mask & base.mask) | alive;
+                let mask = has & job.own();
+                let (lost, crcs) = (job.lost & mask, self.crcs_after(job, base, mask));
+                let below = below.only(has);
+                (has, Descriptor { slot, reset: true, below, lost, mask, crcs })
             }
-            None => (now.slot, false, alive, self.tables.lost(now.slot) & !alive),
+            // Nobody but this object looks for anything below.
+            _ => {
+                let below = self.tables.below(slot).only(now.mask & !alive);
+                let lost = self.tables.lost(slot) & !alive & !self.tables.below(slot).mask;
+                let crcs = self.crcs_after(job, base, alive);
+                (now.mask | alive, Descriptor { slot, reset: false, below, lost, mask: alive, crcs })
+            }
         };
-        let crc_of = |index: u32| match job.blocks.iter().find(|b| b.index == index) {
-            Some(block) => block.crc,
-            None => self.tables.crc(job.base.slot, index),
-        };
-        let crcs: Vec<u32> = bits(mask).map(crc_of).collect();
-        self.tables.set_descriptor(slot, reset, mask, lost, &crcs, seq).expect("a slot of this disk");
-        self.journal.push(&Entry::Descriptor { slot, reset, mask, lost, crcs });
-        let to = ChunkRef { slot, mask: if reset { mask } else { now.mask | alive } };
+        self.describe(seq, descriptor);
+        let to = ChunkRef { slot, mask: to };
         if to != now {
-            let (group, index) = map_place(chunk);
-            let map = self.tables.map_id(oid, group).expect("written blocks have a map");
-            self.journal.push(&Entry::MapChunk { map, index, chunk: to });
-            if let Some(freed) = self.tables.set_chunk(map, index, to, seq).expect("slots of this disk") {
-                self.slots.freed_by(seq, freed);
-            }
+            self.set_chunk(seq, oid, chunk, to);
         }
         self.journal.push(&Entry::Homed { oid, chunk, mask: alive, upto });
         let mut removed = Removed::default();
@@ -428,17 +440,25 @@ impl Store {
         self.forget_written(seq, removed);
     }
 
-    fn still_newest(&self, job: &Job) -> u16 {
-        let Some(written) = self.written.chunk(job.oid, job.chunk) else { return 0 };
+    fn crcs_after(&self, job: &Job, base: ChunkRef, mask: u16) -> Vec<u32> {
+        let crc_of = |index: u32| match job.blocks.iter().find(|b| b.index == index) {
+            Some(block) => block.crc,
+            None => self.tables.crc(base.slot, index),
+        };
+        bits(mask).map(crc_of).collect()
+    }
+
+    fn still_newest(&self, job: &Job, home: &Home) -> u16 {
+        let Some(written) = self.written.chunk(home.oid, home.chunk) else { return 0 };
         let newest = |b: &&HomeBlock| written.get(b.index).is_some_and(|w| w.seq == b.seq);
         job.blocks.iter().filter(newest).fold(0, |m, b| m | 1 << b.index)
     }
 
     /// What is written stays written; a later round tries again.
     fn abandon(&mut self, job: &Job) {
-        if let Some(slot) = job.fresh {
-            self.slots.give_back(slot);
-            self.promise_if_wanted(job.oid, job.chunk);
+        if let (true, Some(home)) = (job.is_move(), job.home()) {
+            self.slots.give_back(job.slot);
+            self.promise_if_wanted(home.oid, home.chunk);
         }
     }
 

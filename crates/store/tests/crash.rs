@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use common::*;
 use proto::object::*;
 use proto::{Oid, Vid};
+use store::testing::layers;
 
 const OBJECTS: u64 = 5;
 
@@ -47,6 +48,11 @@ fn lives(seed: u64, lives: u64, orders: u64) {
             if machine.rng.chance(3) {
                 machine.store.begin_checkpoint();
                 machine.pump();
+            }
+            if machine.rng.chance(2) {
+                // Nothing is asked for a while: pairs of slots are merged.
+                machine.run();
+                machine.store.assert_invariants();
             }
             if machine.rng.chance(10) {
                 machine.store.assert_invariants();
@@ -106,9 +112,19 @@ fn lives(seed: u64, lives: u64, orders: u64) {
     machine.checkpoint();
     machine.store.assert_invariants();
     assert_eq!(machine.store.usage().pending_bytes, 0);
-    for oid in (100..100 + OBJECTS).map(Oid) {
+    let kept = Oid(100 + machine.rng.below(OBJECTS));
+    for oid in (100..100 + OBJECTS).map(Oid).filter(|oid| *oid != kept) {
         machine.call(change(oid, Change::Delete));
     }
+    machine.store.assert_invariants();
+    let (slots, overlays) = layers(&machine.store, kept);
+    assert_eq!(overlays, 0, "what nobody shares any more lies in one slot");
+    let used = machine.store.usage().used_bytes;
+    assert_eq!(used, slots as u64 * store::SLOT_BYTES, "only what is left takes room");
+    for blocks in test_blocks() {
+        assert_eq!(machine.read(kept, blocks.first, blocks.count), model.values(kept, blocks));
+    }
+    machine.call(change(kept, Change::Delete));
     machine.checkpoint();
     machine.store.assert_invariants();
     assert_eq!(machine.store.usage().used_bytes, 0, "nothing is left, so no slot is in use");

@@ -156,8 +156,8 @@ impl Machine {
     }
 
     pub fn run(&mut self) {
-        while self.step() {}
         self.pump();
+        while self.step() {}
     }
 
     pub fn call(&mut self, op: ObjectOp) -> ObjectReply {
