@@ -13,8 +13,9 @@ bench_snapshot() {
     local large=1T size vdi repeat
     ((repeats > 1)) || large=64G
     say "snapshot: making $large of objects"
-    dog vdi create entered "$large"
-    "$root/script/enter_objects.py" "$(nbd_uri entered)"
+    # Of 32 MiB: a store has room for an object for each 256 KiB of its size.
+    dog vdi create -z 25 entered "$large"
+    "$root/script/enter_objects.py" "$(nbd_uri entered)" $((32 << 20))
     for size in 1G "$large"; do
         vdi=bench
         [[ $size == 1G ]] || vdi=entered

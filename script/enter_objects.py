@@ -9,6 +9,8 @@ import nbd
 
 BLOCK = 4096
 IN_FLIGHT = 64
+# Objects that have a block at the same time.
+AT_ONCE = 1000
 
 
 def main():
@@ -24,12 +26,13 @@ def main():
                 flying.discard(cookie)
 
     data = nbd.Buffer.from_bytearray(bytearray(b"\x5a" * BLOCK))
-    offsets = range(0, handle.get_size(), object_bytes)
-    for begin in (lambda at: handle.aio_pwrite(data, at), lambda at: handle.aio_trim(BLOCK, at)):
-        for at in offsets:
-            settle(IN_FLIGHT - 1)
-            flying.add(begin(at))
-        settle(0)
+    size, step = handle.get_size(), object_bytes * AT_ONCE
+    for first in range(0, size, step):
+        for begin in (lambda at: handle.aio_pwrite(data, at), lambda at: handle.aio_trim(BLOCK, at)):
+            for at in range(first, min(first + step, size), object_bytes):
+                settle(IN_FLIGHT - 1)
+                flying.add(begin(at))
+            settle(0)
     handle.shutdown()
 
 
