@@ -9,10 +9,10 @@ scenario_with_sheep 3 2
 run mkdir "$dir/kept"
 play() { run timeout 120 python3 -B "$root/script/old_qemu.py" "$port$1" "$dir/kept" "${@:2}"; }
 all_exports_are_as_kept() {
-    local kept export
+    local kept name
     for kept in "$dir"/kept/*; do
-        export=$(basename "$kept")
-        run_line "nbdcopy '$(nbd_uri "$export" "$1")' - | cmp - '$kept'"
+        name=$(basename "$kept")
+        run_line "nbdcopy '$(nbd_uri "$name" "$1")' - | cmp - '$kept'"
     done
 }
 play 0 snapshots branches machines

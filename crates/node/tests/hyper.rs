@@ -329,3 +329,37 @@ fn a_snapshot_of_a_million_objects_changes_nothing_on_disks_and_takes_no_time() 
     println!("a snapshot of an empty VDI takes {:?}, of one of 2^20 objects {:?}", took[0], took[1]);
     assert!(took.iter().all(|time| *time < Duration::from_millis(100)), "{took:?}");
 }
+
+#[test]
+fn a_discard_to_the_end_leaves_what_was_written_behind_that_end_meanwhile() {
+    let (mut cluster, _) = Cluster::with_gateway();
+    let old_end = 59 * OBJECT + OBJECT / 2;
+    let vid = create(&mut cluster, "grows", old_end);
+    for object in 0..60 {
+        write(&mut cluster, 0, vid, object * OBJECT, 1);
+    }
+    // The first tasks of the discard hang, and those of the last object are not made yet.
+    let links = (1..4).map(|i| (id_of(0), id_of(i)));
+    cluster.cut_links.extend(links);
+    let discard = cluster.begin(0, on(vid, VolumeOp::Discard { offset: 0, len: old_end }));
+    cluster.run();
+    let resize = VolumeOp::Resize { size: 60 * OBJECT };
+    let resize = cluster.begin(0, on(vid, resize));
+    cluster.run();
+    let data = Bytes::from(vec![7; BLOCK_BYTES]);
+    let later = cluster.begin(0, on(vid, VolumeOp::Write { offset: old_end, data }));
+    cluster.run();
+    assert!(!cluster.answers.contains_key(&discard));
+    cluster.cut_links.clear();
+    for i in 1..4 {
+        cluster.sheep[0].1.handle_link_reset(id_of(i), cluster.now);
+    }
+    cluster.wait_ms(5000);
+    for request in [discard, resize, later] {
+        assert_eq!(cluster.answers.remove(&request), Some(Ok(ClientReply::Done)));
+    }
+    let kept = cluster.data(0, on(vid, VolumeOp::Read { offset: old_end, len: BLOCK_BYTES as u32 }));
+    assert!(kept.iter().all(|byte| *byte == 7), "{}", kept[0]);
+    let gone = cluster.data(0, on(vid, VolumeOp::Read { offset: 59 * OBJECT, len: BLOCK_BYTES as u32 }));
+    assert!(gone.iter().all(|byte| *byte == 0));
+}

@@ -42,7 +42,7 @@ impl Store {
     /// Whether an order that lacks slots should wait. False: nothing more is to be had, nor is anything on its way back.
     pub(crate) fn waits_for_room(&mut self, order: u64) -> bool {
         if self.slots.absent() == 0 || self.growth.asked.is_none() && order < self.growth.denied_below {
-            return self.slots.is_freeing() || self.tables.mergeable().next().is_some();
+            return self.slots.is_freeing() || self.mergeable().next().is_some();
         }
         self.ask_for_room();
         true

@@ -13,7 +13,7 @@ impl Store {
         self.assert_slots();
         self.assert_records();
         let rests = self.is_quiet() && !self.write_back.is_ending();
-        assert!(!rests || self.tables.mergeable().next().is_none(), "a pair of slots is left as it is");
+        assert!(!rests || self.mergeable().next().is_none(), "a pair of slots is left as it is");
     }
 
     fn assert_slots(&self) {

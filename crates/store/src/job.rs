@@ -21,6 +21,8 @@ pub struct Job {
     pub copies: Vec<Copy>,
     /// Blocks that were to be copied and are lost: known before, or found out by reading.
     pub lost: u16,
+    /// What was to be copied could not be read, which may pass: a merge is not for it to be lost by.
+    pub is_unread: bool,
     /// Its own I/O, and what may not be reused meanwhile.
     pub pins: Vec<(u32, u16)>,
 }
@@ -60,7 +62,15 @@ pub struct Copy {
 impl Job {
     pub fn in_place(home: Home, blocks: Vec<HomeBlock>) -> Job {
         let pins = vec![(home.base.slot, mask_of(&blocks))];
-        Job { slot: home.base.slot, goal: Goal::InPlace(home), blocks, copies: Vec::new(), lost: 0, pins }
+        Job {
+            slot: home.base.slot,
+            goal: Goal::InPlace(home),
+            blocks,
+            copies: Vec::new(),
+            lost: 0,
+            is_unread: false,
+            pins,
+        }
     }
 
     pub fn move_to(fresh: u32, home: Home, blocks: Vec<HomeBlock>, tables: &Tables) -> Job {
@@ -73,6 +83,7 @@ impl Job {
             blocks,
             copies: Vec::new(),
             lost: 0,
+            is_unread: false,
             pins: Vec::new(),
         };
         if !base.is_hole() {
@@ -92,6 +103,7 @@ impl Job {
             blocks: Vec::new(),
             copies: Vec::new(),
             lost: 0,
+            is_unread: false,
             pins,
         };
         job.copy(below, tables);

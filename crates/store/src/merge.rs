@@ -21,12 +21,17 @@ impl Store {
     /// Whether a round is worth while that only merges.
     pub(crate) fn wants_merges(&self) -> bool {
         let nothing_else = self.journal.is_idle() || self.slots_are_scarce();
-        nothing_else && self.may_merge() && self.tables.mergeable().next().is_some()
+        nothing_else && self.may_merge() && self.mergeable().next().is_some()
     }
 
     /// Not when the end is near, unless somebody waits for the room.
     fn may_merge(&self) -> bool {
         !self.write_back.is_ending() || !self.stalled.is_empty() || !self.growth.roomless.is_empty()
+    }
+
+    /// Overlays that could end, but for those that could not be read.
+    pub(crate) fn mergeable(&self) -> impl Iterator<Item = u32> + '_ {
+        self.tables.mergeable().filter(|overlay| !self.write_back.unread.contains(overlay))
     }
 
     fn slots_are_scarce(&self) -> bool {
@@ -41,7 +46,7 @@ impl Store {
         }
         // Chunks that move rely on what their slot is; those that do not write to it.
         let busy: BTreeSet<u32> = jobs.iter().filter_map(Job::home).map(|home| home.base.slot).collect();
-        let idle = self.tables.mergeable().filter(|overlay| !busy.contains(overlay)).take(most);
+        let idle = self.mergeable().filter(|overlay| !busy.contains(overlay)).take(most);
         idle.map(|overlay| Job::merge(overlay, &self.tables)).collect()
     }
 
@@ -49,6 +54,11 @@ impl Store {
     pub(crate) fn log_merged(&mut self, seq: u64, job: &Job) {
         let Goal::Merge(below) = job.goal else { unreachable!("only merges come here") };
         let slot = job.slot;
+        if job.is_unread {
+            // The blocks may be read again one day. The slot below keeps them; it is tried again after the next open.
+            self.write_back.unread.insert(slot);
+            return;
+        }
         if self.tables.refs()[slot as usize] == 0 || self.tables.below(slot) != below {
             return;
         }

@@ -42,6 +42,8 @@ pub struct WriteBack {
     checkpoint: Option<u64>,
     /// Since a checkpoint began nothing was changed: the end is near, and what is not needed for it is left.
     ending: bool,
+    /// Overlays that could not be merged, since what lies below them could not be read.
+    pub unread: BTreeSet<u32>,
 }
 
 struct Round {
@@ -293,6 +295,7 @@ impl Store {
                 job.lost |= 1 << (copy.first + i);
             }
         }
+        job.is_unread |= bytes.is_none();
         copy.content = bytes;
         round.io_left -= 1;
         if round.io_left == 0 {

@@ -8,6 +8,8 @@
 //! The second kind is named as QEMU names a bitmap of what has been written since some moment, so that programs which read
 //! such bitmaps find out what changed since a snapshot. How fine the answer is, the service decides (`VolumeOp::Changes`).
 
+use std::collections::BTreeMap;
+
 use proto::Vid;
 use proto::client::{VdiInfo, VolumeOp};
 
@@ -138,9 +140,10 @@ fn is_earlier(info: &VdiInfo, this: &VdiInfo) -> bool {
 
 /// Ancestors of another name, oldest first.
 fn foreign_ancestors<'a>(vdis: &'a [VdiInfo], this: &VdiInfo) -> Vec<&'a VdiInfo> {
+    let by_vid: BTreeMap<Vid, &VdiInfo> = vdis.iter().map(|info| (info.vid, info)).collect();
     let mut found = Vec::new();
     let mut parent = this.parent;
-    while let Some(info) = vdis.iter().find(|info| info.vid == parent)
+    while let Some(info) = by_vid.get(&parent).copied()
         && found.len() < LISTED_MAX
     {
         if info.name != this.name && info.snap_ctime != 0 {

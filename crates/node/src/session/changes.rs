@@ -19,6 +19,10 @@ use crate::context::Context;
 
 /// Objects of one answer that copies are asked about: each is a message. The rest of the range is for the next request.
 const ASKED_MAX: usize = 128;
+/// Their blocks: a copy looks at each.
+const ASKED_BLOCKS_MAX: u32 = 128 * 1024;
+/// An answer has to fit into a frame.
+const EXTENTS_MAX: usize = 65536;
 
 /// The answer of one task, as far as it is known.
 #[derive(Debug)]
@@ -79,6 +83,7 @@ impl Session {
             self.objects_in(window).into_keys().map(|index| (index, Entry::HOLE)).collect();
         entries.extend(other.entries.iter().map(|(index, owner, base)| (*index, entry_of(*owner, *base))));
         let mut comparison = Comparison { range, objects: Vec::new(), awaited: 0 };
+        let asked_max = ASKED_MAX.min((ASKED_BLOCKS_MAX / self.object_blocks()).max(1) as usize);
         for (index, then) in entries {
             let start = u64::from(index) << self.shift;
             if start + (1 << self.shift) <= comparison.range.start {
@@ -87,7 +92,7 @@ impl Session {
             if start >= comparison.range.end {
                 break;
             }
-            if comparison.awaited == ASKED_MAX {
+            if comparison.awaited == asked_max {
                 comparison.range.end = start;
                 break;
             }
@@ -197,7 +202,8 @@ fn extents(comparison: &Comparison, shift: u8) -> Vec<ChangedExtent> {
         _ => extents.push(ChangedExtent { len, changed }),
     };
     let Range { start: mut at, end } = comparison.range;
-    for (index, difference) in &comparison.objects {
+    let mut count = 0;
+    'objects: for (index, difference) in &comparison.objects {
         let object = u64::from(*index) << shift;
         let all = [BlockRange::new(0, (1u32 << shift) / BLOCK_BYTES as u32)];
         let blocks = match difference {
@@ -206,6 +212,10 @@ fn extents(comparison: &Comparison, shift: u8) -> Vec<ChangedExtent> {
             Difference::Blocks(blocks) => &blocks[..],
         };
         for run in blocks {
+            if count >= EXTENTS_MAX {
+                break 'objects;
+            }
+            count += 2;
             let start = (object + u64::from(run.first) * BLOCK_BYTES as u64).clamp(at, end);
             let stop = (object + run.end() * BLOCK_BYTES as u64).min(object + (1 << shift)).clamp(start, end);
             put(start - at, false);
@@ -213,7 +223,10 @@ fn extents(comparison: &Comparison, shift: u8) -> Vec<ChangedExtent> {
             at = stop;
         }
     }
-    put(end.saturating_sub(at), false);
+    // The rest is for the next request.
+    if count < EXTENTS_MAX {
+        put(end.saturating_sub(at), false);
+    }
     extents
 }
 

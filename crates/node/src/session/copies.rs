@@ -218,7 +218,8 @@ impl Session {
             super::Forwarded::Done { first_seq, .. } => *first_seq,
             super::Forwarded::Running { .. } => None,
         });
-        let unconfirmed = unconfirmed.chain(self.jobs.values().filter_map(|job| job.first_seq));
+        let begun = self.tasks.values().filter_map(|task| task.first_seq);
+        let unconfirmed = unconfirmed.chain(self.jobs.values().filter_map(|job| job.first_seq)).chain(begun);
         Seq(unconfirmed.map(|s| s.0).min().unwrap_or(u64::MAX).min(first_in_flight) - 1)
     }
 

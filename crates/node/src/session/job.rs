@@ -36,6 +36,8 @@ pub(super) struct Job {
     error: Option<ClientError>,
     /// The first change it made: until its gateway has the answer, that and later ones are not settled.
     pub first_seq: Option<Seq>,
+    /// Of a long request each task is settled by itself: else everything that is written meanwhile would have to be remembered.
+    is_long: bool,
 }
 
 /// What a request is made of.
@@ -78,10 +80,14 @@ impl Session {
             reply: None,
             error: None,
             first_seq: None,
+            is_long: false,
         };
         match plan {
             Ok(Plan::Tasks(tasks)) => job.waiting = tasks.into(),
-            Ok(Plan::Span(span)) => job.span = Some(span),
+            Ok(Plan::Span(span)) => {
+                job.is_long = span.is_long();
+                job.span = Some(span);
+            }
             Err(error) => job.error = Some(error),
         }
         self.jobs.insert(id, job);
@@ -128,7 +134,7 @@ impl Session {
         };
         let zeros = |offset: u64, len: u64, keep_allocated| {
             check(offset, len)?;
-            Ok(Plan::Span(Span { at: offset, end: offset + len, vdi_size: vdi.size, keep_allocated }))
+            Ok(Plan::Span(Span { at: offset, end: offset + len, keep_allocated }))
         };
         let tasks = match op {
             ClientOp::Volume { op, .. } => match op {
@@ -280,13 +286,14 @@ impl Session {
             reply: None,
             error: None,
             first_seq: None,
+            is_long: false,
         };
         self.jobs.insert(id, job);
         self.feed_job(ctx, id);
     }
 
     pub(super) fn note_change(&mut self, job: u64, seq: Seq) {
-        if let Some(job) = self.jobs.get_mut(&job) {
+        if let Some(job) = self.jobs.get_mut(&job).filter(|job| !job.is_long) {
             job.first_seq.get_or_insert(seq);
         }
     }
@@ -391,6 +398,7 @@ impl Session {
             reply: None,
             error: None,
             first_seq: None,
+            is_long: false,
         };
         self.jobs.insert(id, job);
         id

@@ -14,20 +14,30 @@ use crate::context::Context;
 /// Zeros to write where a client wants them allocated.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
+/// From here on a request takes so long that other changes must be settled while it runs.
+const LONG_BYTES: u64 = 4 << 30;
+
 /// What is left of such a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub at: u64,
     pub end: u64,
-    pub vdi_size: u64,
     /// The zeros are to take space.
     pub keep_allocated: bool,
+}
+
+impl Span {
+    pub fn is_long(&self) -> bool {
+        self.end - self.at > LONG_BYTES
+    }
 }
 
 impl Session {
     /// The next tasks of a span. None: nothing is left of it.
     pub(super) fn next_tasks(&self, ctx: &Context, span: &mut Span) -> Vec<(u32, Kind)> {
         let mut tasks = Vec::new();
+        // As large as it is now: what somebody has written since it grew is not to go with the rest of its last object.
+        let vdi_size = ctx.view.vdi_or_remains(self.vid).map_or(0, |vdi| vdi.size);
         while span.at < span.end && tasks.len() < TASKS_MAX {
             let piece = first_piece(span.at, span.end - span.at, self.shift);
             if span.keep_allocated {
@@ -40,7 +50,7 @@ impl Session {
             match self.next_data(ctx, piece.index, self.block_after(span.end)) {
                 Next::Object(index) if index == u64::from(piece.index) => {
                     span.at += u64::from(piece.len);
-                    let to_end = span.at == span.vdi_size;
+                    let to_end = span.at == vdi_size;
                     let whole = piece.offset == 0 && (piece.len == 1 << self.shift || to_end);
                     tasks.push((piece.index, Kind::Zero { piece, whole }));
                 }

@@ -23,6 +23,7 @@ use volume::{Entry, PAGE_BLOCKS, place_of_block, table_blocks};
 use super::Session;
 use super::copies::ChangeUse;
 use super::reads::{Found, ReadUse};
+use super::task::Kind;
 use crate::context::{Context, ProposalUse};
 
 /// Blocks of the table that one read fetches.
@@ -277,6 +278,9 @@ impl Session {
         let needed = self.tasks.values().map(|task| self.table_part(ctx, &task.kind, task.index()));
         let mut pinned: BTreeSet<u32> = needed.flat_map(|(first, end)| first..end).collect();
         pinned.extend(self.table_writes.keys());
+        // A check takes a block that is not loaded for one that this session has not changed.
+        let checked = self.tasks.values().filter(|task| matches!(task.kind, Kind::Check { inode: true, .. }));
+        pinned.extend(checked.flat_map(|task| blocks_of_page(task.index())));
         pinned.extend(self.pages.wanted.iter().flat_map(|page| blocks_of_page(*page)));
         self.table.shrink_to(KEPT_BLOCKS, |block| pinned.contains(&block));
         self.pages.blocks_left = self.table.loaded_count();

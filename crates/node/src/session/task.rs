@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use proto::client::{ClientError, ClientReply};
 use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
-use proto::{BLOCK_BYTES, NodeId, Oid, Vid};
+use proto::{BLOCK_BYTES, NodeId, Oid, Seq, Vid};
 use volume::{Entry, Piece, block_of_entry};
 
 use super::Session;
@@ -135,6 +135,8 @@ pub(super) struct Task {
     stage: Stage,
     /// Reads, changes and table writes that have not ended.
     outstanding: usize,
+    /// Its first change: until it ends, that and later ones are not settled.
+    pub first_seq: Option<Seq>,
     /// What was read, by first block.
     ends: BTreeMap<u32, Bytes>,
     failure: Option<ClientError>,
@@ -163,6 +165,7 @@ impl Session {
             kind,
             stage: Stage::Start,
             outstanding: 0,
+            first_seq: None,
             ends: BTreeMap::new(),
             failure: None,
             check: Default::default(),
@@ -670,6 +673,9 @@ impl Session {
         task.outstanding += 1;
         let job = task.job;
         let seq = self.send_change(ctx, oid, change, data, origin, ChangeUse::Task(id));
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.first_seq.get_or_insert(seq);
+        }
         self.note_change(job, seq);
     }
 
