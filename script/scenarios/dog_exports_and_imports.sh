@@ -66,6 +66,7 @@ own $!
 holder=$!
 wait_for 10 "a client that holds the volume" grep -q open "$dir/holder"
 expect 1 "VDI disk is in use through 127.0.0.1:${port}1 .*; nothing was changed" dog vdi import -f qcow2 "$dir/out.qcow2" disk
+expect 1 "VDI disk: it is in use through 127.0.0.1:${port}1 .* Nothing was deleted" dog vdi delete disk
 kill $holder
 expect 1 'looks like qcow2' dog vdi import "$dir/out.qcow2" wrong
 expect 1 'VDI small only 4194304; nothing was changed' dog vdi import -f qcow2 "$dir/out.qcow2" small

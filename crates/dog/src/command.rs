@@ -278,7 +278,7 @@ mod tests {
             ("vdi create", "PycaphrvzT"),
             ("vdi snapshot", "saphrvTR"),
             ("vdi clone", "sPnaphrvT"),
-            ("vdi delete", "saphTBIm"),
+            ("vdi delete", "fsaphTBIm"),
             ("vdi rollback", "saphfrvTBI"),
             ("vdi list", "aprhoT"),
             ("vdi tree", "aphT"),

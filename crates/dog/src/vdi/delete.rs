@@ -1,7 +1,7 @@
 //! `dog vdi delete [-s SNAP] NAME...`: removes working VDIs, or with `-s` one snapshot of each.
 //!
 //! Silent on success. A refusal is told on stderr and the exit code stays 0, because Cinder and others delete
-//! what may be gone already; only a lost connection counts as failure. The sheep frees the objects before it
+//! what may be gone already; only a lost connection counts as failure, and a VDI that a client has open (without `-f`). The sheep frees the objects before it
 //! answers, so there is nothing to pace: `-B` and `-I` are checked and otherwise ignored. `-m N` discards up to N
 //! objects and keeps the VDI, for those who spread a large deletion over time.
 
@@ -14,6 +14,7 @@ use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::sheep::{Call, CallError, Selector, Sheep};
+use crate::vm;
 
 pub const COMMAND: Command = Command {
     group: "vdi",
@@ -22,6 +23,7 @@ pub const COMMAND: Command = Command {
     args: "<vdiname>...",
     args_min: 1,
     options: &[
+        option::FORCE,
         option::SNAPSHOT,
         option::ADDRESS,
         option::PORT,
@@ -34,14 +36,19 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| selector(parsed).and_then(|_| check_pacing(parsed)),
     action: Action::Run(run),
-    notes: "-B and -I are taken for the sake of old scripts: the sheep frees the objects without holding others up.",
+    notes: "An image that a client has open is deleted with -f only.\n\
+            -B and -I are taken for the sake of old scripts: the sheep frees the objects without holding others up.",
 };
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let selector = selector(parsed)?;
     let discard_max = positive(parsed, "max-reclaim")?;
     let mut sheep = context.connect()?;
-    for name in names(parsed)? {
+    let names = names(parsed)?;
+    if !parsed.has("force") {
+        check_unused(context, &mut sheep, &names, &selector)?;
+    }
+    for name in names {
         let refused = match discard_max {
             None => {
                 told_apart(sheep.delete(&name, &selector), |error| open_failure(&name, &selector, error))?
@@ -49,6 +56,26 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             Some(objects_max) => discard(&mut sheep, &name, &selector, objects_max)?,
         };
         refused.iter().for_each(|failure| notice(&failure.message));
+    }
+    Ok(())
+}
+
+/// Before anything is deleted: what somebody has open would be gone under them. What does not exist is told later.
+fn check_unused(context: &Context, sheep: &mut Sheep, names: &[Vec<u8>], selector: &Selector) -> Outcome {
+    let wanted: Vec<Vid> = names.iter().filter_map(|name| sheep.lookup(name, selector).ok()).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let infos = sheep.vdis()?;
+    for info in infos.iter().filter(|info| wanted.contains(&info.vid)) {
+        let holders = vm::list::holders(context, info);
+        if !holders.is_empty() {
+            return Err(Failure::refused(format!(
+                "Failed to delete VDI {}: it is in use through {}; close it there, or force with -f. Nothing was deleted",
+                lossy(&info.name),
+                holders.join(", ")
+            )));
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::sheep::{CallError, Selector, Sheep};
 
 /// The positional at `index` as a VDI's name.
 ///
-/// Longer names are cut, as they always were; an empty one could never be addressed again.
+/// A longer one is refused, though the original cut it: what is left may be another VDI's. An empty one could never be addressed again.
 pub fn name_at(parsed: &Parsed, index: usize) -> Outcome<Vec<u8>> {
     name_of(&parsed.positionals[index])
 }
@@ -31,7 +31,15 @@ fn name_of(name: &[u8]) -> Outcome<Vec<u8>> {
     if name.is_empty() {
         return Err(Failure::usage("The VDI name must not be empty"));
     }
-    Ok(name[..name.len().min(NAME_MAX)].to_vec())
+    check_length("VDI name", name)?;
+    Ok(name.to_vec())
+}
+
+pub fn check_length(what: &str, text: &[u8]) -> Outcome {
+    if text.len() <= NAME_MAX {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("The {what} is too long: {} bytes, at most {NAME_MAX}", text.len())))
 }
 
 /// What `-s` selects: all digits are an id, anything else is a tag.
@@ -58,7 +66,8 @@ pub fn selector_of(parsed: &Parsed, option: &str) -> Outcome<Selector> {
 /// The snapshot of this id or tag.
 pub fn select(text: &[u8]) -> Outcome<Selector> {
     if !text.iter().all(u8::is_ascii_digit) {
-        return Ok(Selector { snap_id: 0, tag: text[..text.len().min(NAME_MAX)].to_vec() });
+        check_length("snapshot tag", text)?;
+        return Ok(Selector { snap_id: 0, tag: text.to_vec() });
     }
     match std::str::from_utf8(text).ok().and_then(|digits| digits.parse().ok()) {
         Some(0) => Err(Failure::refused("The snapshot id must be larger than zero")),
@@ -150,9 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut_and_must_not_be_empty() {
+    fn names_are_never_cut_and_must_not_be_empty() {
         let parsed = |name: Vec<u8>| Parsed { positionals: vec![name], ..Parsed::default() };
-        assert_eq!(name_at(&parsed(vec![b'x'; 300]), 0).unwrap().len(), 255);
+        assert_eq!(name_at(&parsed(vec![b'x'; 255]), 0).unwrap().len(), 255);
+        assert_eq!(name_at(&parsed(vec![b'x'; 256]), 0).unwrap_err().code, 64);
+        assert_eq!(select(&"t".repeat(256)).unwrap_err().code, 64);
         assert_eq!(name_at(&parsed(vec![]), 0).unwrap_err().code, 64);
     }
 }

@@ -85,7 +85,17 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let (base, header) = open(&mut sheep, &name, &selector)?;
     let mut reader = begun.map_err(|error| refusal(&name, error))?;
     match reader.header().and_then(|header| header.source.clone()) {
-        Some(source) => check_source(&name, &source, header.vdi_size)?,
+        Some(source) => {
+            check_source(&name, &source, header.vdi_size)?;
+            if source.tag != header.tag {
+                notice(&format!(
+                    "Note: the backup starts from the snapshot '{}', and this one is '{}'. Only what the backup replaces is \
+                     compared: make sure that both hold the same.",
+                    lossy(&source.tag),
+                    lossy(&header.tag)
+                ));
+            }
+        }
         None => reader.set_shape(header.vdi_size, header.block_size_shift),
     }
     restore_difference(&mut sheep, &name, (base, header.vdi_size), reader)

@@ -10,9 +10,8 @@
 
 use proto::Vid;
 use proto::client::{ClientError, VdiInfo};
-use proto::inode::NAME_MAX;
 
-use super::names::{lossy, names};
+use super::names::{check_length, lossy, names};
 use super::ranges;
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
@@ -96,7 +95,6 @@ fn parse_tag(parsed: &Parsed) -> Outcome<Vec<u8>> {
     check_tag(parsed.value("snapshot").unwrap_or_default())
 }
 
-/// Cut to the longest that is possible.
 pub fn check_tag(tag: &[u8]) -> Outcome<Vec<u8>> {
     if !tag.is_empty() && tag.iter().all(u8::is_ascii_digit) {
         return Err(Failure::usage(format!(
@@ -104,7 +102,8 @@ pub fn check_tag(tag: &[u8]) -> Outcome<Vec<u8>> {
             lossy(tag)
         )));
     }
-    Ok(tag[..tag.len().min(NAME_MAX)].to_vec())
+    check_length("snapshot tag", tag)?;
+    Ok(tag.to_vec())
 }
 
 /// Is the working VDI still what its last snapshot is?

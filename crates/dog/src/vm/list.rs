@@ -11,6 +11,8 @@
 //! the client is shown as that sheep sees it. Snapshots are listed only while somebody reads them. For programs (`-r`):
 //! name, sizes in bytes, and `SHEEP,CLIENT` for each client, blanks escaped as in `vdi list -r`.
 
+use std::time::{Duration, Instant};
+
 use proto::NodeId;
 use proto::client::{Guest, VdiInfo};
 use serde_json::json;
@@ -109,10 +111,17 @@ fn fetch_guests(context: &Context) -> (Vec<(NodeId, Guest)>, bool) {
     (guests, unheard)
 }
 
-/// Who has a working VDI open, and through which sheep, in words.
+/// Who has a VDI open, and through which sheep, in words. A client that has just ended is given a moment to be noticed.
 pub fn holders(context: &Context, info: &VdiInfo) -> Vec<String> {
-    let (guests, _) = fetch_guests(context);
-    users_of(info, &guests).iter().map(|user| format!("{} ({})", user.sheep, user.client)).collect()
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let (guests, _) = fetch_guests(context);
+        let users = users_of(info, &guests);
+        if users.is_empty() || Instant::now() >= deadline {
+            return users.iter().map(|user| format!("{} ({})", user.sheep, user.client)).collect();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Each once, however many connections it has.
