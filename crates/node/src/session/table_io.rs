@@ -185,10 +185,22 @@ impl Session {
         let page = first / PAGE_BLOCKS;
         if matches!(found, Found::Absent) {
             // A page that has come into being meanwhile was complete from its first moment.
-            let own_exists = from != self.vid && self.pages.known.get(&page) == Some(&Page::Own);
+            let is_own = self.pages.known.get(&page) == Some(&Page::Own);
+            let is_deleted = ctx.view.vdi(self.vid).is_none();
+            if is_own && from == self.vid && !is_deleted {
+                tracing::error!(vdi = %self.vid, "a page of the block table has gone; requests wait");
+                let purpose = ReadUse::Table { from, first, count };
+                return self.read_later(oid, BlockRange::new(within, count), purpose);
+            }
             // One of which nothing is left had none of its own either.
             let parent = ctx.view.parent_of(from).map(|(parent, _)| parent);
-            if let Some(next) = if own_exists { Some(self.vid) } else { parent } {
+            let next = match is_own {
+                false => parent,
+                true if from != self.vid => Some(self.vid),
+                // It was there, and went with the VDI: nobody needs its entries any more.
+                true => None,
+            };
+            if let Some(next) = next {
                 return self.load_table(ctx, next, first, count);
             }
         }
