@@ -3,7 +3,9 @@
 //! With `-s` the difference is applied on top of that snapshot and becomes a new snapshot of the name; the working VDI keeps
 //! its contents, under a new id. A complete backup makes a new VDI, with a snapshot of what the backup holds.
 //!
-//! Nothing of the name changes before the whole stream has been verified and stored. The difference is applied to a clone of
+//! A VDI made from a complete backup is there from the beginning, and deleted again if anything is wrong; a dog that is killed leaves it.
+//!
+//! Of a difference nothing of the name changes before the whole stream has been verified and stored. It is applied to a clone of
 //! SNAP that has a name of its own. Only then ([`install`]) it takes its place:
 //!
 //! 1. The working VDI is frozen under the tag `before-restore`, unless it is the same as the snapshot it stands on, and deleted.
