@@ -42,7 +42,7 @@ class Writer:
             span = range(first, first + length)
             if not any(block in self.flying for block in span):
                 break
-        data = nbd.Buffer.from_bytearray(bytearray(b"".join(content(block, generation) for block in span)))
+        data = b"".join(content(block, generation) for block in span)
         for block in span:
             self.flying[block] = generation
 

@@ -2,11 +2,12 @@
 """Makes a table or JSON of what script/bench measured: `bench_table.py [--json] DIR`.
 
 DIR/results holds files `CELL SYSTEM REPEAT` of fio's JSON with `.ticks` beside them; the best repeat of each counts,
-since noise only ever makes things slower.
+since noise only ever makes things slower. Loads under repair are compared with the run right before each: the median of these pairs counts.
 """
 import json
 import os
 import pathlib
+import statistics
 import sys
 
 # The floor of each cell, its share that one VDI can have of it, and which part of the floor is the target. Three copies
@@ -21,16 +22,21 @@ TARGETS = {
     "after-snapshot": ("before", 1, 0.80),
     "boot-storm": ("qemu-nbd", 1, None),
 }
+# Of a load, what it keeps of its rate while repair goes on, and how many times longer it may take.
+REPAIR_TARGETS = {"repair-write4k-1": 0.66, "repair-write4k-32": 0.66, "repair-write1m-8": 0.66}
+REPAIR_P99_TARGETS = {"repair-write4k-1": 2, "repair-write4k-32": 2}
+# Of the slower of disk and network, what repair alone reaches.
+REPAIR_ALONE_TARGET = 0.80
 SNAPSHOT_MS_MAX = 100
 RESIDENT_MIB_MAX = 256
-SYSTEMS = ["sheep", "disk", "qemu-nbd", "before"]
+SYSTEMS = ["sheep", "disk", "qemu-nbd", "before", "quiet"]
 
 
-def read_run(path):
+def read_run(path, side=None):
     # fio may write notes before the JSON.
     text = path.read_text()
     job = json.loads(text[text.index("{"):])["jobs"][0]
-    side = max(job["write"], job["read"], key=lambda side: side["total_ios"])
+    side = job[side] if side else max(job["write"], job["read"], key=lambda side: side["total_ios"])
     ticks = int(path.with_name(path.name + ".ticks").read_text())
     return {
         "iops": round(side["iops"], 1),
@@ -41,6 +47,42 @@ def read_run(path):
     }
 
 
+def under_repair(directory, cell):
+    """The pair of runs whose rates are in the median proportion, and both medians."""
+    results = directory / "results"
+    pairs = [(read_run(path), read_run(results / path.name.replace(" quiet ", " sheep "))) for path in sorted(results.glob(f"{cell} quiet *"))
+             if path.suffix != ".ticks"]
+    if not pairs:
+        return None
+    pairs.sort(key=lambda pair: pair[1]["iops"] / pair[0]["iops"])
+    quiet, sheep = pairs[len(pairs) // 2]
+    target, p99_target = REPAIR_TARGETS[cell], REPAIR_P99_TARGETS.get(cell)
+    ratio = sheep["iops"] / quiet["iops"]
+    p99_ratio = statistics.median(busy["p99_us"] / calm["p99_us"] for calm, busy in pairs)
+    sheep.update(floor="quiet", floor_share=1, ratio=round(ratio, 3), target=target, p99_ratio=round(p99_ratio, 2), p99_target=p99_target,
+                 ratios=[round(busy["iops"] / calm["iops"], 3) for calm, busy in pairs],
+                 p99_ratios=[round(busy["p99_us"] / calm["p99_us"], 2) for calm, busy in pairs],
+                 meets_target=ratio >= target and (p99_target is None or p99_ratio <= p99_target))
+    return {"quiet": quiet, "sheep": sheep}
+
+
+def repair_alone(directory):
+    """By what was done to the fourth sheep: how fast the copies came to where they belong."""
+    found = {}
+    for path in sorted(directory.glob("repairs.*")):
+        disk = [read_run(run, "write")["mb_per_s"] for run in (directory / "results").glob("repair-alone disk *") if run.suffix != ".ticks"]
+        network = [round(int(line) / 1e6, 1) for line in (directory / "network").read_text().split()]
+        floors = {"disk": max(disk), "network": max(network)}
+        floor = min(floors, key=floors.get)
+        runs = [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+        size, took = max(runs, key=lambda run: run[0] / run[1])
+        rate = size / took / 1000
+        found[path.name.removeprefix("repairs.")] = {
+            "bytes": size, "ms": took, "mb_per_s": round(rate, 1), "floors_mb_per_s": floors, "floor": floor,
+            "ratio": round(rate / floors[floor], 3), "target": REPAIR_ALONE_TARGET, "meets_target": rate >= REPAIR_ALONE_TARGET * floors[floor]}
+    return found
+
+
 def main():
     as_json = "--json" in sys.argv
     directory = pathlib.Path(sys.argv[-1])
@@ -49,6 +91,8 @@ def main():
         if path.suffix == ".ticks":
             continue
         cell, system, _ = path.name.split()
+        if cell.startswith("repair-"):
+            continue
         run = read_run(path)
         best = cells.setdefault(cell, {}).get(system)
         if best is None or run["iops"] > best["iops"]:
@@ -58,6 +102,8 @@ def main():
         ratio = systems["sheep"]["iops"] / (systems[floor]["iops"] * share)
         systems["sheep"].update(floor=floor, floor_share=round(share, 3), ratio=round(ratio, 3), target=target,
                                 meets_target=target is None or ratio >= target)
+    cells.update({cell: pair for cell in REPAIR_TARGETS if (pair := under_repair(directory, cell))})
+    repairs = repair_alone(directory)
     lines = [line.split() for line in (directory / "memory").read_text().splitlines()]
     resident = [round(int(kib) / 1024) for key, kib in lines if key == "VmRSS:"]
     peak = [round(int(kib) / 1024) for key, kib in lines if key == "VmHWM:"]
@@ -69,33 +115,57 @@ def main():
         size, deed = path.name.removeprefix("snapshots.").split()
         best = min(int(line) for line in path.read_text().split())
         snapshots[f"{deed} of {size}"] = {"ms": best, "target_ms": SNAPSHOT_MS_MAX, "meets_target": best < SNAPSHOT_MS_MAX}
+    guests = read_guests(directory)
     if as_json:
-        print(json.dumps({"cells": cells, "snapshots": snapshots, "memory": memory}, indent=2))
+        print(json.dumps({"cells": cells, "snapshots": snapshots, "repairs": repairs, "guests": guests, "memory": memory}, indent=2))
     else:
-        print_table(cells, snapshots, memory)
+        print_table(cells, snapshots, repairs, guests, memory)
 
 
-def print_table(cells, snapshots, memory):
-    print(f"{'cell':<14} {'system':<9} {'rate':>12} {'p50 us':>9} {'p99 us':>9} {'CPU us/req':>10}  of its floor")
-    for cell in TARGETS:
+def read_guests(directory):
+    """Operations per second in a guest, by transport and kind."""
+    guests = {}
+    for transport in ["vhost-user", "nbd"]:
+        path = directory / f"vhost.{transport}"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            kind, rate = line.split()
+            rates = guests.setdefault(transport, {})
+            rates[kind] = max(rates.get(kind, 0), int(rate))
+    return guests
+
+
+def print_table(cells, snapshots, repairs, guests, memory):
+    print(f"{'cell':<17} {'system':<9} {'rate':>12} {'p50 us':>9} {'p99 us':>9} {'CPU us/req':>10}  of its floor")
+    for cell in [*TARGETS, *REPAIR_TARGETS]:
         for system in [s for s in SYSTEMS if s in cells.get(cell, {})]:
             run = cells[cell][system]
             rate = f"{run['mb_per_s']:.0f} MB/s" if "1m" in cell or "storm" in cell else f"{run['iops']:.0f} IOPS"
             cpu = "" if system == "disk" else f"{run['server_cpu_us_per_request']:.1f}"
-            line = f"{cell:<14} {system:<9} {rate:>12} {run['p50_us']:>9.0f} {run['p99_us']:>9.0f} {cpu:>10}"
+            line = f"{cell:<17} {system:<9} {rate:>12} {run['p50_us']:>9.0f} {run['p99_us']:>9.0f} {cpu:>10}"
             if system == "sheep":
                 third = "a third of " if run["floor_share"] < 1 else ""
                 line += f"  {run['ratio']:.0%} of {third}{run['floor']}"
                 if run["target"] is not None:
-                    line += f", target {run['target']:.0%}" + ("" if run["meets_target"] else ": MISSED")
+                    line += f", target {run['target']:.0%}"
+                if run.get("p99_target") is not None:
+                    line += f", p99 {run['p99_ratio']} times, target {run['p99_target']}"
+                line += "" if run["meets_target"] else ": MISSED"
             print(line)
     for deed, took in snapshots.items():
         print(f"{deed}: {took['ms']} ms, with the command itself, target below {took['target_ms']} ms"
               + ("" if took["meets_target"] else ": MISSED"))
+    for deed, run in repairs.items():
+        print(f"repair alone, a fourth sheep {deed}: {run['bytes'] / 1e6:.0f} MB in {run['ms'] / 1000:.1f} s, {run['mb_per_s']:.0f} MB/s, "
+              f"{run['ratio']:.0%} of {run['floor']} ({run['floors_mb_per_s'][run['floor']]:.0f} MB/s), target {run['target']:.0%}"
+              + ("" if run["meets_target"] else ": MISSED"))
+    for kind in ["write", "read"] if guests else []:
+        vhost, nbd = guests["vhost-user"][kind], guests["nbd"][kind]
+        print(f"in an emulated guest, 4 KiB {kind}s at random: {vhost} IOPS over vhost-user, {nbd} over NBD ({vhost / nbd:.0%})")
     print(f"memory of the sheep: resident {memory['resident_mib']} MiB, at their peak {memory['peak_mib']} MiB, "
           f"target below {memory['target_mib']} MiB" + ("" if memory["meets_target"] else ": MISSED"))
     print("disk: fio on a file, O_DIRECT, writes O_DSYNC (write4k-1: three jobs); qemu-nbd: the file with O_DIRECT, "
-          "writes O_DSYNC; before: the same load before the snapshot; CPU: of the server, all sheep together")
+          "writes O_DSYNC; before: the same load before the snapshot; quiet: the same load "
+          "before repair; repair alone: of the disk written durably while as much is read, and of the loopback network; CPU: of the server, all sheep together")
 
 
 main()

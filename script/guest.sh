@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# A small Linux guest: Debian's cloud kernel and an initramfs with busybox, which mounts /dev/vda, checks files by
-# checksum, writes one, and powers off. Emulated, since hardware virtualisation is not everywhere. To be sourced.
+# A small Linux guest: Debian's cloud kernel and an initramfs with busybox, whose disk is /dev/vda. What it does there is a piece of
+# shell; the one given here mounts the disk, checks files by checksum, and writes one. Emulated, since hardware virtualisation
+# is not everywhere. To be sourced.
 
 guest_packages=(qemu-utils qemu-block-extra qemu-system-x86 busybox-static e2fsprogs)
 guest_cache=$target/guest
@@ -28,11 +29,13 @@ guest_kernel() {
 }
 kernel_package() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}'; }
 
-# make_initramfs FILE
+# make_initramfs FILE [PROGRAM [FILES...]]: PROGRAM is the function that prints what the guest does between booting and powering off. FILES are
+# copied to its /bin.
 make_initramfs() {
     local tree module found
     tree=$(mktemp -d "$dir/initramfs.XXXXXX")
     mkdir -p "$tree"/{bin,proc,sys,dev,disk,modules}
+    (($# <= 2)) || cp "${@:3}" "$tree/bin/"
     cp "$(dpkg -L busybox-static | grep 'bin/busybox$')" "$tree/bin/busybox"
     for module in "${guest_modules[@]}"; do
         found=$(find "$guest_cache/root" -name "$module.ko*" | head -1)
@@ -42,11 +45,22 @@ make_initramfs() {
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
+mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 say() { echo "guest: $*" >/dev/console; }
 # Which module needs which differs between kernels: those that came too early get in at a later pass.
 for pass in 1 2 3 4; do for module in /modules/*; do insmod "$module" 2>/dev/null; done; done
 for try in $(seq 200); do [ -b /dev/vda ] && break; usleep 50000; done
+. /program
+poweroff -f
+INIT
+    "${2:-check_and_write_once}" >"$tree/program"
+    chmod +x "$tree/init"
+    (cd "$tree" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$1"
+    rm -rf "$tree"
+}
+check_and_write_once() {
+    cat <<'PROGRAM'
 if mount -t ext4 /dev/vda /disk; then
     say "mounted a disk of $(df -m /disk | awk 'END {print $3}') MiB in use"
     cd /disk
@@ -61,11 +75,7 @@ if mount -t ext4 /dev/vda /disk; then
 else
     say "cannot mount /dev/vda"
 fi
-poweroff -f
-INIT
-    chmod +x "$tree/init"
-    (cd "$tree" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$1"
-    rm -rf "$tree"
+PROGRAM
 }
 
 # A directory tree of this machine that suits as a guest's disk: as much as possible up to $1 MiB, in not too many files
@@ -92,15 +102,21 @@ make_image() {
     run debugfs -w -R "write $1.sums SHA256SUMS" "$1" 2>/dev/null
 }
 
+# guest_machine INITRAMFS SERIAL [WORDS]: fills $guest_command, without a disk. WORDS go to the kernel.
+guest_machine() {
+    local kernel
+    kernel=$(echo "$guest_cache"/root/boot/vmlinuz-*)
+    guest_command=("${guest_qemu[@]}" -accel "tcg,thread=multi" -machine q35 -cpu max -smp 2 -m 384 -nodefaults -no-reboot -display none
+        -serial "$2" -kernel "$kernel" -initrd "$1" -append "console=ttyS0 quiet panic=-1 tsc=unstable ${3:-}")
+}
+
 # boot_guest IMAGE CONSOLE_FILE: boots, waits for the guest to power off, and checks what it said. Words after these
 # go to QEMU.
 boot_guest() {
     make_initramfs "$dir/initramfs.gz"
-    local code=0 kernel
-    kernel=$(echo "$guest_cache"/root/boot/vmlinuz-*)
-    run timeout 120 "${guest_qemu[@]}" -accel tcg,thread=multi -machine q35 -cpu max -smp 2 -m 384 -nodefaults \
-        -no-reboot -display none -serial "file:$2" -kernel "$kernel" -initrd "$dir/initramfs.gz" \
-        -append "console=ttyS0 quiet panic=-1 tsc=unstable" \
+    local code=0
+    guest_machine "$dir/initramfs.gz" "file:$2"
+    run timeout 120 "${guest_command[@]}" \
         -drive "file=$1,format=raw,if=virtio,cache=none,discard=unmap" "${@:3}" </dev/null || code=$?
     tr -d '\r' <"$2" | grep '^guest: ' || true
     ((code == 0)) || { tail -30 "$2" && die "the guest did not power off (QEMU ended with $code)"; }
@@ -119,3 +135,32 @@ check_guest_wrote() {
     [[ -s $2.random && $(sha256sum <"$2.random" | cut -c1-64) == "$(cat "$2.sum")" ]] ||
         die "what the guest wrote does not have the checksum that it had in the guest"
 }
+
+# run_guest CONSOLE_FILE INITRAMFS WORDS...: a guest of 384 MiB and two processors, in the background. $guest_pid is its QEMU. Its memory can be
+# shared with others.
+run_guest() {
+    guest_machine "$2" "file:$1"
+    guest_command+=(-object "memory-backend-memfd,id=memory,size=384M,share=on" -numa "node,memdev=memory" "${@:3}")
+    show "${guest_command[@]}"
+    # Not by `run`: its shell would be what is ended in QEMU's place.
+    "${guest_command[@]}" </dev/null &
+    guest_pid=$!
+    own $guest_pid
+}
+
+# Sets $vhost_disk: what QEMU is told of a disk behind the vhost-user socket $1. It connects again after the sheep is gone.
+use_vhost_disk() {
+    local again=reconnect=1
+    # The newer word came with 9.2, later ones know no other.
+    [[ $("${guest_qemu[0]}" --version) =~ version\ ([0-9]+) ]] && ((BASH_REMATCH[1] < 10)) || again=reconnect-ms=1000
+    vhost_disk=(-chardev "socket,id=sheep,path=$1,$again" -device "vhost-user-blk-pci,chardev=sheep,num-queues=2")
+}
+
+# guest_said CONSOLE_FILE PATTERN: has it?
+guest_said() { tr -d '\r' <"$1" | grep -qE "^guest: $2"; }
+# guest_says SECONDS CONSOLE_FILE PATTERN: waits for it, and dies if the guest ends before.
+guest_says() {
+    wait_for "$1" "the guest to say '$3'; it said: $(tail -3 "$2" 2>/dev/null)" guest_said_or_ended "$2" "$3"
+    guest_said "$2" "$3" || { tail -30 "$2" && die "the guest ended without saying '$3'"; }
+}
+guest_said_or_ended() { guest_said "$@" || ended "$guest_pid"; }

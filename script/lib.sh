@@ -172,9 +172,11 @@ choose_ports() {
 
 # Prints the process of each sheep that has a word like this pattern on its command line.
 sheep_with() {
-    local proc word words
+    local proc name word words
     for proc in /proc/[0-9]*; do
-        [[ $(cat "$proc/comm" 2>/dev/null) == sheep ]] || continue
+        # Without another process for each that there is: this is called many times over.
+        { read -r name <"$proc/comm"; } 2>/dev/null || continue
+        [[ $name == sheep ]] || continue
         words=()
         mapfile -d '' -t words 2>/dev/null <"$proc/cmdline" || true
         # shellcheck disable=SC2053 # a pattern

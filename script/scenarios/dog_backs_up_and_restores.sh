@@ -42,7 +42,8 @@ size=$(stat -c %s "$dir/two.bak")
 
 chapter "Restored on top of the same snapshot"
 run_line "dog vdi restore -s one disk <$dir/two.bak"
-holds "$dir/two.want" disk 4
+id=$(raw disk | sed -n 's/^s disk \([0-9]*\) .*/\1/p' | sort -n | tail -1)
+holds "$dir/two.want" disk "$id"
 holds "$dir/disk.want" disk
 random 5 40
 run_line "dog vdi restore -s one disk <$dir/two.bak"
@@ -93,7 +94,9 @@ exec 5>"$dir/commands"
 echo 'write -P 0x41 12M 64k' >&5
 wait_for 10 "a write" grep -q wrote "$dir/qemu-io.log"
 head -c 65536 /dev/zero | tr '\0' A | dd of="$dir/disk.want" bs=1M seek=12 conv=notrunc status=none
-expect 1 'in use through 127.0.0.1:[0-9]+' bash -c "dog vdi restore -s one disk <$dir/two.bak"
+run_line "dog vdi restore -s one disk <$dir/two.bak"
+id=$(raw disk | sed -n 's/^s disk \([0-9]*\) .*/\1/p' | sort -n | tail -1)
+holds "$dir/two.want" disk "$id"
 echo 'write -P 0x42 13M 64k' >&5
 wait_for 10 "another write" grep -q 'offset 13631488' "$dir/qemu-io.log"
 head -c 65536 /dev/zero | tr '\0' B | dd of="$dir/disk.want" bs=1M seek=13 conv=notrunc status=none

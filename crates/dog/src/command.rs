@@ -87,17 +87,31 @@ pub const COMMANDS: &[&Command] = &[
     &crate::vdi::restore::COMMAND,
     &crate::vdi::export::COMMAND,
     &crate::vdi::import::COMMAND,
+    &crate::vdi::alter_copy::COMMAND,
     &crate::vdi::lock::COMMAND,
+    &crate::vdi::attach::ATTACH,
+    &crate::vdi::attach::DETACH,
+    &crate::vdi::attach::ATTACHED,
     &crate::vm::list::COMMAND,
     &crate::run::COMMAND,
     &crate::node::kill::COMMAND,
     &crate::node::list::COMMAND,
     &crate::node::info::COMMAND,
+    &crate::node::recovery::COMMAND,
+    &crate::node::scrub::COMMAND,
+    &crate::node::out::OUT,
+    &crate::node::out::IN,
     &crate::node::md::COMMAND,
     &crate::node::stat::COMMAND,
+    &crate::cluster::health::COMMAND,
     &crate::cluster::info::COMMAND,
     &crate::cluster::format::COMMAND,
+    &crate::cluster::out_time::COMMAND,
+    &crate::cluster::recover::COMMAND,
+    &crate::cluster::scrub::COMMAND,
     &crate::cluster::shutdown::COMMAND,
+    &crate::cluster::check::COMMAND,
+    &crate::cluster::alter_copy::COMMAND,
 ];
 
 pub fn no_values(_: &Parsed) -> Outcome {
@@ -169,6 +183,12 @@ pub mod option {
         has_value: true,
         help: "the same as HOST:PORT. Without both: SHEEPDOG_NBD, or\nwhat the sheep tells",
     };
+    pub const VHOST_USER: Opt = Opt {
+        short: None,
+        long: "vhost-user",
+        has_value: true,
+        help: "the socket: a path, or a name in the sheep's directory\nof sockets",
+    };
     pub const DELETE: Opt = flag('d', "delete", "delete the attribute");
     pub const EXCLUSIVE: Opt = flag('x', "exclusive", "only if there is no such attribute yet");
     pub const WRITEBACK: Opt =
@@ -176,6 +196,8 @@ pub mod option {
 
     pub const LOCAL: Opt = flag('l', "local", "the sheep that is talked to");
     pub const ALL: Opt = flag('A', "all", "disks of all nodes");
+    pub const PROGRESS: Opt =
+        flag('P', "progress", "a bar of the node that is talked to, until it lacks\nnothing");
     pub const WATCH: Opt = flag('w', "watch", "again every second, with rates");
 
     pub const STORE: Opt = value(
@@ -193,6 +215,12 @@ pub mod option {
     pub const RECYCLE: Opt = flag('R', "recyclevid", "use VDI ids again (not supported yet: refused)");
     pub const AVOID_FULL: Opt =
         flag('F', "avoid-diskfull", "start no recovery that would fill disks (not\nsupported yet: refused)");
+    pub const OUT_TIME: Opt = Opt {
+        short: None,
+        long: "out-time",
+        has_value: true,
+        help: "a node that is down is given up after this time:\n10m (default), 90s, 1h; 0: never",
+    };
     pub const PRINT: Opt = flag('P', "print", "print the commands instead of running them");
     pub const FORCE: Opt = flag('f', "force", "do not ask");
 }
@@ -274,7 +302,8 @@ mod tests {
     #[test]
     fn each_subcommand_offers_exactly_its_letters() {
         for (name, expect) in [
-            ("vdi check", "seaphT"),
+            // -v is ours.
+            ("vdi check", "seaphTv"),
             ("vdi create", "PycaphrvzT"),
             ("vdi snapshot", "saphrvTR"),
             ("vdi clone", "sPnaphrvT"),
@@ -296,23 +325,42 @@ mod tests {
             // Ours.
             ("vdi export", "sfaphT"),
             ("vdi import", "faphT"),
+            ("vdi alter-copy", "caphTf"),
             ("vdi lock", "saphT"),
+            // Ours.
+            ("vdi attach", "saphT"),
+            ("vdi detach", "saphT"),
+            ("vdi attached", "aprhT"),
             ("vm list", "aprhT"),
             ("run ", "Paph"),
             ("node kill", "aprhlT"),
             ("node list", "aprhT"),
             ("node info", "aprhT"),
+            ("node recovery", "aphPrT"),
+            // Ours.
+            ("node out", "aphfT"),
+            ("node in", "aphT"),
+            ("cluster out-time", "aprhT"),
+            ("cluster recover", "afphT"),
+            // Ours.
+            ("cluster scrub", "aprhT"),
+            ("node scrub", "aprhT"),
             ("node md", "aprAhT"),
             ("node stat", "aprwhT"),
             ("cluster info", "aprhvTd"),
+            // Ours.
+            ("cluster health", "aprhT"),
             ("cluster format", "bcltaphzTVRfF"),
             ("cluster shutdown", "aphT"),
+            ("cluster alter-copy", "aphTcf"),
+            // -v is ours.
+            ("cluster check", "aphTv"),
         ] {
             let (group, subcommand) = name.split_once(' ').unwrap();
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 31);
+        assert_eq!(COMMANDS.len(), 45);
     }
 
     #[test]
@@ -343,7 +391,7 @@ mod tests {
     fn groups_list_their_subcommands() {
         assert_eq!(
             group_list("cluster").unwrap(),
-            "Available cluster commands:\n  cluster info\n  cluster format\n  cluster shutdown\n"
+            "Available cluster commands:\n  cluster health\n  cluster info\n  cluster format\n  cluster out-time\n  cluster recover\n  cluster scrub\n  cluster shutdown\n  cluster check\n  cluster alter-copy\n"
         );
         assert_eq!(group_list("nosuch"), None);
     }

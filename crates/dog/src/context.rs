@@ -54,6 +54,12 @@ impl Context {
     }
 }
 
+/// The end of a command whose question was not answered with yes: exit code 0, as scripts know it.
+pub fn declined() -> Outcome {
+    notice("Nothing was changed.");
+    Ok(())
+}
+
 /// A line for stderr: a notice, or an error that does not end the command.
 pub fn notice(text: &str) {
     // There is nowhere to report to that stderr is gone.

@@ -15,6 +15,8 @@ pub mod exit {
     pub const MISSING: u8 = 5;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
+    /// `dog node recovery set-throttle` and `get-throttle` did not reach their sheep, or were refused.
+    pub const THROTTLE: u8 = 255;
 }
 
 /// A command that did not do what was asked.
@@ -40,7 +42,7 @@ impl Failure {
         Failure { code: exit::SYSTEM, message: message.into(), with_usage: false }
     }
 
-    /// A wrong command line, answered with the usage block.
+    /// A wrong command line, such as a word too many or an option too few: answered with the usage block.
     pub fn usage(message: impl Into<String>) -> Failure {
         Failure { code: exit::USAGE, message: message.into(), with_usage: true }
     }

@@ -13,6 +13,7 @@ mod audit;
 mod clock;
 mod cluster;
 mod context;
+mod duration;
 mod failure;
 mod getopt;
 mod link;
@@ -28,3 +29,5 @@ mod vdi;
 mod vm;
 
 pub use dispatch::{Environment, run};
+/// For the fuzzer, which reads streams as `vdi restore` does.
+pub use vdi::stream as backup_stream;

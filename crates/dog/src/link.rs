@@ -1,7 +1,7 @@
 //! A blocking connection to one sheep: a request goes out, its reply comes back.
 //!
 //! Requests may be held while the cluster repairs itself, so a reply is awaited without limit; whoever
-//! watches is told after five seconds. A machine that has died is noticed by TCP keepalive. Nothing is
+//! watches is told after five seconds, unless the questions are such that a sheep answers at once ([`Link::hurry`]). A machine that has died is noticed by TCP keepalive. Nothing is
 //! allocated on the word of a reply: its length is checked against what was asked for, and memory grows with
 //! the bytes that really arrive.
 
@@ -29,6 +29,8 @@ pub struct Link {
     stream: Stream,
     target: Target,
     next_id: u32,
+    /// Silence means that nobody is there.
+    hurried: bool,
 }
 
 impl Link {
@@ -39,7 +41,12 @@ impl Link {
         }
         .and_then(|stream| stream.set_notice_timeout().map(|()| stream))
         .map_err(|error| Failure::system(format!("failed to connect to {target}: {}", reason(&error))))?;
-        Ok(Link { stream, target: target.clone(), next_id: 1 })
+        Ok(Link { stream, target: target.clone(), next_id: 1, hurried: false })
+    }
+
+    /// From now on a sheep that says nothing for [`NOTICE_AFTER`] counts as one that does not answer. For questions that are never held.
+    pub fn hurry(&mut self) {
+        self.hurried = true;
     }
 
     /// Is the other end on this machine?
@@ -85,7 +92,8 @@ impl Link {
     ) -> io::Result<([u8; HEADER_BYTES], Vec<u8>)> {
         self.stream.write_all(header)?;
         self.stream.write_all(payload)?;
-        let mut patient = Patient { stream: &mut self.stream, target: &self.target, told: false };
+        let mut patient =
+            Patient { stream: &mut self.stream, target: &self.target, told: false, hurried: self.hurried };
         let mut reply = [0; HEADER_BYTES];
         patient.read_exact(&mut reply)?;
         let len = u32_at(&reply, LENGTH_AT) as usize;
@@ -106,12 +114,16 @@ struct Patient<'a> {
     stream: &'a mut Stream,
     target: &'a Target,
     told: bool,
+    hurried: bool,
 }
 
 impl Read for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.hurried => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.tell(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,

@@ -2,7 +2,8 @@
 
 use proto::CopyPolicy;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, exit};
+use crate::getopt::Parsed;
 
 const COPIES_MAX: u8 = 31;
 const PARITY_MAX: u8 = 15;
@@ -28,6 +29,33 @@ pub fn parse_replicated(text: &[u8]) -> Result<CopyPolicy, Failure> {
         policy => Err(Failure::refused(format!(
             "Erasure coding ({policy}) is not supported yet: give a number of copies, such as -c 3"
         ))),
+    }
+}
+
+/// The number of copies that is to be altered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub copies: u8,
+    /// None was given.
+    pub is_assumed: bool,
+}
+
+/// What `alter-copy` assumes without `-c`, as it always did.
+const COPIES_ASSUMED: u8 = 3;
+
+/// The number of copies of `-c`. Strips are a wrong command line.
+pub fn wanted_copies(parsed: &Parsed) -> Result<Wanted, Failure> {
+    let Some(text) = parsed.value("copies") else {
+        return Ok(Wanted { copies: COPIES_ASSUMED, is_assumed: true });
+    };
+    match parse(text)? {
+        CopyPolicy::Replicated { copies } => Ok(Wanted { copies, is_assumed: false }),
+        policy => Err(Failure {
+            code: exit::USAGE,
+            ..Failure::refused(format!(
+                "The redundancy {policy} cannot be altered to: give a number of copies"
+            ))
+        }),
     }
 }
 

@@ -5,13 +5,15 @@
 
 use bytes::Bytes;
 use proto::client::{
-    AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo,
-    ClusterOp, Extent, NodeAccess, NodeInfo, Point, Table, VdiInfo, VdiOp, VolumeOp,
+    Attachment, AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult,
+    ClusterInfo, ClusterOp, Extent, Health, NodeAccess, NodeInfo, NodeStat, Point, ScrubStatus, Table, Track,
+    VdiInfo, VdiOp, VolumeOp,
 };
+use proto::cluster::RepairChange;
 use proto::inode::{HEADER_BYTES, InodeHeader};
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterDefaultReply, ClusterRequest, NodeReply, ReplyVariant, VdiReply};
-use proto::sd::structs::{self, MdInfo, SdNode, SdStat};
+use proto::sd::structs::{self, MdInfo, RecoveryThrottling, SdNode, SdStat};
 use proto::sd::{Opcode, ReplyHeader, Request, ResultCode, flag};
 use proto::{CopyPolicy, NodeId, Oid, Vid, ZoneId};
 use serde::de::DeserializeOwned;
@@ -86,6 +88,13 @@ impl Sheep {
         Ok(Sheep { link: Link::connect(target)? })
     }
 
+    /// For questions about the sheep itself, which are never held: one that is silent does not answer.
+    pub fn connect_in_a_hurry(target: &Target) -> Outcome<Sheep> {
+        let mut sheep = Sheep::connect(target)?;
+        sheep.link.hurry();
+        Ok(sheep)
+    }
+
     /// Is it a sheep of this machine?
     pub fn is_local(&self) -> bool {
         self.link.is_local()
@@ -135,10 +144,65 @@ impl Sheep {
         self.call(&Request::plain(Opcode::KillNode, 0)).map(drop)
     }
 
+    /// Which copies are missing, as the connected sheep's view has it.
+    pub fn health(&mut self) -> Call<Health> {
+        match self.ask(&ClientOp::Cluster(ClusterOp::Health))? {
+            ClientReply::Health(health) => Ok(health),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// The connected sheep's disk, what it lacks, and what it was asked.
+    pub fn node_stat(&mut self) -> Call<NodeStat> {
+        match self.ask(&ClientOp::Cluster(ClusterOp::NodeStat))? {
+            ClientReply::NodeStat(stat) => Ok(*stat),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// How the connected sheep looks after what it holds.
+    pub fn scrub(&mut self) -> Call<ScrubStatus> {
+        match self.ask(&ClientOp::Cluster(ClusterOp::Scrub))? {
+            ClientReply::Scrub(status) => Ok(*status),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// How many objects the connected sheep begins to fetch at most, and in what time.
+    pub fn recovery_throttle(&mut self) -> Call<RecoveryThrottling> {
+        let (_, data) = self.call(&Request::get_recovery())?;
+        RecoveryThrottling::decode(&data).ok_or_else(|| self.nonsense())
+    }
+
+    pub fn set_recovery_throttle(&mut self, throttling: RecoveryThrottling) -> Call<()> {
+        self.call(&Request::set_recovery(throttling)).map(drop)
+    }
+
     /// How the connected sheep is reached over NBD, and who uses VDIs through it.
     pub fn access(&mut self) -> Call<NodeAccess> {
         match self.ask(&ClientOp::Cluster(ClusterOp::Access))? {
             ClientReply::Access(access) => Ok(access),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// The connected sheep serves a VDI by a vhost-user socket. Which, as it knows it.
+    pub fn attach(&mut self, name: &[u8], socket: &[u8]) -> Call<Vec<Attachment>> {
+        self.attachments(ClusterOp::Attach { name: name.to_vec(), socket: socket.to_vec() })
+    }
+
+    /// No longer. Which those were.
+    pub fn detach(&mut self, name: &[u8], socket: Option<&[u8]>) -> Call<Vec<Attachment>> {
+        self.attachments(ClusterOp::Detach { name: name.to_vec(), socket: socket.map(<[u8]>::to_vec) })
+    }
+
+    pub fn attached(&mut self) -> Call<Vec<Attachment>> {
+        self.attachments(ClusterOp::Attached)
+    }
+
+    fn attachments(&mut self, op: ClusterOp) -> Call<Vec<Attachment>> {
+        match self.ask(&ClientOp::Cluster(op))? {
+            ClientReply::Attached(attached) => Ok(attached),
             _ => Err(self.nonsense()),
         }
     }
@@ -219,6 +283,44 @@ impl Sheep {
     /// A new working VDI on top of the snapshot, in place of the one of its name.
     pub fn roll_back(&mut self, to: Vid, force: bool) -> Call<VdiInfo> {
         self.ask_for_vdi(VdiOp::Rollback { to, force })
+    }
+
+    /// The copy takes the name of a VDI that nobody has opened; that one and its snapshot are deleted.
+    pub fn take_place(&mut self, old: Vid, new: Vid) -> Call<()> {
+        self.ask_for_vdi(VdiOp::TakePlace { old, new }).map(drop)
+    }
+
+    /// A snapshot that is alone under its name becomes one of another name.
+    pub fn adopt(&mut self, snapshot: Vid, name: &[u8], tag: &[u8]) -> Call<()> {
+        self.ask_for_vdi(VdiOp::Adopt { snapshot, name: name.to_vec(), tag: tag.to_vec() }).map(drop)
+    }
+
+    /// Counts as a client of the connected sheep that uses the VDI, until [`Sheep::close_vdi`].
+    pub fn open_vdi(&mut self, vid: Vid) -> Call<()> {
+        self.ask_vdi(VdiOp::Open { vid }).map(drop)
+    }
+
+    pub fn close_vdi(&mut self, vid: Vid) -> Call<()> {
+        self.ask_vdi(VdiOp::Close { vid }).map(drop)
+    }
+
+    /// How the cluster repairs itself. What is not named stays as it is.
+    pub fn set_repair(&mut self, change: RepairChange) -> Call<()> {
+        self.ask(&ClientOp::Cluster(ClusterOp::SetRepair(change))).map(drop)
+    }
+
+    /// Nothing is to be stored on this member, or no longer that.
+    pub fn set_out(&mut self, node: NodeId, out: bool) -> Call<()> {
+        self.ask(&ClientOp::Cluster(ClusterOp::SetOut { node, out })).map(drop)
+    }
+
+    /// The cluster goes on with the members that are there.
+    pub fn force_recovery(&mut self) -> Call<()> {
+        self.ask(&ClientOp::Cluster(ClusterOp::ForceRecovery)).map(drop)
+    }
+
+    pub fn set_default_policy(&mut self, policy: CopyPolicy) -> Call<()> {
+        self.ask(&ClientOp::Cluster(ClusterOp::SetDefaultPolicy { policy })).map(drop)
     }
 
     /// As [`Sheep::delete`], for a VDI that is known already.
@@ -339,6 +441,14 @@ impl Sheep {
     /// Where the object's copies should be, in order.
     pub fn locate(&mut self, oid: Oid) -> Call<Vec<NodeId>> {
         self.call_for_list(&Request::locate(oid))
+    }
+
+    /// Where the object's copies should have been at each recorded epoch.
+    pub fn track(&mut self, oid: Oid) -> Call<Track> {
+        match self.ask(&ClientOp::Cluster(ClusterOp::Track { oid }))? {
+            ClientReply::Track(track) => Ok(track),
+            _ => Err(self.nonsense()),
+        }
     }
 
     /// Does the connected sheep itself hold the object?

@@ -17,26 +17,60 @@ fn columns() -> usize {
 pub struct Progress {
     total: u64,
     done: u64,
+    unit: Unit,
     shown: Option<String>,
     visible: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Objects,
+}
+
 impl Progress {
     pub fn new(total: u64, visible: bool) -> Progress {
-        Progress { total, done: 0, shown: None, visible: visible && total > 0 }
+        Progress { total, done: 0, unit: Unit::Bytes, shown: None, visible: visible && total > 0 }
+    }
+
+    /// Counts objects, of which more may be found on the way.
+    pub fn of_objects(visible: bool) -> Progress {
+        Progress { total: 0, done: 0, unit: Unit::Objects, shown: None, visible }
     }
 
     pub fn advance(&mut self, bytes: u64, out: &mut dyn Write) -> Outcome {
+        let was_done = self.done == self.total;
         self.done = (self.done + bytes).min(self.total);
+        self.show(out)?;
+        if self.visible && !was_done && self.done == self.total {
+            writeln!(out)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    pub fn set(&mut self, done: u64, total: u64, out: &mut dyn Write) -> Outcome {
+        (self.done, self.total) = (done, total);
+        self.show(out)
+    }
+
+    /// All is done. Shows nothing if there never was anything to do.
+    pub fn finish(&mut self, out: &mut dyn Write) -> Outcome {
+        if self.shown.is_some() {
+            self.done = self.total;
+            self.show(out)?;
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, out: &mut dyn Write) -> Outcome {
         if !self.visible {
             return Ok(());
         }
-        let line = render_bar(self.done, self.total, columns());
+        let line = render_bar(self.done, self.total, self.unit, columns());
         if self.shown.as_ref() != Some(&line) {
             write!(out, "\r{line}")?;
-            if self.done == self.total {
-                writeln!(out)?;
-            }
             out.flush()?;
             self.shown = Some(line);
         }
@@ -54,14 +88,18 @@ impl Progress {
 }
 
 /// ` 37.5 % [=====>        ] 24 MB / 64 MB`
-fn render_bar(done: u64, total: u64, columns: usize) -> String {
+fn render_bar(done: u64, total: u64, unit: Unit, columns: usize) -> String {
     let width = columns.saturating_sub(30).max(1);
     let filled = (done as u128 * width as u128 / (total as u128).max(1)) as usize;
     let filled = filled.min(width);
     let head = if filled < width { ">" } else { "" };
     let bar = format!("{}{head}", "=".repeat(filled));
     let percent = done as f64 * 100.0 / total.max(1) as f64;
-    format!("{percent:5.1} % [{bar:<width$}] {} / {}", size::human(done), size::human(total))
+    let show = |count: u64| match unit {
+        Unit::Bytes => size::human(count),
+        Unit::Objects => count.to_string(),
+    };
+    format!("{percent:5.1} % [{bar:<width$}] {} / {}", show(done), show(total))
 }
 
 /// Asks and reads one line. Anything that does not start with `yes`, and the end of the input, means no.
@@ -88,16 +126,17 @@ mod tests {
 
     #[test]
     fn the_bar_grows_from_empty_to_full() {
-        let at = |done| render_bar(done, 64 << 20, 40);
+        let at = |done| render_bar(done, 64 << 20, Unit::Bytes, 40);
         assert_eq!(at(0), "  0.0 % [>         ] 0.0 MB / 64 MB");
         assert_eq!(at(24 << 20), " 37.5 % [===>      ] 24 MB / 64 MB");
         assert_eq!(at(64 << 20), "100.0 % [==========] 64 MB / 64 MB");
+        assert_eq!(render_bar(3, 8, Unit::Objects, 40), " 37.5 % [===>      ] 3 / 8");
     }
 
     #[test]
     fn a_narrow_terminal_does_no_harm() {
-        assert_eq!(render_bar(1, 2, 3), " 50.0 % [>] 0.0 MB / 0.0 MB");
-        assert_eq!(render_bar(u64::MAX, u64::MAX, 31), "100.0 % [=] 16 EB / 16 EB");
+        assert_eq!(render_bar(1, 2, Unit::Bytes, 3), " 50.0 % [>] 0.0 MB / 0.0 MB");
+        assert_eq!(render_bar(u64::MAX, u64::MAX, Unit::Bytes, 31), "100.0 % [=] 16 EB / 16 EB");
     }
 
     #[test]

@@ -94,6 +94,18 @@ impl AlignedBuf {
         self.len += count;
     }
 
+    /// Appends `count` bytes, which must fit, as `fill` lays them into the room it is given.
+    ///
+    /// # Safety
+    /// `fill` initialises all of that room.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) unsafe fn extend_filled(&mut self, count: usize, fill: impl FnOnce(&mut [MaybeUninit<u8>])) {
+        let spare = self.spare_mut();
+        assert!(count <= spare.len(), "{count} bytes do not fit into {}", spare.len());
+        fill(&mut spare[..count]);
+        self.len += count;
+    }
+
     /// Reads once from `io`, at most what still fits, and says how much came: 0 at the end of the stream.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,

@@ -9,5 +9,7 @@ pub mod native;
 pub mod nbd;
 mod service;
 mod tcp;
+#[cfg(feature = "vhost-user")]
+pub mod vhost;
 
 pub use service::Service;

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use proto::Epoch;
 use proto::client::{ClientOp, ClientResult};
+use tokio::sync::watch;
 
 /// Takes requests of clients, answers each once, in any order. Lives in one thread; clones share it.
 ///
@@ -11,6 +12,11 @@ use proto::client::{ClientOp, ClientResult};
 /// in the order of the VDI's requests: never after one that is called later.
 pub trait Service: Clone + 'static {
     fn call(&self, op: ClientOp) -> impl Future<Output = ClientResult> + 'static;
+
+    /// Changes each time the cluster's view does: volumes may have other sizes and names then. `None`: nobody tells.
+    fn view_changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// The cluster's epoch now, which every native reply carries. 0 before the first format.
     fn epoch(&self) -> Epoch {

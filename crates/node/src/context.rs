@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proto::cluster::{Action, Proposal};
 use proto::object::{BlockRange, ObjectOp};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
-use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid};
+use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVersion};
 
 use crate::catchup::Asked;
+use crate::reach::Reach;
+use crate::strain::Strain;
 use crate::view::View;
 use crate::{Effect, Ticket, Time};
 
@@ -39,8 +41,15 @@ pub(crate) enum Purpose {
         to: crate::session::Requester,
         vid: Vid,
     },
+    /// The scrub of this node compares.
+    Recorded {
+        comparison: u64,
+    },
     /// The catch-up of this node.
     List {
+        round: u64,
+    },
+    Changed {
         round: u64,
     },
     Length(Asked),
@@ -81,6 +90,11 @@ pub(crate) enum StoreUse {
         to: NodeId,
         call: u64,
     },
+    /// The same for a peer's scrub: no guest waits for it.
+    AnswerScrub {
+        to: NodeId,
+        call: u64,
+    },
     /// One page of a peer's List.
     ListFor {
         to: NodeId,
@@ -103,6 +117,8 @@ pub(crate) enum StoreUse {
     Backfill {
         pg: PgId,
         oid: Oid,
+        /// The attempt to which it belongs: what an earlier one has written says nothing of this one.
+        started: Since,
     },
     /// A question of a client about this node's own copy.
     Client {
@@ -110,6 +126,8 @@ pub(crate) enum StoreUse {
     },
     /// The store does not remember anything of an earlier format any more.
     Wiped,
+    /// A part of a scrub.
+    Scrub(crate::scrub::ScrubUse),
     /// Nobody waits.
     Forget,
 }
@@ -126,8 +144,18 @@ pub(crate) enum ProposalUse {
     CloseSession {
         vid: Vid,
     },
+    TakeSession {
+        vid: Vid,
+    },
+    Resign {
+        vid: Vid,
+    },
+    TimeOut {
+        node: NodeId,
+    },
     CatchUp,
     DropCopies,
+    DiskFailed,
     /// A session's word on a snapshot.
     Rest {
         vid: Vid,
@@ -148,12 +176,17 @@ pub(crate) struct Out {
     /// Messages of this node to itself: its session talks to its replica as to any other.
     pub to_self: VecDeque<PeerMessage>,
     pub calls: BTreeMap<u64, Call>,
-    pub tickets: BTreeMap<Ticket, StoreUse>,
+    /// With when they were submitted.
+    pub tickets: BTreeMap<Ticket, (StoreUse, Time)>,
+    pub strain: Strain,
     pub proposals: BTreeMap<u64, ProposalUse>,
     /// Between sessions of this node.
     pub inner: VecDeque<crate::session::Inner>,
     /// Deleted VDIs to which a table has stopped to refer somewhere.
     pub unreferenced: BTreeSet<Vid>,
+    pub reach: Reach,
+    /// Sheep that have refused a change for want of room, and have not shown since that there is some.
+    pub full_disks: BTreeSet<NodeId>,
     /// Sessions ever opened by this node.
     pub sessions: u64,
     next_call: u64,
@@ -183,14 +216,15 @@ impl Context<'_> {
         // 0 stands for "no answer wanted".
         self.out.next_call = self.out.next_call.wrapping_add(1).max(1);
         let id = self.out.next_call;
-        self.transmit(to, PeerMessage::Request { id, version: self.view.version(), body: body.clone() });
+        let version = self.view.version();
+        self.transmit_request(to, id, version, body.clone());
         self.out.calls.insert(id, Call { to, body, purpose, sent_at: self.now });
         id
     }
 
     /// Sends a request that wants no answer.
     pub fn tell(&mut self, to: NodeId, body: PeerRequest) {
-        self.transmit(to, PeerMessage::Request { id: 0, version: self.view.version(), body });
+        self.transmit_request(to, 0, self.view.version(), body);
     }
 
     pub fn reply(&mut self, to: NodeId, call: u64, body: PeerReply) {
@@ -204,11 +238,14 @@ impl Context<'_> {
         let now = self.now;
         if let Some(call) = self.out.calls.get_mut(&id) {
             call.sent_at = now;
-            let call = &*call;
-            let message = PeerMessage::Request { id, version: self.view.version(), body: call.body.clone() };
-            let to = call.to;
-            self.transmit(to, message);
+            let (to, body) = (call.to, call.body.clone());
+            self.transmit_request(to, id, self.view.version(), body);
         }
+    }
+
+    fn transmit_request(&mut self, to: NodeId, id: u64, version: ViewVersion, body: PeerRequest) {
+        let life = self.view.incarnation(to).unwrap_or_default();
+        self.transmit(to, PeerMessage::Request { id, version, life, body });
     }
 
     fn transmit(&mut self, to: NodeId, message: PeerMessage) {
@@ -222,7 +259,10 @@ impl Context<'_> {
     pub fn store(&mut self, op: ObjectOp, purpose: StoreUse) {
         self.out.next_ticket += 1;
         let ticket = Ticket(self.out.next_ticket);
-        self.out.tickets.insert(ticket, purpose);
+        if matches!(purpose, StoreUse::Fetch { .. } | StoreUse::Backfill { .. } | StoreUse::Scrub(_)) {
+            self.out.strain.note_repair();
+        }
+        self.out.tickets.insert(ticket, (purpose, self.now));
         self.out.effects.push_back(Effect::Store { ticket, op });
     }
 
@@ -233,8 +273,42 @@ impl Context<'_> {
         self.out.effects.push_back(Effect::Propose(Proposal { id, action }));
     }
 
+    /// Proposes to go on without these copies, as far as the view as it is here would let them go. False: nothing is proposed.
+    ///
+    /// One proposal at a time: so what would be refused must not be proposed, or it would keep others from being dropped, tick after tick.
+    pub fn drop_copies(&mut self, node: NodeId, mut pgs: Vec<(PgId, Since)>) -> bool {
+        pgs.retain(|(id, since)| self.view.may_drop(node, *id, *since));
+        if pgs.is_empty() || self.is_proposed(&ProposalUse::DropCopies) {
+            return false;
+        }
+        self.propose(Action::DropCopies { node, pgs }, ProposalUse::DropCopies);
+        true
+    }
+
     pub fn answer(&mut self, request: RequestId, result: proto::client::ClientResult) {
         self.out.effects.push_back(Effect::Answer { request, result });
+    }
+
+    /// Is this member up, and gives no sign of life?
+    pub fn is_silent(&self, node: NodeId) -> bool {
+        self.out.reach.is_silent(node, self.now)
+    }
+
+    pub fn other_members(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let up = self.view.members().values().filter(|m| m.incarnation.is_some());
+        up.map(|m| m.info.id).filter(|id| *id != self.me)
+    }
+
+    /// Does this node hear from nobody? Then it lets the others go on without it, and not the other way round.
+    pub fn is_cut_off(&self) -> bool {
+        self.out.reach.is_cut_off(self.other_members(), self.now)
+    }
+
+    /// Asks a peer for a sign of life, whatever view it has.
+    pub fn ping(&mut self, to: NodeId) {
+        self.out.next_call = self.out.next_call.wrapping_add(1).max(1);
+        let id = self.out.next_call;
+        self.transmit_request(to, id, ViewVersion(0), PeerRequest::Ping);
     }
 
     pub fn is_proposed(&self, purpose: &ProposalUse) -> bool {

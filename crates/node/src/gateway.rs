@@ -14,14 +14,14 @@ use proto::client::{
 };
 use proto::cluster::Action;
 use proto::inode::{HEADER_BYTES, InodeHeader, NAME_MAX, is_hyper};
-use proto::object::{ObjectOp, ObjectReply, Origin};
+use proto::object::{BlockRange, ObjectOp, ObjectReply, Origin};
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{ObjectKind, Oid, RequestId, Vid};
+use proto::{Generation, NodeId, ObjectKind, Oid, RequestId, Vid};
 
 use crate::Time;
 use crate::context::{Call, Context, ProposalUse, Purpose, StoreUse};
 use crate::session::{Inner, Request, Requester, Session};
-use crate::view::{Accepted, Life, Outcome};
+use crate::view::{Accepted, Life, Outcome, SessionState};
 
 #[derive(Debug, Default)]
 pub(crate) struct Gateway {
@@ -38,12 +38,19 @@ pub(crate) struct Gateway {
     /// Snapshots and rollbacks that have to wait for a session, with when they were asked for first.
     delayed: Vec<(RequestId, VdiOp)>,
     asked: BTreeMap<RequestId, Time>,
+    /// When sessions were taken from their owners last.
+    taken: BTreeMap<Vid, Time>,
 }
 
 /// How long a snapshot may be refused for the sake of what has to end first, before its client is told.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a sheep that has a VDI's session without needing it may take to give it back.
 const YIELD_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// So long after a session was taken from its owner another wish to take it is a contest.
+const CONTEST_MEMORY: Duration = Duration::from_secs(60);
+/// How long each of two that contest a session has it, where nobody is between them.
+const TURN: Duration = Duration::from_secs(10);
 
 pub(crate) type Sessions = BTreeMap<Vid, Session>;
 
@@ -98,8 +105,21 @@ impl Gateway {
                 let info = ctx.view.cluster_info(ctx.me);
                 ctx.answer(id, Ok(ClientReply::Cluster(Box::new(info))));
             }
+            ClusterOp::Health => ctx.answer(id, Ok(ClientReply::Health(ctx.view.health()))),
             ClusterOp::Format(options) => {
                 self.propose(ctx, id, &ClientOp::Cluster(op), Action::Format(options));
+            }
+            ClusterOp::SetRepair(options) => {
+                self.propose(ctx, id, &ClientOp::Cluster(op), Action::SetRepair(options));
+            }
+            ClusterOp::SetOut { node, out } => {
+                self.propose(ctx, id, &ClientOp::Cluster(op), Action::SetOut { node, out });
+            }
+            ClusterOp::ForceRecovery => {
+                self.propose(ctx, id, &ClientOp::Cluster(op), Action::ForceRecovery);
+            }
+            ClusterOp::SetDefaultPolicy { policy } => {
+                self.propose(ctx, id, &ClientOp::Cluster(op), Action::SetDefaultPolicy { policy });
             }
             ClusterOp::Shutdown => self.propose(ctx, id, &ClientOp::Cluster(op), Action::Shutdown),
             ClusterOp::Holds { oid } | ClusterOp::LocalDigest { oid } => {
@@ -107,13 +127,25 @@ impl Gateway {
                 let request = id;
                 self.proposed
                     .insert(id, ClientOp::Cluster(if digest { op } else { ClusterOp::Holds { oid } }));
-                ctx.store(ObjectOp::Checksums { oid }, StoreUse::Client { request });
+                ctx.store(ObjectOp::Checksums { oid, blocks: BlockRange::ALL }, StoreUse::Client { request });
             }
             ClusterOp::Locate { oid } => {
                 let pg = ctx.view.pg_of(oid).and_then(|pg| ctx.view.pg(pg));
                 ctx.answer(id, pg.map(|pg| ClientReply::Nodes(pg.targets.clone())).ok_or(ClientError::NoVdi));
             }
-            ClusterOp::KillNode | ClusterOp::NodeStat | ClusterOp::Access => {
+            ClusterOp::Track { oid } => {
+                let track = ctx.view.pg_of(oid).map(|pg| ClientReply::Track(ctx.view.track(pg)));
+                ctx.answer(id, track.ok_or(ClientError::NoVdi));
+            }
+            ClusterOp::SetRecoveryThrottle(_) | ClusterOp::RecoveryThrottle | ClusterOp::Scrub => {
+                unreachable!("the node answers these itself")
+            }
+            ClusterOp::KillNode
+            | ClusterOp::NodeStat
+            | ClusterOp::Access
+            | ClusterOp::Attach { .. }
+            | ClusterOp::Detach { .. }
+            | ClusterOp::Attached => {
                 ctx.answer(id, Err(ClientError::Unsupported("the daemon answers this itself".into())));
             }
         }
@@ -203,6 +235,15 @@ impl Gateway {
             }
             VdiOp::Clone { base, ref name, size, policy } => {
                 let action = Action::CloneVdi { base, name: name.clone(), size, policy };
+                self.propose(ctx, id, &ClientOp::Vdi(op), action);
+                None
+            }
+            VdiOp::TakePlace { old, new } => {
+                self.propose(ctx, id, &ClientOp::Vdi(op), Action::TakePlace { old, new });
+                None
+            }
+            VdiOp::Adopt { snapshot, ref name, ref tag } => {
+                let action = Action::Adopt { snapshot, name: name.clone(), tag: tag.clone() };
                 self.propose(ctx, id, &ClientOp::Vdi(op), action);
                 None
             }
@@ -323,6 +364,10 @@ impl Gateway {
             *vid = ctx.view.head_of(*vid);
         }
         let vid = vid_of(&request.op);
+        if matches!(request.requester, Requester::Gateway { .. }) && ctx.view.vdi(vid).is_none() {
+            // Deleted since it was forwarded. The gateway answers when it has heard of that: whoever asks it afterwards does not find the VDI.
+            return not_owner(ctx, &request);
+        }
         if let Err(error) = check(ctx, vid, &request.op) {
             return refuse(ctx, request, error);
         }
@@ -334,7 +379,7 @@ impl Gateway {
             }
             return;
         }
-        let owner = ctx.view.session(vid).owner;
+        let SessionState { owner, generation, .. } = ctx.view.session(vid);
         match owner {
             Some((node, incarnation)) if node == ctx.me && incarnation == ctx.incarnation => {
                 let Some(session) = sessions.get_mut(&vid) else { return self.wait(ctx, vid, request) };
@@ -347,17 +392,18 @@ impl Gateway {
                     let (origin, op, data) = (request.origin, request.op.clone(), request.op.payload());
                     let call = ctx.call(
                         node,
-                        PeerRequest::Forward { origin, op, data },
+                        PeerRequest::Forward { origin, generation, op, data },
                         Purpose::Forward { request: id },
                     );
                     self.forwarded.insert(id, (request, call));
                 }
                 // Another session's, or the reclaimer's: carried as a client's would be, and answered to it.
-                Requester::Session { .. } | Requester::Reclaim { .. } => {
-                    // They change nothing, so only whose they are matters: owners do not hear what comes from ended lives.
+                Requester::Session { .. } | Requester::Reclaim { .. } | Requester::Scrub { .. } => {
+                    // They change nothing, so only whose they are matters: owners do not hear what comes from ended lives. What a scrub
+                    // asks for is done once for each of its numbers, as a client's.
                     let origin = Origin { incarnation: ctx.incarnation, ..request.origin };
                     let op = request.op.clone();
-                    let call = PeerRequest::Forward { origin, op, data: Bytes::new() };
+                    let call = PeerRequest::Forward { origin, generation, op, data: Bytes::new() };
                     ctx.call(node, call, Purpose::Inner { to: request.requester, vid });
                 }
                 _ => not_owner(ctx, &request),
@@ -366,9 +412,33 @@ impl Gateway {
         }
     }
 
+    /// The same for what another gateway brings, to the owner that it knows.
+    ///
+    /// It may have been on its way for long: its gateway has asked another owner meanwhile, which has carried it out and forgotten
+    /// it when the gateway had its answer. So it counts for the session only for which it was meant.
+    pub fn route_forwarded(
+        &mut self,
+        ctx: &mut Context,
+        sessions: &mut Sessions,
+        generation: Generation,
+        request: Request,
+    ) {
+        let vid = match &request.op {
+            ClientOp::Volume { vid, at: Point::Head, .. } => ctx.view.head_of(*vid),
+            op => vid_of(op),
+        };
+        if ctx.view.session(vid).generation != generation {
+            return not_owner(ctx, &request);
+        }
+        self.route(ctx, sessions, request);
+    }
+
     fn wait(&mut self, ctx: &mut Context, vid: Vid, request: Request) {
         match request.requester {
-            Requester::Local(_) | Requester::Session { .. } | Requester::Reclaim { .. } => {
+            Requester::Local(_)
+            | Requester::Session { .. }
+            | Requester::Reclaim { .. }
+            | Requester::Scrub { .. } => {
                 self.waiting.entry(vid).or_default().push(request);
                 self.ask_for_session(ctx, vid);
             }
@@ -489,6 +559,49 @@ impl Gateway {
         sessions.values_mut().for_each(|session| session.handle_client_gone(id));
     }
 
+    /// VDIs that somebody waits for here, and whose owners give no sign of life, are taken from them.
+    pub fn take_silent_sessions(&mut self, ctx: &mut Context) {
+        let inner = ctx.out.calls.values().filter_map(|call| match call.purpose {
+            Purpose::Inner { vid, .. } => Some(vid),
+            _ => None,
+        });
+        let vids: BTreeSet<Vid> =
+            self.forwarded.values().map(|(request, _)| vid_of(&request.op)).chain(inner).collect();
+        if vids.is_empty() || ctx.is_cut_off() {
+            return;
+        }
+        for vid in vids {
+            let session = ctx.view.session(vid);
+            let silent = session.owner.filter(|(node, _)| *node != ctx.me && ctx.is_silent(*node));
+            let purpose = ProposalUse::TakeSession { vid };
+            let Some((node, _)) = silent.filter(|_| session.taker.is_none() && !ctx.is_proposed(&purpose))
+            else {
+                continue;
+            };
+            let Some(taker) = self.choose_taker(ctx, vid, node) else { continue };
+            tracing::warn!(%node, vdi = %vid, %taker, "the sheep that serves this VDI does not answer; taking over");
+            ctx.propose(Action::TakeSession { vid, generation: session.generation, taker }, purpose);
+        }
+    }
+
+    /// A VDI's session is being taken from its owner.
+    pub fn note_taken(&mut self, vid: Vid, now: Time) {
+        self.taken.retain(|_, at| now.since(*at) < CONTEST_MEMORY);
+        self.taken.insert(vid, now);
+    }
+
+    /// Who is to have a session whose owner does not answer: this sheep; or, if it has just been taken from somebody, one between the
+    /// two: they may be cut off from each other only, with clients on both sides.
+    fn choose_taker(&mut self, ctx: &mut Context, vid: Vid, owner: NodeId) -> Option<NodeId> {
+        let now = ctx.now;
+        let taken = self.taken.get(&vid).map(|at| now.since(*at)).filter(|age| *age < CONTEST_MEMORY);
+        let Some(taken) = taken else { return Some(ctx.me) };
+        let others: Vec<NodeId> = ctx.other_members().filter(|n| *n != owner && !ctx.is_silent(*n)).collect();
+        let between = others.iter().copied().find(|n| ctx.out.reach.is_fresh(*n, now));
+        // Nobody is between them: then they take turns.
+        between.or_else(|| (others.is_empty() && taken > TURN).then_some(ctx.me))
+    }
+
     pub fn retry_waiting(&mut self, ctx: &mut Context, sessions: &mut Sessions) {
         for vid in self.waiting.keys().copied().collect::<Vec<_>>() {
             let owned_here = sessions.get(&vid).is_some_and(|s| s.is_closing());
@@ -565,7 +678,7 @@ fn check(ctx: &Context, vid: Vid, op: &ClientOp) -> Result<(), ClientError> {
 
 fn refuse(ctx: &mut Context, request: Request, error: ClientError) {
     match request.requester {
-        to @ (Requester::Session { .. } | Requester::Reclaim { .. }) => {
+        to @ (Requester::Session { .. } | Requester::Reclaim { .. } | Requester::Scrub { .. }) => {
             ctx.out.inner.push_back(Inner::Done { to, result: Err(error) });
         }
         Requester::Local(id) => ctx.answer(id, Err(error)),

@@ -30,20 +30,44 @@ impl IndexSet {
         self.pages.values().flat_map(|p| p.iter()).map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// The first run at or after `from`: its first index, and one past its last.
+    pub fn next_run(&self, from: u32) -> Option<(u32, u32)> {
+        let first = self.next(from, true)?;
+        Some((first, self.next(first, false).unwrap_or(u32::MAX)))
+    }
+
+    /// The first index at or after `from` that is in the set, or that is not.
+    fn next(&self, from: u32, is_in: bool) -> Option<u32> {
+        let mut at = from;
+        loop {
+            let Some(page) = self.pages.get(&(at / PAGE_BITS)) else {
+                if !is_in {
+                    return Some(at);
+                }
+                at = self.pages.range(at / PAGE_BITS..).next()?.0 * PAGE_BITS;
+                continue;
+            };
+            let word = page[(at % PAGE_BITS) as usize / 64];
+            let wanted = if is_in { word } else { !word } >> (at % 64);
+            if wanted != 0 {
+                return Some(at + wanted.trailing_zeros());
+            }
+            at = (at | 63).checked_add(1)?;
+        }
+    }
+
     /// As runs of neighbours: (first, count).
     pub fn runs(&self) -> Vec<(u32, u32)> {
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for (number, page) in &self.pages {
-            for index in (0..PAGE_BITS).map(|bit| number * PAGE_BITS + bit) {
-                let bit = index % PAGE_BITS;
-                if page[bit as usize / 64] & 1 << (bit % 64) == 0 {
-                    continue;
-                }
-                match runs.last_mut() {
-                    Some((first, count)) if index - *first == *count => *count += 1,
-                    _ => runs.push((index, 1)),
-                }
+        let mut runs = Vec::new();
+        let mut from = 0;
+        while let Some((first, end)) = self.next_run(from) {
+            // The end of a run that reaches the very last index cannot be told.
+            let is_last = end == u32::MAX;
+            runs.push((first, end - first + u32::from(is_last && self.contains(u32::MAX))));
+            if is_last {
+                break;
             }
+            from = end;
         }
         runs
     }
@@ -67,6 +91,12 @@ mod tests {
         let runs = set.runs();
         assert_eq!(runs, vec![(0, 2), (63, 2), (4095, 3), (1 << 20, 1), (u32::MAX, 1)]);
         assert_eq!(set.len(), 9);
+        assert_eq!(set.next_run(0), Some((0, 2)));
+        assert_eq!(set.next_run(1), Some((1, 2)));
+        assert_eq!(set.next_run(2), Some((63, 65)));
+        assert_eq!(set.next_run(65), Some((4095, 4098)));
+        assert_eq!(set.next_run((1 << 20) + 1), Some((u32::MAX, u32::MAX)));
+        assert_eq!(IndexSet::default().next_run(7), None);
         assert!(all.iter().all(|index| runs_contain(&runs, *index)));
         assert!([2, 62, 65, 4098, u32::MAX - 1].iter().all(|index| !runs_contain(&runs, *index)));
         assert!(!runs_contain(&[], 0) && !runs_contain(&runs[1..], 0));

@@ -6,14 +6,21 @@
 mod catchup;
 mod context;
 mod effect;
+mod extent;
 mod gateway;
 mod index_set;
 mod node;
+mod overdue;
+mod parts;
+mod reach;
 mod reclaim;
 mod replica;
+mod scrub;
 mod session;
+mod strain;
 mod sweep;
 pub mod view;
 
+pub use catchup::Progress;
 pub use effect::{Effect, Ticket, Time};
 pub use node::{Node, NodeConfig, SnapshotError};

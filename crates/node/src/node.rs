@@ -3,21 +3,26 @@
 //! The order inside one event is fixed: the event goes to the part it concerns, then messages of the node to itself are
 //! handled until there are none. Everything else that follows is an effect for the shell.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod failed_disk;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::client::{ClientError, ClientOp};
+use proto::client::{ClientError, ClientOp, ClientReply, ClusterOp};
 use proto::cluster::{Action, LogEntry, MemberInfo};
-use proto::object::{ObjectInfo, ObjectReply, Origin, Unsettled};
+use proto::object::{ObjectReply, Origin, StoreFailure, Unsettled};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
-use proto::{Epoch, Incarnation, NodeId, Oid, PgId, RequestId, Since, Vid, ViewVersion};
+use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Vid, ViewVersion};
 
-use crate::catchup::CatchUp;
+use crate::catchup::{CatchUp, Progress};
 use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse};
 use crate::gateway::{Gateway, Sessions};
+use crate::overdue::Overdue;
+use crate::parts::{Parts, all_pgs, answer_list, is_forwardable};
 use crate::reclaim::Reclaim;
 use crate::replica::Replica;
+use crate::scrub::Scrub;
 use crate::session::{Inner, Request, Requester, Session};
 use crate::sweep::{Sweep, Sweeps};
 use crate::view::{Applied, Life, Outcome, View};
@@ -51,6 +56,8 @@ pub struct Node {
     catch_up: CatchUp,
     sweeps: Sweeps,
     reclaim: Reclaim,
+    overdue: Overdue,
+    scrub: Scrub,
     /// Messages that need a newer view.
     parked: BTreeMap<ViewVersion, VecDeque<(NodeId, PeerMessage)>>,
     parked_count: usize,
@@ -58,6 +65,9 @@ pub struct Node {
     early: Vec<(RequestId, ClientOp)>,
     /// Objects of an earlier format are being removed: no copy is served or changed.
     wiping: bool,
+    store_id: u64,
+    /// The store answers nothing any more: this node goes on as a gateway. See `without_disk`.
+    disk_failed: bool,
     sweep_wanted: bool,
     /// Cut off or expelled: does nothing any more.
     halted: bool,
@@ -80,10 +90,14 @@ impl Node {
             catch_up: CatchUp::default(),
             sweeps: Sweeps::default(),
             reclaim: Reclaim::default(),
+            overdue: Overdue::default(),
+            scrub: Scrub::new(config.member.life, config.member.store_id),
             parked: BTreeMap::new(),
             parked_count: 0,
             early: Vec::new(),
             wiping: false,
+            store_id: config.member.store_id,
+            disk_failed: false,
             sweep_wanted: false,
             halted: false,
             next_tick: Time(0),
@@ -101,6 +115,16 @@ impl Node {
     /// PGs this node is catching up on.
     pub fn pgs_behind(&self) -> u32 {
         self.catch_up.pgs_behind()
+    }
+
+    /// What this node has fetched from other copies in this life, in bytes.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.catch_up.fetched_bytes()
+    }
+
+    /// How far it has come with what it lacks.
+    pub fn progress(&self) -> Progress {
+        self.catch_up.progress(&self.view, self.me)
     }
 
     /// Has this node joined, and is it neither cut off nor expelled?
@@ -130,7 +154,8 @@ impl Node {
 
     /// When `handle_timeout` should be called.
     pub fn poll_timeout(&self) -> Option<Time> {
-        (!self.halted).then_some(self.next_tick)
+        let wishes = self.catch_up.resumes_at(&self.view).into_iter().chain(self.scrub.wakes_at());
+        (!self.halted).then(|| wishes.fold(self.next_tick, Time::min))
     }
 
     /// The quorum cannot be reached. Others may be about to go on without this node, so it stops answering at once;
@@ -176,11 +201,16 @@ impl Node {
 
     fn joined(&mut self, now: Time) {
         let all: Vec<PgId> = all_pgs(&self.view);
+        self.tell_disk_failed(now);
+        let has_disk = !self.disk_failed;
         self.check_format(now);
         // Objects whose VDI was deleted while this node was away.
         self.sweep_wanted = true;
         self.with(now, |node, ctx| {
-            node.catch_up.handle_view(ctx, node.replica, &all);
+            // First what this copy remembers and others may lack is noted, where it has left the sets; then it may be forgotten.
+            if has_disk {
+                node.catch_up.handle_view(ctx, node.replica, &all);
+            }
             node.replica.forget_closed(ctx);
         });
         self.take_up_reclaiming(now);
@@ -192,7 +222,8 @@ impl Node {
     /// Removes everything if the store belongs to an earlier format: its vids may be given again.
     fn check_format(&mut self, now: Time) {
         let Some(format) = self.view.format() else { return };
-        if self.formatted == Some(format.ctime) {
+        // What is on a failed disk is not served; and should it come back, it has no mark of this format.
+        if self.formatted == Some(format.ctime) || self.disk_failed {
             return;
         }
         if !self.wiping {
@@ -207,7 +238,7 @@ impl Node {
 
     /// Remembers the format only when nothing older is left, and serves only what comes after.
     fn end_wipe(&mut self, now: Time) {
-        let forgetting = self.out.tickets.values().any(|purpose| *purpose == StoreUse::Wiped);
+        let forgetting = self.out.tickets.values().any(|(purpose, _)| *purpose == StoreUse::Wiped);
         if !self.wiping || self.sweeps.is_running(Sweep::Wipe) || forgetting {
             return;
         }
@@ -220,6 +251,7 @@ impl Node {
 
     /// What a new entry means for the parts.
     fn follow(&mut self, applied: Applied, now: Time) {
+        self.with(now, |node, ctx| node.replica.note_absences(ctx, &applied.pgs));
         if applied.formatted {
             self.forget_everything(now);
         }
@@ -245,8 +277,11 @@ impl Node {
             if applied.membership {
                 self.follow_membership(now);
             }
+            let has_disk = !self.disk_failed;
             self.with(now, |node, ctx| {
-                node.catch_up.handle_view(ctx, node.replica, &pgs);
+                if has_disk {
+                    node.catch_up.handle_view(ctx, node.replica, &pgs);
+                }
                 node.sessions.values_mut().for_each(|s| s.handle_view(ctx));
             });
             self.sweep_wanted = true;
@@ -270,6 +305,7 @@ impl Node {
             }
         });
         self.catch_up = CatchUp::default();
+        self.scrub.stop();
         self.reclaim = Reclaim::default();
         self.check_format(now);
     }
@@ -315,6 +351,20 @@ impl Node {
                 return node.gateway.handle_vdi_changed(ctx, node.sessions, vid);
             }
             let held = node.sessions.get(&vid).map(|s| s.generation);
+            if state.taker.is_some() {
+                node.gateway.note_taken(vid, ctx.now);
+            }
+            let resigns = mine && state.taker.is_some();
+            let purpose = ProposalUse::Resign { vid };
+            let resigned = ctx.is_proposed(&purpose);
+            if resigns && !resigned {
+                // From here on this node answers nothing of the session, whatever is under way.
+                tracing::warn!(vdi = %vid, "another sheep takes over, which cannot reach this one");
+                ctx.propose(Action::Resign { vid, generation: state.generation }, purpose);
+            }
+            // What was resigned is not taken up again, even if whoever wanted it is gone by now: changes of this generation may be under way
+            // that a new session would know nothing of.
+            let mine = mine && !resigns && !resigned;
             if held.is_some() && (!mine || !exists || held != Some(state.generation)) {
                 let left = node.sessions.remove(&vid).expect("just seen").abandon(ctx);
                 node.gateway.take_back(ctx, node.sessions, left);
@@ -362,7 +412,11 @@ impl Node {
                 node.gateway.handle_vdi_changed(ctx, node.sessions, vid)
             }
             ProposalUse::CatchUp
+            | ProposalUse::TakeSession { .. }
+            | ProposalUse::Resign { .. }
+            | ProposalUse::TimeOut { .. }
             | ProposalUse::DropCopies
+            | ProposalUse::DiskFailed
             | ProposalUse::Rest { .. }
             | ProposalUse::Forget { .. }
             | ProposalUse::EnterPage
@@ -381,10 +435,18 @@ impl Node {
 
     fn receive(&mut self, from: NodeId, message: PeerMessage, now: Time) {
         match message {
-            PeerMessage::Request { id, version, body } => {
+            PeerMessage::Request { id, version, life, body } => {
+                if self.incarnation.is_some_and(|own| own != life) {
+                    // It has been on its way since an earlier life of this sheep. Whoever still waits asks again.
+                    return;
+                }
+                if matches!(body, PeerRequest::Ping) && self.incarnation.is_some() {
+                    // A sign of life needs neither a view nor a store.
+                    return self.handle_request(from, id, version, body, now);
+                }
                 let needs_view = version > self.view.version() || self.incarnation.is_none();
                 if !needs_view && !self.wiping {
-                    return self.handle_request(from, id, body, now);
+                    return self.handle_request(from, id, version, body, now);
                 }
                 if self.parked_count >= PARKED_MAX {
                     let current = self.view.version();
@@ -392,7 +454,7 @@ impl Node {
                         .with(now, |_, ctx| ctx.reply(from, id, PeerReply::OldView { version: current }));
                 }
                 self.parked_count += 1;
-                let message = PeerMessage::Request { id, version, body };
+                let message = PeerMessage::Request { id, version, life, body };
                 self.parked.entry(version).or_default().push_back((from, message));
             }
             PeerMessage::Reply { id, body } => self.handle_reply(from, id, body, now),
@@ -414,8 +476,9 @@ impl Node {
         }
     }
 
-    fn handle_request(&mut self, from: NodeId, id: u64, body: PeerRequest, now: Time) {
+    fn handle_request(&mut self, from: NodeId, id: u64, version: ViewVersion, body: PeerRequest, now: Time) {
         self.with(now, |node, ctx| match body {
+            PeerRequest::Ping => ctx.reply(from, id, PeerReply::Done),
             PeerRequest::Purge { vid, indexes, keep, table } => {
                 // Only what the view calls deleted is removed, whoever asks.
                 if ctx.view.vdi(vid).is_some() || !ctx.view.vdis().contains_key(&vid) {
@@ -428,7 +491,7 @@ impl Node {
                     node.gateway.closed.insert(vid);
                 }
             }
-            PeerRequest::Forward { origin, mut op, data } => {
+            PeerRequest::Forward { origin, generation, mut op, data } => {
                 // With a gateway's life ends what was remembered of its requests, so a late copy of one must not count.
                 if !ctx.view.is_alive(from, origin.incarnation) {
                     return;
@@ -440,7 +503,8 @@ impl Node {
                     let request = origin.request;
                     return ctx.reply(from, id, PeerReply::Client { request, result, data: Bytes::new() });
                 }
-                node.gateway.route(ctx, node.sessions, Request { requester, origin, op });
+                let request = Request { requester, origin, op };
+                node.gateway.route_forwarded(ctx, node.sessions, generation, request);
             }
             PeerRequest::Recall { incarnation, mut requests } => {
                 requests.retain(|id| {
@@ -453,6 +517,12 @@ impl Node {
             }
             PeerRequest::Confirm { incarnation, requests } => {
                 node.sessions.values_mut().for_each(|s| s.handle_confirm(incarnation, &requests));
+            }
+            // What this copy lacks may have gone with its VDI. Who compares copies is to know of that first.
+            PeerRequest::Verify { oid, .. }
+                if version < ctx.view.version() && ctx.view.vdi(oid.vid()).is_none() =>
+            {
+                ctx.reply(from, id, PeerReply::OldView { version: ctx.view.version() });
             }
             mut body => {
                 let lacking = node.catch_up.lacks_base_of(ctx, &mut body);
@@ -467,6 +537,7 @@ impl Node {
     }
 
     fn handle_reply(&mut self, from: NodeId, id: u64, body: PeerReply, now: Time) {
+        self.out.reach.handle_answer(from, now);
         let incarnation = self.incarnation.unwrap_or_default();
         self.with(now, |node, ctx| {
             let known = ctx.out.calls.get(&id).is_some_and(|c| c.to == from);
@@ -518,6 +589,10 @@ impl Node {
                     node.gateway.handle_forward_reply(ctx, node.sessions, request, body)
                 }
                 Purpose::List { round } => node.catch_up.handle_list_reply(ctx, node.replica, round, body),
+                Purpose::Changed { round } => {
+                    node.catch_up.handle_changed_reply(ctx, node.replica, round, body)
+                }
+                Purpose::Recorded { comparison } => node.scrub.handle_recorded(ctx, comparison, from, body),
                 Purpose::Length(asked) => node.catch_up.handle_length_reply(ctx, node.replica, asked, body),
                 Purpose::Fetch { asked, blocks } => {
                     node.catch_up.handle_fetch_reply(ctx, node.replica, asked, blocks, body)
@@ -546,56 +621,75 @@ impl Node {
         if self.halted {
             return;
         }
-        let Some(purpose) = self.out.tickets.remove(&ticket) else { return };
-        self.with(now, |node, ctx| match purpose {
-            StoreUse::Change { vid, order, covered } => {
-                let failed = matches!(reply, ObjectReply::Failed(_));
-                node.replica.handle_changed(ctx, vid, order, reply);
-                if failed {
-                    node.catch_up.handle_not_covered(node.replica, covered);
+        let Some((purpose, submitted)) = self.out.tickets.remove(&ticket) else { return };
+        if matches!(purpose, StoreUse::Change { .. } | StoreUse::Answer { .. }) {
+            self.out.strain.note(now.since(submitted));
+        }
+        if self.disk_failed || reply == ObjectReply::Failed(StoreFailure::DiskFailed) {
+            // The shell may not have said so yet; but nothing may end, a wipe for instance, as if this had been done.
+            self.handle_disk_failed(now);
+            self.without_disk(purpose, now);
+            return self.settle_down(now);
+        }
+        self.with(now, |node, ctx| {
+            if let ObjectReply::Failed(StoreFailure::Corrupt { oid, block }) = &reply {
+                node.scrub.handle_corrupt(ctx, *oid, *block);
+            }
+            match purpose {
+                StoreUse::Change { vid, order, covered } => {
+                    let failed = matches!(reply, ObjectReply::Failed(_));
+                    node.replica.handle_changed(ctx, vid, order, reply);
+                    if failed {
+                        node.catch_up.handle_not_covered(node.replica, covered);
+                    }
+                    node.catch_up.handle_answered(ctx, node.replica, order);
                 }
-                node.catch_up.handle_answered(ctx, node.replica, order);
-            }
-            StoreUse::Fetch { fetch } => node.replica.handle_fetch_read(ctx, fetch, reply),
-            StoreUse::Forgotten { pg } => {
-                node.replica.handle_forgotten(pg);
-                node.catch_up.propose_finish(ctx, node.replica);
-            }
-            StoreUse::Answer { to, call } => {
-                let body = match reply {
-                    ObjectReply::Data { data, checksums } => PeerReply::Data { data, checksums },
-                    ObjectReply::Absent => PeerReply::Absent,
-                    ObjectReply::Differing(blocks) => PeerReply::Differing(blocks),
-                    ObjectReply::Failed(failure) => PeerReply::Failed(failure),
-                    other => unreachable!("not an answer to a read: {other:?}"),
-                };
-                ctx.reply(to, call, body);
-            }
-            StoreUse::ListFor { to, call, pgs, first } => {
-                answer_list(ctx, node.replica, to, call, &pgs, first, reply)
-            }
-            StoreUse::SweepList { job } => {
-                if let ObjectReply::Objects(objects) = reply {
-                    node.sweeps.handle_listed(ctx, job, objects);
+                StoreUse::Fetch { fetch } => node.replica.handle_fetch_read(ctx, fetch, reply),
+                StoreUse::Forgotten { pg } => {
+                    node.replica.handle_forgotten(pg);
+                    node.catch_up.propose_finish(ctx, node.replica);
                 }
-            }
-            StoreUse::SweepDelete { job } => {
-                node.sweeps.handle_deleted(ctx, job);
-            }
-            StoreUse::OwnList { pgs } => {
-                if let ObjectReply::Objects(objects) = reply {
-                    node.catch_up.handle_own_list(ctx, &pgs, objects);
+                StoreUse::Answer { to, call } | StoreUse::AnswerScrub { to, call } => {
+                    let body = match reply {
+                        ObjectReply::Data { data, checksums } => PeerReply::Data { data, checksums },
+                        ObjectReply::Absent => PeerReply::Absent,
+                        ObjectReply::Verified(verified) => PeerReply::Verified(verified),
+                        ObjectReply::Checksums(checksums) => PeerReply::Checksums(checksums),
+                        ObjectReply::Done => PeerReply::Done,
+                        ObjectReply::Differing(blocks) => PeerReply::Differing(blocks),
+                        ObjectReply::Failed(failure) => PeerReply::Failed(failure),
+                        other => unreachable!("not an answer to a read: {other:?}"),
+                    };
+                    ctx.reply(to, call, body);
                 }
-                node.catch_up.advance(ctx, node.replica);
+                StoreUse::ListFor { to, call, pgs, first } => {
+                    answer_list(ctx, node.replica, to, call, &pgs, first, reply)
+                }
+                StoreUse::SweepList { job } => {
+                    if let ObjectReply::Objects(objects) = reply {
+                        let doomed = node.sweeps.handle_listed(ctx, job, objects);
+                        doomed.into_iter().for_each(|oid| node.replica.note_removed(ctx, oid));
+                    }
+                }
+                StoreUse::SweepDelete { job } => {
+                    node.sweeps.handle_deleted(ctx, job);
+                }
+                StoreUse::OwnList { pgs } => {
+                    if let ObjectReply::Objects(objects) = reply {
+                        node.catch_up.handle_own_list(ctx, &pgs, objects);
+                    }
+                    node.catch_up.advance(ctx, node.replica);
+                }
+                StoreUse::OwnLength(asked) => {
+                    node.catch_up.handle_own_length(ctx, node.replica, asked, reply);
+                }
+                StoreUse::Backfill { pg, oid, started } => {
+                    node.catch_up.handle_backfilled(ctx, node.replica, pg, oid, started, reply);
+                }
+                StoreUse::Client { request } => node.gateway.handle_store(ctx, request, reply),
+                StoreUse::Scrub(purpose) => node.scrub.handle_store(ctx, purpose, reply),
+                StoreUse::Wiped | StoreUse::Forget => {}
             }
-            StoreUse::OwnLength(asked) => {
-                node.catch_up.handle_own_length(ctx, node.replica, asked, reply);
-            }
-            StoreUse::Backfill { pg, oid } => {
-                node.catch_up.handle_backfilled(ctx, node.replica, pg, oid, reply);
-            }
-            StoreUse::Client { request } => node.gateway.handle_store(ctx, request, reply),
-            StoreUse::Wiped | StoreUse::Forget => {}
         });
         self.end_wipe(now);
         self.settle_down(now);
@@ -627,19 +721,59 @@ impl Node {
 
     fn take_request(&mut self, request: RequestId, op: ClientOp, now: Time) {
         let origin = Origin { incarnation: self.incarnation.unwrap_or_default(), request };
+        match op {
+            ClientOp::Cluster(ClusterOp::SetRecoveryThrottle(bound)) => {
+                return self.with(now, |node, ctx| {
+                    node.catch_up.set_throttle(ctx, bound);
+                    ctx.answer(request, Ok(ClientReply::Done));
+                });
+            }
+            ClientOp::Cluster(ClusterOp::RecoveryThrottle) => {
+                return self.with(now, |node, ctx| {
+                    ctx.answer(request, Ok(ClientReply::RecoveryThrottle(node.catch_up.throttle())));
+                });
+            }
+            ClientOp::Cluster(ClusterOp::Scrub) => {
+                return self.with(now, |node, ctx| {
+                    let status = Box::new(node.scrub.status(ctx));
+                    ctx.answer(request, Ok(ClientReply::Scrub(status)));
+                });
+            }
+            _ => {}
+        }
         let request = Request { requester: Requester::Local(request), origin, op };
         self.with(now, |node, ctx| node.gateway.handle_client(ctx, node.sessions, request));
     }
 
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.halted || now < self.next_tick {
+        if self.halted {
+            return;
+        }
+        if self.catch_up.resumes_at(&self.view).is_some_and(|at| at <= now) {
+            self.with(now, |node, ctx| node.catch_up.resume(ctx, node.replica));
+            self.settle_down(now);
+        }
+        if self.scrub.wakes_at().is_some_and(|at| at <= now) {
+            self.advance_scrub(now);
+        }
+        if now < self.next_tick {
             return;
         }
         self.next_tick = now.after(TICK);
+        self.out.strain.handle_tick();
         if self.incarnation.is_none() {
             return;
         }
+        let has_disk = !self.disk_failed;
         self.with(now, |node, ctx| {
+            let mut owed: BTreeMap<NodeId, Time> = BTreeMap::new();
+            for call in ctx.out.calls.values().filter(|c| c.to != ctx.me) {
+                let oldest = owed.entry(call.to).or_insert(call.sent_at);
+                *oldest = call.sent_at.min(*oldest);
+            }
+            let others: Vec<NodeId> = ctx.other_members().collect();
+            let ask = ctx.out.reach.handle_tick(owed.into_iter(), &others, now);
+            ask.into_iter().for_each(|node| ctx.ping(node));
             // An answer may have been lost with a link that only its sender saw break.
             let late = |c: &Call| c.to != ctx.me && ctx.view.is_up(c.to) && now.since(c.sent_at) > ASK_AGAIN;
             let late: Vec<u64> = ctx.out.calls.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect();
@@ -647,15 +781,28 @@ impl Node {
             node.sessions.values_mut().for_each(|s| s.handle_tick(ctx));
             node.gateway.retry_waiting(ctx, node.sessions);
             node.gateway.retry_delayed(ctx);
+            node.gateway.take_silent_sessions(ctx);
             node.reclaim.handle_tick(ctx);
-            node.catch_up.advance(ctx, node.replica);
+            node.overdue.handle_tick(ctx);
+            if has_disk {
+                node.catch_up.handle_tick(ctx, node.replica, TICK);
+            }
         });
         self.close_idle_sessions(now);
+        self.advance_scrub(now);
         if self.sweep_wanted && !self.wiping && !self.sweeps.is_running(Sweep::Garbage) {
             self.sweep_wanted = false;
             self.with(now, |node, ctx| node.sweeps.start(ctx, Sweep::Garbage, None));
         }
         self.settle_down(now);
+    }
+
+    fn advance_scrub(&mut self, now: Time) {
+        if self.incarnation.is_some() && !self.disk_failed && !self.wiping && self.store_id != 0 {
+            let is_behind = self.catch_up.pgs_behind() > 0;
+            self.with(now, |node, ctx| node.scrub.advance(ctx, is_behind));
+            self.settle_down(now);
+        }
     }
 
     fn close_idle_sessions(&mut self, now: Time) {
@@ -664,7 +811,7 @@ impl Node {
             node.sessions.retain(|_, session| !session.frozen || !session.is_idle(now));
             for (vid, session) in node.sessions.iter_mut().filter(|(_, s)| !s.frozen) {
                 let at_once = node.gateway.closed.contains(vid);
-                if session.should_close(now, node.gateway.opens(*vid), at_once) {
+                if session.should_close(ctx, node.gateway.opens(*vid), at_once) {
                     session.start_closing();
                 }
                 let purpose = ProposalUse::CloseSession { vid: *vid };
@@ -705,35 +852,10 @@ impl Node {
             catch_up: &mut self.catch_up,
             sweeps: &mut self.sweeps,
             reclaim: &mut self.reclaim,
+            overdue: &mut self.overdue,
+            scrub: &mut self.scrub,
         };
         f(&mut parts, &mut ctx)
-    }
-}
-
-/// The parts of a node, apart from what [`Context`] lends them.
-struct Parts<'a> {
-    sessions: &'a mut Sessions,
-    replica: &'a mut Replica,
-    gateway: &'a mut Gateway,
-    catch_up: &'a mut CatchUp,
-    sweeps: &'a mut Sweeps,
-    reclaim: &'a mut Reclaim,
-}
-
-impl Parts<'_> {
-    fn handle_inner(&mut self, ctx: &mut Context, inner: Inner) {
-        match inner {
-            Inner::Ask(request) => self.gateway.route(ctx, self.sessions, request),
-            Inner::Done { to: Requester::Session { vid, task, first }, result } => {
-                if let Some(session) = self.sessions.get_mut(&vid) {
-                    session.handle_inner(ctx, task, first, result);
-                }
-            }
-            Inner::Done { to: Requester::Reclaim { job, ask }, result } => {
-                self.reclaim.handle_table(ctx, job, ask, result);
-            }
-            Inner::Done { to, .. } => unreachable!("{to:?} asks in another way"),
-        }
     }
 }
 
@@ -743,48 +865,4 @@ pub enum SnapshotError {
     Malformed(postcard::Error),
     #[error("the snapshot holds version {got}, expected {expected}")]
     Version { expected: ViewVersion, got: ViewVersion },
-}
-
-fn is_forwardable(op: &ClientOp) -> bool {
-    use proto::client::{VdiOp, VolumeOp};
-    match op {
-        ClientOp::Volume { op, .. } => !matches!(op, VolumeOp::Resize { .. }),
-        ClientOp::Object { .. } | ClientOp::Vdi(VdiOp::Usage { .. } | VdiOp::Table { .. }) => true,
-        ClientOp::Vdi(_) | ClientOp::Cluster(_) => false,
-    }
-}
-
-fn all_pgs(view: &View) -> Vec<PgId> {
-    let pools = view.pools().iter().enumerate();
-    pools
-        .flat_map(|(number, pool)| {
-            (0..pool.pgs.len() as u32).map(move |index| PgId { pool: proto::PoolId(number as u8), index })
-        })
-        .collect()
-}
-
-/// The part of a page of this node's objects that belongs to the PGs asked for; deleted ones too, while that is unsettled.
-fn answer_list(
-    ctx: &mut Context,
-    replica: &Replica,
-    to: NodeId,
-    call: u64,
-    pgs: &[(PgId, Since)],
-    first: Oid,
-    reply: ObjectReply,
-) {
-    let ObjectReply::Objects(objects) = reply else {
-        return ctx.reply(to, call, PeerReply::Failed(proto::object::StoreFailure::DiskFailed));
-    };
-    let complete = objects.len() < crate::replica::LIST_PAGE as usize;
-    // The asker goes on after the last object it is told of, so an incomplete page names its end.
-    let end = objects.last().map(|o| o.oid).filter(|_| !complete);
-    let asked: BTreeSet<PgId> = pgs.iter().map(|(pg, _)| *pg).collect();
-    let wanted = |oid| Some(oid) == end || ctx.view.pg_of(oid).is_some_and(|pg| asked.contains(&pg));
-    let marked = replica.objects_with_marks(ctx, &asked);
-    let in_page = |o: &ObjectInfo| first <= o.oid && end.is_none_or(|end| o.oid <= end);
-    let found: BTreeMap<Oid, ObjectInfo> =
-        marked.into_iter().filter(in_page).chain(objects).map(|o| (o.oid, o)).collect();
-    let objects = found.into_values().filter(|o| wanted(o.oid)).collect();
-    ctx.reply(to, call, PeerReply::Objects { objects, complete });
 }

@@ -114,8 +114,9 @@ impl Sweeps {
         }
     }
 
-    pub fn handle_listed(&mut self, ctx: &mut Context, id: u64, objects: Vec<ObjectInfo>) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+    /// Returns what is being deleted.
+    pub fn handle_listed(&mut self, ctx: &mut Context, id: u64, objects: Vec<ObjectInfo>) -> Vec<Oid> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Vec::new() };
         job.listing = false;
         let (_, last) = job.ranges.pop().expect("a range was being listed");
         if objects.len() >= PAGE as usize
@@ -131,14 +132,16 @@ impl Sweeps {
             (Sweep::Purge(_), _) => true,
         };
         let doomed: Vec<Oid> = objects.iter().map(|o| o.oid).filter(|oid| doomed(*oid)).collect();
-        for oid in doomed {
+        for oid in &doomed {
             job.deletes += 1;
-            let op = ObjectOp::Change { oid, change: Change::Delete, data: Default::default(), tag: None };
+            let op =
+                ObjectOp::Change { oid: *oid, change: Change::Delete, data: Default::default(), tag: None };
             ctx.store(op, StoreUse::SweepDelete { job: id });
         }
         if job.deletes == 0 {
             self.list_next(ctx, id);
         }
+        doomed
     }
 
     pub fn handle_deleted(&mut self, ctx: &mut Context, id: u64) {

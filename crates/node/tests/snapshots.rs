@@ -12,7 +12,7 @@ use bytes::Bytes;
 use cluster::{Cluster, OBJECT_BYTES};
 use proto::client::*;
 use proto::object::{BlockRange, Change, WriteBase};
-use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid, RequestId, Vid};
+use proto::{BLOCK_BYTES, CopyPolicy, NodeId, ObjectKind, Oid, RequestId, Vid};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Of every VDI: entries in two blocks of the table.
@@ -848,4 +848,40 @@ fn a_snapshot_that_is_deleted_while_it_is_read_gives_no_zeros() {
             other => assert_eq!(other, Some(Err(ClientError::NoVdi))),
         }
     }
+}
+
+#[test]
+fn a_copy_that_takes_the_place_leaves_nothing_of_what_was_there() {
+    let (mut cluster, _) = Cluster::with_disk(3);
+    let old = create(&mut cluster, "v");
+    for object in TOUCHED {
+        write(&mut cluster, 1, old, object * OBJECT_BYTES, vec![object as u8 ^ 0x5a; 8192]);
+    }
+    // The idle session is given back.
+    vdi_op(&mut cluster, VdiOp::Open { vid: old }).unwrap();
+    cluster.ask(1, ClientOp::Vdi(VdiOp::Open { vid: old })).unwrap();
+    cluster.ask(1, ClientOp::Vdi(VdiOp::Close { vid: old })).unwrap();
+    vdi_op(&mut cluster, VdiOp::Close { vid: old }).unwrap();
+    cluster.wait_ms(3000);
+    let head = vids(snapshot(&mut cluster, old, "t"))[0];
+    let policy = Some(CopyPolicy::Replicated { copies: 1 });
+    let size = OBJECTS * OBJECT_BYTES;
+    let create = VdiOp::Create { name: b"copy".to_vec(), size, policy, block_size_shift: None };
+    let new = vdi(vdi_op(&mut cluster, create));
+    for object in TOUCHED {
+        let data = read(&mut cluster, 0, old, object * OBJECT_BYTES, 8192);
+        write(&mut cluster, 0, new, object * OBJECT_BYTES, data.to_vec());
+    }
+    let open = VdiOp::TakePlace { old: new, new: head };
+    assert!(vdi_op(&mut cluster, open).is_err());
+    assert_eq!(vdi(vdi_op(&mut cluster, VdiOp::TakePlace { old: head, new })), new);
+    cluster.wait_ms(3000);
+    let lookup = VdiOp::Lookup { name: b"v".to_vec(), selector: Selector::Working };
+    assert_eq!(vdi(vdi_op(&mut cluster, lookup)), new);
+    for object in TOUCHED {
+        let data = read(&mut cluster, 2, new, object * OBJECT_BYTES, 8192);
+        assert!(data.iter().all(|byte| *byte == object as u8 ^ 0x5a), "object {object}");
+    }
+    assert!(cluster.ask(0, at(old, Point::Exact, VolumeOp::Read { offset: 0, len: 1 })).is_err());
+    assert_exact_objects(&mut cluster, "after the copy took the place");
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::FormatOptions;
+use crate::cluster::{FormatOptions, RepairChange, RepairOptions};
 use crate::object::BlockRange;
 use crate::{CopyPolicy, Epoch, NodeId, Oid, Vid, ZoneId};
 
@@ -114,9 +114,10 @@ pub enum NativeOp {
     },
     /// Removes a data object and its entry in the block table.
     Discard,
-    /// Compares all copies and mends those that differ or lack something. Answered by `Checked`.
+    /// Compares all copies, of these blocks or of all, and mends those that differ or lack something. Answered by `Checked`.
     Check {
         repair: bool,
+        part: Option<BlockRange>,
     },
     /// Of the inode: with a flat table. Of a data object: what the VDI has there, zeros in a hole. Of a snapshot's data
     /// object `StaleInode`: the client has not noticed yet that the VDI it had opened goes on under another vid.
@@ -212,6 +213,20 @@ pub enum VdiOp {
     /// vids in use, those of deleted VDIs included; and those of deleted VDIs alone.
     UsedVids,
     DeletedVids,
+    /// `new` becomes the working VDI of `old`'s name, `old` and the snapshot it stands on are deleted, all in one step. The caller
+    /// has copied that snapshot, whole, to `new`. Refused if `old` was ever opened, so that it may hold more (`InUse`, `Busy`); then
+    /// nothing has changed. Answered by `Vdi`.
+    TakePlace {
+        old: Vid,
+        new: Vid,
+    },
+    /// A snapshot of one name becomes a snapshot of another that exists, under this tag or none. It must be all that is left of its own
+    /// name (else `Busy`). The working VDI of either is not touched, but for the id that its own next snapshot gets. Answered by `Vdi`.
+    Adopt {
+        snapshot: Vid,
+        name: Vec<u8>,
+        tag: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,8 +276,70 @@ pub enum ClusterOp {
     Locate {
         oid: Oid,
     },
+    /// A format takes the defaults.
+    SetRepair(RepairChange),
+    /// Nothing is to be stored on this member, or no longer that.
+    SetOut {
+        node: NodeId,
+        out: bool,
+    },
+    /// Go on with the members that are there. Refused (`NotStuck`) if no write waits for others.
+    ForceRecovery,
+    /// This sheep's own bound on what it begins to fetch. Forgotten when it ends.
+    SetRecoveryThrottle(RecoveryThrottle),
+    /// Answered by `RecoveryThrottle`.
+    RecoveryThrottle,
     /// How this sheep is reached over NBD, and who uses VDIs through it.
     Access,
+    /// Where the object's copies should have been at each recorded epoch. Answered by `Track`.
+    Track {
+        oid: Oid,
+    },
+    /// The number of copies of VDIs created later.
+    SetDefaultPolicy {
+        policy: CopyPolicy,
+    },
+    /// Which copies are missing, and what does not go on for it. Answered by `Health`.
+    Health,
+    /// How far this sheep has come with reading what it holds, and what it has found. Answered by `Scrub`.
+    Scrub,
+    /// From now on this sheep serves a VDI, or a snapshot, by a vhost-user socket, also after a restart. `name` as in NBD; `socket`: a
+    /// path, or a name in its directory of sockets. Answered by `Attached`: this one.
+    Attach {
+        name: Vec<u8>,
+        socket: Vec<u8>,
+    },
+    /// No longer. Without `socket` all sockets of that name go. `Busy` while a guest is connected to one. Answered by `Attached`: those.
+    Detach {
+        name: Vec<u8>,
+        socket: Option<Vec<u8>>,
+    },
+    /// Answered by `Attached`: all.
+    Attached,
+}
+
+/// A VDI or snapshot that a sheep serves by a vhost-user socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// As in NBD.
+    pub name: Vec<u8>,
+    /// Path of the socket, on the sheep's machine.
+    pub socket: Vec<u8>,
+    /// Is a guest connected?
+    pub in_use: bool,
+}
+
+/// A sheep that lacks copies begins to fetch this many objects at most in each interval. Either 0: no such bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryThrottle {
+    pub objects_max: u32,
+    pub interval_ms: u64,
+}
+
+impl RecoveryThrottle {
+    pub fn is_on(&self) -> bool {
+        self.objects_max > 0 && self.interval_ms > 0
+    }
 }
 
 /// The payload of a [`ClientOp`], which travels beside its encoding.
@@ -312,11 +389,16 @@ pub enum ClientReply {
     Vids(Vec<Vid>),
     Usage { own_objects: u64, shared_objects: u64 },
     Cluster(Box<ClusterInfo>),
-    NodeStat(NodeStat),
+    NodeStat(Box<NodeStat>),
     Nodes(Vec<NodeId>),
     Digest(u32),
     Checked(CheckReport),
     Access(NodeAccess),
+    Track(Track),
+    Health(Health),
+    RecoveryThrottle(RecoveryThrottle),
+    Attached(Vec<Attachment>),
+    Scrub(Box<ScrubStatus>),
 }
 
 impl ClientReply {
@@ -403,6 +485,7 @@ pub struct ClusterInfo {
     pub nodes: Vec<NodeInfo>,
     /// Newest first.
     pub epochs: Vec<EpochInfo>,
+    pub repair: RepairOptions,
     pub this_node: NodeId,
 }
 
@@ -426,9 +509,166 @@ pub struct EpochInfo {
 pub struct NodeStat {
     pub size_bytes: u64,
     pub used_bytes: u64,
-    /// PGs this sheep is catching up on, and all it should hold.
+    /// PGs whose copy here lacks something, and all that should have one here.
     pub pgs_behind: u32,
     pub pgs: u32,
+    /// Of the objects that were found to be missing: those that are here by now, and all.
+    pub objects_done: u64,
+    pub objects_total: u64,
+    pub clients: Traffic,
+    pub peers: Traffic,
+}
+
+/// Damaged blocks that a sheep names; of more it tells the number.
+pub const SCRUB_DAMAGE_TOLD_MAX: usize = 64;
+
+/// How a sheep looks after what it holds. Counts are of blocks, since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    pub is_enabled: bool,
+    /// There is a pass.
+    pub is_running: bool,
+    /// An operator has asked for it: it is done also if scrubs are disabled, and needs no week.
+    pub is_asked: bool,
+    /// It still counts what there is.
+    pub is_counting: bool,
+    /// Bytes per second at most; 0: as many as there is spare time for.
+    pub rate_bytes: u64,
+    /// Of the present pass. What objects share counts for each of them.
+    pub objects_done: u64,
+    pub objects_total: u64,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    /// That have come to their end.
+    pub passes: u64,
+    /// How many seconds ago the last pass came to its end. `None`: none has yet.
+    pub last_ended_s: Option<u64>,
+    /// Without a pass: in how many seconds the next begins.
+    pub next_in_s: Option<u64>,
+    pub found: u64,
+    pub mended: u64,
+    /// Not mended so far; and those of them that no copy could give.
+    pub damaged: u64,
+    pub lost: u64,
+    /// Some of those.
+    pub told: Vec<DamagedBlocks>,
+    /// Blocks that in-sync copies had differently though each had the right checksum, as a check under the owner's lock found; and those of
+    /// them that were not made alike so far.
+    pub differed: u64,
+    pub differing: u64,
+    /// Some of those.
+    pub told_differing: Vec<DifferingBlocks>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferingBlocks {
+    /// Name of the VDI that the object was made for.
+    pub vdi: Vec<u8>,
+    pub oid: Oid,
+    pub blocks: BlockRange,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedBlocks {
+    /// Name of the VDI that the object was made for.
+    pub vdi: Vec<u8>,
+    pub oid: Oid,
+    pub blocks: BlockRange,
+    /// No copy could give them.
+    pub is_lost: bool,
+}
+
+/// What a sheep was asked since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Not answered yet.
+    pub active: u64,
+    /// All, those below included.
+    pub total: u64,
+    pub writes: u64,
+    pub reads: u64,
+    pub removes: u64,
+    pub flushes: u64,
+    /// Of data.
+    pub written_bytes: u64,
+    pub read_bytes: u64,
+}
+
+/// How well the cluster keeps what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub status: ClusterStatus,
+    /// All, those that are down included.
+    pub members: Vec<MemberHealth>,
+    pub pools: Vec<PoolHealth>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberHealth {
+    pub id: NodeId,
+    pub zone: ZoneId,
+    pub space_bytes: u64,
+    pub is_up: bool,
+    /// That should have a copy here.
+    pub pgs: u32,
+    /// That have a copy here with everything.
+    pub pgs_in_sync: u32,
+    /// Of a member that is down: those that take no writes, or cannot be read, until it is back.
+    pub pgs_awaiting: u32,
+    /// Of those: PGs of which no complete copy is up.
+    pub pgs_unreadable: u32,
+    /// Its disk has failed: it is up without one.
+    pub disk_failed: bool,
+    /// Nothing is to be stored there.
+    pub out: Option<Out>,
+    /// Of a member that is down: it is given up once it has been away for as long as the cluster waits.
+    pub may_time_out: bool,
+}
+
+/// Who decided that nothing is to be stored on a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Out {
+    /// It was away for too long. It is in again when it comes back.
+    ByTime,
+    ByOperator,
+}
+
+/// The PGs of one number of copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolHealth {
+    pub policy: CopyPolicy,
+    /// What VDIs get that are created without a word about it.
+    pub is_default: bool,
+    /// Alive, snapshots included.
+    pub vdis: u32,
+    pub pgs: u32,
+    /// Places that a PG has for its copies at least; fewer than the policy says while there are too few zones.
+    pub targets_min: u8,
+    /// Copies that are complete and can be read, at least.
+    pub copies_min: u8,
+    /// With fewer such copies than places.
+    pub degraded: u32,
+    /// With as many, of which some are on their way to another place.
+    pub moving: u32,
+    /// Whose writes wait.
+    pub unwritable: u32,
+    /// Whose reads wait too.
+    pub unreadable: u32,
+}
+
+/// Where an object's copies belonged, epoch by epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Track {
+    /// Newest first.
+    pub places: Vec<Places>,
+    /// Recorded epochs before those, of which it is not known any more, or in which there was nothing to place.
+    pub unknown_epochs: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    pub epoch: Epoch,
+    pub nodes: Vec<NodeId>,
 }
 
 /// One sheep as its clients reach it.
@@ -461,8 +701,13 @@ pub struct CheckReport {
     pub differing: Vec<(NodeId, BlockRange)>,
     /// Were they mended?
     pub repaired: bool,
+    /// Blocks of which two copies differ, or one lacks the object, though each passes its checksum: no disk is to blame.
+    pub at_odds: Vec<BlockRange>,
     /// Blocks no copy of which passes its checksum.
     pub lost: Vec<BlockRange>,
+    /// How many copies were compared, and the bytes that were read for it.
+    pub copies: u32,
+    pub compared_bytes: u64,
 }
 
 /// Why a request was refused. Each front end maps these to its own codes.
@@ -516,6 +761,10 @@ pub enum ClientError {
     NoStorage,
     #[error("not supported: {0}")]
     Unsupported(String),
+    #[error("no such member of the cluster")]
+    NoNode,
+    #[error("the cluster waits for no member")]
+    NotStuck,
     /// Every copy failed or is corrupt.
     #[error("I/O error")]
     Io,

@@ -73,6 +73,59 @@ pub struct FormatOptions {
     pub pg_count: u32,
 }
 
+/// How the cluster repairs itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairOptions {
+    /// What a member that is down holds is re-homed after so many seconds. 0: only if an operator says so.
+    pub out_time_s: u32,
+    /// If not, nothing is copied but what writes wait for.
+    pub enabled: bool,
+    /// What one sheep fetches at most, in bytes per second, whatever else there is to do. 0: no such bound.
+    pub rate_bytes: u64,
+    /// Every sheep reads what it holds, again and again, and has mended what has rotted.
+    pub scrub: bool,
+    /// What one sheep reads for that at most, in bytes per second. 0: as much as takes a week.
+    pub scrub_rate_bytes: u64,
+    /// How often operators have asked for a pass at once.
+    pub scrubs_asked: u64,
+}
+
+impl Default for RepairOptions {
+    fn default() -> RepairOptions {
+        RepairOptions {
+            out_time_s: 600,
+            enabled: true,
+            rate_bytes: 0,
+            scrub: true,
+            scrub_rate_bytes: 0,
+            scrubs_asked: 0,
+        }
+    }
+}
+
+/// What is to be different: options that are not named stay as they are, so two operators do not undo each other's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairChange {
+    pub out_time_s: Option<u32>,
+    pub enabled: Option<bool>,
+    pub rate_bytes: Option<u64>,
+    pub scrub: Option<bool>,
+    pub scrub_rate_bytes: Option<u64>,
+    /// Every sheep begins a scrub now.
+    pub scrub_now: bool,
+}
+
+impl RepairOptions {
+    pub fn change(&mut self, change: &RepairChange) {
+        self.out_time_s = change.out_time_s.unwrap_or(self.out_time_s);
+        self.enabled = change.enabled.unwrap_or(self.enabled);
+        self.rate_bytes = change.rate_bytes.unwrap_or(self.rate_bytes);
+        self.scrub = change.scrub.unwrap_or(self.scrub);
+        self.scrub_rate_bytes = change.scrub_rate_bytes.unwrap_or(self.scrub_rate_bytes);
+        self.scrubs_asked += u64::from(change.scrub_now);
+    }
+}
+
 /// What a member asks everybody to apply. `id` comes back with the outcome to whoever proposed it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proposal {
@@ -162,6 +215,30 @@ pub enum Action {
         vid: Vid,
         generation: Generation,
     },
+    SetRepair(RepairChange),
+    /// A member that left at version `left` has been down for as long as the cluster waits.
+    TimeOut {
+        node: NodeId,
+        left: ViewVersion,
+    },
+    /// An operator wants nothing to be stored on this member, or no longer that.
+    SetOut {
+        node: NodeId,
+        out: bool,
+    },
+    /// An operator's last resort: go on with what is there.
+    ForceRecovery,
+    /// The owner of this session does not answer whoever proposes this: it is to resign in favour of `taker`.
+    TakeSession {
+        vid: Vid,
+        generation: Generation,
+        taker: NodeId,
+    },
+    /// The owner has stopped to serve this session, with whatever is unsettled, for the sake of who wants to take it.
+    Resign {
+        vid: Vid,
+        generation: Generation,
+    },
     /// Go on without a copy. Each is a compare-and-set on the PG's `since`.
     DropCopies {
         node: NodeId,
@@ -183,5 +260,25 @@ pub enum Action {
     UnlockVdi {
         vid: Vid,
         shared: bool,
+    },
+    /// The proposer's disk, this one, has failed: it serves no copy any more until it joins again, with that disk repaired or with another.
+    DiskFailed {
+        store_id: u64,
+    },
+    /// The working VDI `old` was never opened and stands on a snapshot of which `new` is a copy: `new` takes the name, the
+    /// others are deleted.
+    TakePlace {
+        old: Vid,
+        new: Vid,
+    },
+    /// A snapshot becomes one of another name.
+    Adopt {
+        snapshot: Vid,
+        name: Vec<u8>,
+        tag: Vec<u8>,
+    },
+    /// For VDIs created later without a policy of their own.
+    SetDefaultPolicy {
+        policy: CopyPolicy,
     },
 }

@@ -39,21 +39,43 @@ pub struct Tag {
     pub stamp: Stamp,
     pub settled: Seq,
     pub origin: Origin,
+    /// May take the room that a store holds back from others: another copy has this change already, and all have to be alike.
+    pub last_room: bool,
 }
 
-/// A run of 4 KiB blocks within an object.
+/// Blocks of the largest object, 2 GiB.
+pub const OBJECT_BLOCKS_MAX: u32 = (2 << 30) / crate::BLOCK_BYTES as u32;
+
+/// A run of 4 KiB blocks within an object. What is decoded lies within the largest: whoever gets it may walk it block by block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "(u32, u32)")]
 pub struct BlockRange {
     pub first: u32,
     pub count: u32,
 }
 
+impl TryFrom<(u32, u32)> for BlockRange {
+    type Error = &'static str;
+
+    fn try_from((first, count): (u32, u32)) -> Result<BlockRange, Self::Error> {
+        let range = BlockRange { first, count };
+        if range.end() <= u64::from(OBJECT_BLOCKS_MAX) {
+            Ok(range)
+        } else {
+            Err("a run of blocks beyond the end of the largest object")
+        }
+    }
+}
+
 impl BlockRange {
+    /// Of any object.
+    pub const ALL: BlockRange = BlockRange { first: 0, count: OBJECT_BLOCKS_MAX };
+
     pub fn new(first: u32, count: u32) -> Self {
         BlockRange { first, count }
     }
 
-    /// One past the last block; wide enough that a hostile range cannot wrap.
+    /// One past the last block; wide enough that no range can wrap.
     pub fn end(self) -> u64 {
         u64::from(self.first) + u64::from(self.count)
     }
@@ -111,8 +133,16 @@ pub enum ObjectOp {
     Change { oid: Oid, change: Change, data: Bytes, tag: Option<Tag> },
     /// Reads blocks, each verified against its checksum. Answered by `Data` or `Absent`.
     Read { oid: Oid, blocks: BlockRange },
-    /// The checksum of each block of an object, up to the last one ever written. No disk data is read.
-    Checksums { oid: Oid },
+    /// Reads blocks and tells which of them pass their checksum, without giving their content. Answered by `Verified` or `Absent`.
+    /// `pass`: what was found good by an earlier order of the same pass, as a part of whatever object, is left out. 0: nothing is.
+    Verify { oid: Oid, blocks: BlockRange, pass: u64 },
+    /// Puts content back that the disk has lost, block by block. The caller knows that it is what the object has there (it has not changed since it
+    /// was read from another copy), so nothing that anybody sees changes, but that blocks can be read again: of all objects
+    /// that share them on the disk. A block whose content or checksum is known to be another, or that is in use for something else at the moment, stays as it
+    /// is. `data` and `checksums` as of a `Write`. Answered by `Done`, whatever became of it: `Verify` tells.
+    Mend { oid: Oid, blocks: BlockRange, checksums: Vec<u32>, data: Bytes },
+    /// The checksum of each of these blocks, up to the last of them ever written, at least. No disk data is read. Answered by `Checksums` or `Absent`.
+    Checksums { oid: Oid, blocks: BlockRange },
     /// Where two objects may differ, or an object and nothing but zeros (`with: None`). No disk data is read: what is shared on the
     /// disk is the same, and what is not named in the answer is the same, byte for byte. Answered by `Differing` or, if one of the
     /// objects does not exist, `Absent`.
@@ -138,13 +168,43 @@ pub enum ObjectReply {
         data: Bytes,
         checksums: Vec<u32>,
     },
-    /// The object does not exist (to `Read`, `Checksums` and `Compare` only).
+    /// The object does not exist (to `Read`, `Verify`, `Checksums` and `Compare` only).
     Absent,
+    Verified(Verified),
     Checksums(Vec<u32>),
     /// Ascending, no two adjacent.
     Differing(Vec<BlockRange>),
     Objects(Vec<ObjectInfo>),
     Failed(StoreFailure),
+}
+
+/// What a copy has of some blocks, and what of that can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Of each block; of a damaged one it means nothing.
+    pub checksums: Vec<u32>,
+    /// Blocks that fail their checksum or cannot be read. Ascending, no two adjacent.
+    pub damaged: Vec<BlockRange>,
+    /// What was read from the disk for it.
+    pub read_bytes: u64,
+}
+
+impl Verified {
+    pub fn is_damaged(&self, block: u32) -> bool {
+        self.damaged.iter().any(|range| range.contains(block))
+    }
+}
+
+/// Blocks as runs of neighbours.
+pub fn runs_of(blocks: impl IntoIterator<Item = u32>) -> Vec<BlockRange> {
+    let mut runs: Vec<BlockRange> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some(run) if run.end() == u64::from(block) => run.count += 1,
+            _ => runs.push(BlockRange::new(block, 1)),
+        }
+    }
+    runs
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

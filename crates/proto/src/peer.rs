@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::checksum::crc32c;
 use crate::client::{ClientOp, ClientResult};
-use crate::object::{BlockRange, Change, ObjectInfo, Origin, StoreFailure, Tag, Unsettled};
-use crate::{Generation, Incarnation, NodeId, Oid, PgId, RequestId, Since, Vid, ViewVersion};
+use crate::object::{BlockRange, Change, ObjectInfo, Origin, Stamp, StoreFailure, Tag, Unsettled, Verified};
+use crate::{Generation, Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVersion};
 
 /// First bytes on a peer link. No native request starts so: its first byte is a protocol version.
 pub const HELLO_MAGIC: [u8; 8] = *b"\xffSHEEP\x00\x01";
@@ -19,6 +19,13 @@ pub const CONTROL_BYTES_MAX: u32 = 4 << 20;
 /// Largest payload of a frame: one request of a client, rounded up to blocks.
 pub const PAYLOAD_BYTES_MAX: u32 = (32 << 20) + 8192;
 pub const FRAME_HEAD_BYTES: usize = 16;
+/// Changes in one answer to a seal: at most 70 bytes each, so some 1 MiB of a frame.
+pub const SEAL_PAGE: usize = 16384;
+/// Changes that a `SettleAround` may except: 20 KiB of a frame, and a bound for what each copy keeps in mind.
+pub const PINNED_MAX: usize = 2048;
+
+/// Blocks of which one message tells the checksums: at most 5 bytes each.
+pub const CHECKSUMS_MAX: u32 = 4096;
 
 /// Who is calling, and what for. The receiver refuses a caller of another cluster and closes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +36,12 @@ pub struct Hello {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
-    /// To a replica of a PG. `version`: the receiver acts only once its view is at least that.
+    /// `version`: the receiver acts only once its view is at least that. `life`: of the receiver, and for no other: one that has started
+    /// anew does not know what its earlier life has carried out.
     Request {
         id: u64,
         version: ViewVersion,
+        life: Incarnation,
         body: PeerRequest,
     },
     Reply {
@@ -59,6 +68,30 @@ pub enum PeerRequest {
         oid: Oid,
         blocks: BlockRange,
     },
+    /// What checksums do these blocks have, and which of them cannot be read?
+    Verify {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        blocks: BlockRange,
+    },
+    /// What checksums does the copy have on record for these blocks, at most [`CHECKSUMS_MAX`]? Nothing is read for it.
+    Checksums {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        blocks: BlockRange,
+    },
+    /// Blocks of an object that never changes, as another copy has them: to be put back where this copy has lost them.
+    Mend {
+        pg: PgId,
+        since: Since,
+        oid: Oid,
+        blocks: BlockRange,
+        checksums: Vec<u32>,
+        #[serde(skip)]
+        data: Bytes,
+    },
     /// Where may two objects of the PG differ, or an object and zeros?
     Compare {
         pg: PgId,
@@ -74,21 +107,37 @@ pub enum PeerRequest {
         oid: Oid,
         blocks: Option<BlockRange>,
     },
-    /// Refuse this VDI's older generations from now on; what of them is unsettled?
+    /// Refuse this VDI's older generations from now on; what of them is unsettled, later than `after`?
     Seal {
         vid: Vid,
         generation: Generation,
+        after: Option<Stamp>,
     },
     /// Everything of this generation up to `settled` is on all in-sync copies.
     Settle {
         vid: Vid,
         tag: Tag,
     },
+    /// The same of all that this generation has changed since its seal, up to `last`, but for `pinned`, at most [`PINNED_MAX`]. Of its seal
+    /// and of older generations it says nothing.
+    SettleAround {
+        vid: Vid,
+        generation: Generation,
+        last: Seq,
+        pinned: Vec<Seq>,
+    },
     /// All objects that the receiver holds of these PGs, with ids above `after`, ascending.
     List {
         pgs: Vec<(PgId, Since)>,
         after: Option<Oid>,
     },
+    /// Which objects of these PGs, with ids above `after`, ascending, may have changed since the sender left their in-sync sets?
+    Changed {
+        pgs: Vec<(PgId, Since)>,
+        after: Option<Oid>,
+    },
+    /// Give a sign of life.
+    Ping,
     /// The VDI is deleted: drop its data objects with `indexes` (first, last), but for those of `keep` (first, count;
     /// ascending), to which others refer. Together with the first index: its other objects too, those of its block table
     /// unless others refer to them (`table`).
@@ -102,10 +151,10 @@ pub enum PeerRequest {
     Yield {
         vid: Vid,
     },
-    /// A client request for the session's owner. `confirmed`: every answer up to this request of this
-    /// gateway has arrived.
+    /// A client request for the owner of this session, and for no later one: the gateway asks each anew.
     Forward {
         origin: Origin,
+        generation: Generation,
         op: ClientOp,
         #[serde(skip)]
         data: Bytes,
@@ -135,13 +184,29 @@ pub enum PeerReply {
         found: Fetched,
         /// The changes that are part of what was found, and may be missing elsewhere: no more and no less.
         marks: Vec<Unsettled>,
+        /// At the sender's store.
+        pressure: Pressure,
         #[serde(skip)]
         data: Bytes,
     },
+    Verified(Verified),
+    /// Up to the last block ever written: what comes after is zeros.
+    Checksums(Vec<u32>),
     Differing(Vec<BlockRange>),
-    Unsettled(Vec<Unsettled>),
+    /// In the order of stamps. Not `complete`: ask for what comes after the last one.
+    Unsettled {
+        changes: Vec<Unsettled>,
+        complete: bool,
+    },
     Objects {
         objects: Vec<ObjectInfo>,
+        complete: bool,
+    },
+    Changed {
+        /// Of these PGs the receiver does not know.
+        unknown: Vec<PgId>,
+        /// Which blocks of an object; none stands for the whole object.
+        objects: Vec<(Oid, Vec<BlockRange>)>,
         complete: bool,
     },
     Failed(StoreFailure),
@@ -162,6 +227,15 @@ pub enum PeerReply {
         #[serde(skip)]
         data: Bytes,
     },
+}
+
+/// Whether a sheep serves guests, and whether they notice that it repairs copies at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Pressure {
+    #[default]
+    None,
+    Busy,
+    Strained,
 }
 
 /// What a copy has of an object.
@@ -199,7 +273,7 @@ pub struct FrameHead {
     pub control_crc: u32,
 }
 
-const FRAME_VERSION: u32 = 2;
+const FRAME_VERSION: u32 = 5;
 
 impl FrameHead {
     pub fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {
@@ -261,7 +335,10 @@ impl PeerMessage {
     fn payload(&self) -> Bytes {
         match self {
             PeerMessage::Request {
-                body: PeerRequest::Change { data, .. } | PeerRequest::Forward { data, .. },
+                body:
+                    PeerRequest::Change { data, .. }
+                    | PeerRequest::Mend { data, .. }
+                    | PeerRequest::Forward { data, .. },
                 ..
             }
             | PeerMessage::Reply {
@@ -278,7 +355,10 @@ impl PeerMessage {
     fn set_payload(&mut self, payload: Bytes) {
         match self {
             PeerMessage::Request {
-                body: PeerRequest::Change { data, .. } | PeerRequest::Forward { data, .. },
+                body:
+                    PeerRequest::Change { data, .. }
+                    | PeerRequest::Mend { data, .. }
+                    | PeerRequest::Forward { data, .. },
                 ..
             }
             | PeerMessage::Reply {
@@ -296,8 +376,8 @@ impl PeerMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Stamp, WriteBase};
-    use crate::{PoolId, Seq};
+    use crate::PoolId;
+    use crate::object::{OBJECT_BLOCKS_MAX, WriteBase};
 
     #[test]
     fn a_write_survives_the_frame_and_a_flipped_bit_does_not() {
@@ -305,6 +385,7 @@ mod tests {
         let message = PeerMessage::Request {
             id: 9,
             version: ViewVersion(3),
+            life: Incarnation(2),
             body: PeerRequest::Change {
                 pg: PgId { pool: PoolId(0), index: 5 },
                 since: Since(2),
@@ -319,6 +400,7 @@ mod tests {
                     stamp: Stamp { generation: Generation(1), seq: Seq(8) },
                     settled: Seq(7),
                     origin: Origin::default(),
+                    last_room: true,
                 },
                 data: data.clone(),
             },
@@ -331,6 +413,45 @@ mod tests {
         let mut damaged = body.to_vec();
         damaged[4] ^= 1;
         assert!(matches!(PeerMessage::decode(&head, &damaged, payload), Err(FrameError::Checksum { .. })));
+    }
+
+    #[test]
+    fn a_run_of_blocks_that_no_object_has_is_refused() {
+        let marks = |first, count| PeerMessage::Reply {
+            id: 1,
+            body: PeerReply::Differing(vec![BlockRange::new(first, count)]),
+        };
+        let decode = |message: &PeerMessage| {
+            let (control, payload) = message.encode();
+            let head = FrameHead::decode(control[..FRAME_HEAD_BYTES].try_into().unwrap()).unwrap();
+            PeerMessage::decode(&head, &control[FRAME_HEAD_BYTES..], payload)
+        };
+        let last = marks(OBJECT_BLOCKS_MAX - 1, 1);
+        assert_eq!(decode(&last), Ok(last));
+        for beyond in [marks(0, u32::MAX), marks(OBJECT_BLOCKS_MAX, 1), marks(u32::MAX, u32::MAX)] {
+            assert_eq!(decode(&beyond), Err(FrameError::Malformed));
+        }
+    }
+
+    #[test]
+    fn a_page_of_a_seals_answer_fits_into_a_frame() {
+        let change = Unsettled {
+            vid: Vid(u32::MAX),
+            stamp: Stamp { generation: Generation(u64::MAX), seq: Seq(u64::MAX) },
+            origin: Origin { incarnation: Incarnation(u64::MAX), request: RequestId(u64::MAX) },
+            oid: Oid(u64::MAX),
+            blocks: Some(BlockRange::new(u32::MAX, u32::MAX)),
+        };
+        let body = PeerReply::Unsettled { changes: vec![change; SEAL_PAGE], complete: false };
+        let (control, _) = PeerMessage::Reply { id: u64::MAX, body }.encode();
+        assert!(control.len() < CONTROL_BYTES_MAX as usize / 2, "{} bytes", control.len());
+    }
+
+    #[test]
+    fn the_checksums_of_one_message_fit_into_a_small_part_of_a_frame() {
+        let body = PeerReply::Checksums(vec![u32::MAX; CHECKSUMS_MAX as usize]);
+        let (control, _) = PeerMessage::Reply { id: u64::MAX, body }.encode();
+        assert!(control.len() < CONTROL_BYTES_MAX as usize / 100, "{} bytes", control.len());
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! the disk (found and opened by [`disk`]) and [`link`] for the other sheep. Guests are served by crate `front`, the order of events comes from
 //! crate `cluster`, on a thread of its own.
 
+pub mod attachments;
 pub mod disk;
+pub mod disk_watch;
 pub mod getopt;
 pub mod home;
 pub mod io;
@@ -17,3 +19,5 @@ pub mod objects;
 pub mod options;
 pub mod serve;
 pub mod shell;
+pub mod spare_time;
+mod traffic;

@@ -340,6 +340,9 @@ fn verify(message: &PeerMessage) -> Result<(), ReceiveError> {
             Change::Write { blocks, checksums, .. } => (data, checksums.as_slice(), blocks.count as usize),
             _ => (data, &[][..], 0),
         },
+        PeerMessage::Request { body: PeerRequest::Mend { blocks, checksums, data, .. }, .. } => {
+            (data, checksums.as_slice(), blocks.count as usize)
+        }
         PeerMessage::Reply { body: PeerReply::Data { checksums, data }, .. } => {
             (data, checksums.as_slice(), checksums.len())
         }

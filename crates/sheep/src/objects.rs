@@ -18,10 +18,21 @@ pub trait ObjectStore {
     fn space(&self) -> Space;
     /// Starts to bring everything home, so that the next open is quick.
     fn begin_checkpoint(&mut self);
+    /// See [`Store::wants_to_write_ahead`].
+    fn wants_to_write_ahead(&self) -> bool;
+    fn write_ahead(&mut self);
+    /// See [`Store::awaits_room`].
+    fn awaits_room(&self) -> bool;
     /// Is nothing on its way to the disk?
     fn is_quiet(&self) -> bool;
     /// The disk failed: this store answers nothing but that.
     fn is_failed(&self) -> bool;
+    /// Gives the disk up.
+    fn fail(&mut self);
+    /// Why it should be given up though no I/O has failed.
+    fn trouble(&self) -> Option<String>;
+    /// What an operator calls the disk.
+    fn disk_name(&self) -> String;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +79,10 @@ impl ObjectStore for DiskStore {
                 tracing::info!("no room for {}: {error}", self.disk.path().display());
                 return IoFailed::NoRoom;
             }
-            tracing::error!("I/O error on {}: {error}", self.disk.path().display());
+            // One that was given up says so over and over.
+            if !self.store.is_failed() {
+                tracing::error!("I/O error on disk {}: {error}", self.disk_name());
+            }
             IoFailed::Disk
         });
         self.store.handle_io(IoId(completion.id), result);
@@ -79,6 +93,9 @@ impl ObjectStore for DiskStore {
     }
 
     fn space(&self) -> Space {
+        if self.store.is_failed() {
+            return Space::default();
+        }
         let usage = self.store.usage();
         Space { size_bytes: usage.size_bytes, used_bytes: usage.used_bytes }
     }
@@ -87,12 +104,36 @@ impl ObjectStore for DiskStore {
         self.store.begin_checkpoint();
     }
 
+    fn wants_to_write_ahead(&self) -> bool {
+        self.store.wants_to_write_ahead()
+    }
+
+    fn write_ahead(&mut self) {
+        self.store.write_ahead();
+    }
+
+    fn awaits_room(&self) -> bool {
+        self.store.awaits_room()
+    }
+
     fn is_quiet(&self) -> bool {
         self.store.is_quiet()
     }
 
     fn is_failed(&self) -> bool {
         self.store.is_failed()
+    }
+
+    fn fail(&mut self) {
+        self.store.fail();
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.disk.trouble()
+    }
+
+    fn disk_name(&self) -> String {
+        format!("{} ({:016x})", self.disk.path().display(), self.store.store_id())
     }
 }
 
@@ -105,11 +146,14 @@ pub struct NoStore {
 impl ObjectStore for NoStore {
     fn submit(&mut self, ticket: Ticket, op: ObjectOp) {
         let reply = match op {
-            ObjectOp::Read { .. } | ObjectOp::Checksums { .. } | ObjectOp::Compare { .. } => {
-                ObjectReply::Absent
-            }
+            ObjectOp::Read { .. }
+            | ObjectOp::Verify { .. }
+            | ObjectOp::Checksums { .. }
+            | ObjectOp::Compare { .. } => ObjectReply::Absent,
             ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
-            ObjectOp::Amend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => ObjectReply::Done,
+            ObjectOp::Amend { .. } | ObjectOp::Mend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => {
+                ObjectReply::Done
+            }
             // Nobody places objects on a gateway. Whoever tries must not believe that they are stored.
             ObjectOp::Change { .. } => ObjectReply::Failed(StoreFailure::DiskFailed),
         };
@@ -134,11 +178,31 @@ impl ObjectStore for NoStore {
 
     fn begin_checkpoint(&mut self) {}
 
+    fn wants_to_write_ahead(&self) -> bool {
+        false
+    }
+
+    fn write_ahead(&mut self) {}
+
+    fn awaits_room(&self) -> bool {
+        false
+    }
+
     fn is_quiet(&self) -> bool {
         true
     }
 
     fn is_failed(&self) -> bool {
         false
+    }
+
+    fn fail(&mut self) {}
+
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    fn disk_name(&self) -> String {
+        "none".into()
     }
 }

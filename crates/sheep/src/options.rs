@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::ZoneId;
 
@@ -19,7 +20,7 @@ const fn opt(short: char, long: &'static str, has_value: bool, help: &'static st
 const NOT_SUPPORTED: &str = "";
 
 /// In the order of `sheep -h`. No help text: known, and refused.
-static TABLE: [Opt; 24] = [
+static TABLE: [Opt; 26] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
     opt('D', "directio", false, NOT_SUPPORTED),
@@ -28,6 +29,12 @@ static TABLE: [Opt; 24] = [
         long: "disk-size",
         has_value: true,
         help: "specify how much space a new store may take (default: 1/16 of the file system)",
+    },
+    Opt {
+        short: None,
+        long: "disk-timeout",
+        has_value: true,
+        help: "specify after how many seconds a disk that does not answer has failed (default: 30)",
     },
     opt('f', "foreground", false, "make the program run in foreground"),
     opt('g', "gateway", false, "make the program run as a gateway node"),
@@ -49,6 +56,12 @@ static TABLE: [Opt; 24] = [
     opt('u', "upgrade", false, NOT_SUPPORTED),
     opt('v', "version", false, "show the version"),
     opt('V', "vnodes", true, NOT_SUPPORTED),
+    Opt {
+        short: None,
+        long: "vhost-user",
+        has_value: true,
+        help: "serve attached VDIs by vhost-user sockets in this directory",
+    },
     opt('w', "wq-threads", true, NOT_SUPPORTED),
     opt('W', "wildcard-recovery", false, NOT_SUPPORTED),
     opt('x', "max-dynamic-threads", true, NOT_SUPPORTED),
@@ -57,6 +70,9 @@ static TABLE: [Opt; 24] = [
 ];
 
 pub const DEFAULT_PORT: u16 = 7000;
+/// A disk in trouble may take as long for its own attempts; guests wait that long at most before others go on.
+const DISK_TIMEOUT: Duration = Duration::from_secs(30);
+const DISK_TIMEOUT_SECONDS_MAX: u64 = 3600;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +88,7 @@ pub struct Options {
     pub driver: DriverChoice,
     /// Of a store that is made at this start.
     pub disk_size_bytes: Option<u64>,
+    pub disk_timeout: Duration,
     pub foreground: bool,
     pub gateway: bool,
     pub log: LogOptions,
@@ -79,6 +96,8 @@ pub struct Options {
     pub port: u16,
     pub pid_file: Option<PathBuf>,
     pub advertised: Option<IpAddr>,
+    /// Where vhost-user sockets are made.
+    pub vhost_user: Option<PathBuf>,
     pub zone: Option<ZoneId>,
     /// Configuration, log and sockets.
     pub directory: PathBuf,
@@ -150,6 +169,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
         bind: None,
         driver: DriverChoice::Local { directory: None },
         disk_size_bytes: None,
+        disk_timeout: DISK_TIMEOUT,
         foreground: false,
         gateway: false,
         log: LogOptions {
@@ -162,6 +182,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
         port: DEFAULT_PORT,
         pid_file: None,
         advertised: None,
+        vhost_user: None,
         zone: None,
         directory: PathBuf::from("/tmp"),
         disk: None,
@@ -203,6 +224,14 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
         "bindaddr" => options.bind = Some(address(&text)?),
         "cluster" => options.driver = driver(value)?,
         "disk-size" => options.disk_size_bytes = Some(size(&text)?),
+        "disk-timeout" => {
+            let seconds = number(&text, 1, DISK_TIMEOUT_SECONDS_MAX).ok_or_else(|| {
+                OptionError(format!(
+                    "Invalid disk timeout '{text}': must be a number of seconds between 1 and {DISK_TIMEOUT_SECONDS_MAX}"
+                ))
+            })?;
+            options.disk_timeout = Duration::from_secs(seconds);
+        }
         "foreground" => options.foreground = true,
         "gateway" => options.gateway = true,
         "log" => set_log(&mut options.log, value)?,
@@ -222,6 +251,8 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
             })?;
             options.zone = Some(ZoneId(zone as u32));
         }
+        "vhost-user" if value.is_empty() => return refuse("The directory of vhost-user sockets is empty"),
+        "vhost-user" => options.vhost_user = Some(value.into()),
         // Whether it can be had at all is decided when all options are known.
         "vnodes" => {
             let max = u16::MAX;
@@ -410,6 +441,7 @@ fn example(opt: &Opt) -> &'static str {
         "log" => LOG_EXAMPLE,
         "cluster" => "\nExample:\n\t$ sheep -c local:/var/lib/sheepdog/cluster ...",
         "nbd" => "\nExample:\n\t$ sheep --nbd 0.0.0.0:10809 ...",
+        "vhost-user" => "\nExample:\n\t$ sheep --vhost-user /run/sheepdog ...",
         _ => "\nTry 'sheep --help' for more information.",
     }
 }
@@ -461,13 +493,14 @@ mod tests {
             Err("A gateway ('-g') stores nothing: give it one directory and no disks".into())
         );
         let options = run(
-            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --disk-size 1.5G \
+            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --disk-size 1.5G --disk-timeout 7 \
              -l level=debug,dir=/log,format=json",
         );
         let expect = Options {
             bind: Some("::".parse().unwrap()),
             driver: DriverChoice::Local { directory: Some("/c".into()) },
             disk_size_bytes: Some(1536 << 20),
+            disk_timeout: Duration::from_secs(7),
             foreground: true,
             gateway: false,
             log: LogOptions {
@@ -480,6 +513,7 @@ mod tests {
             port: 7001,
             pid_file: Some("/pid".into()),
             advertised: Some("10.0.0.1".parse().unwrap()),
+            vhost_user: Some("/v".into()),
             zone: Some(ZoneId(u32::MAX)),
             directory: "/m".into(),
             disk: Some("/dev/sdb".into()),
@@ -494,6 +528,12 @@ mod tests {
         for port in ["0", "65536", "42a", "+1", "-1", ""] {
             refused(&format!("-p={port}"), &format!("Invalid port number '={port}'"));
             refused(&format!("--port={port}"), &format!("Invalid port number '{port}'"));
+        }
+        for seconds in ["0", "3601", "1.5", "-1", ""] {
+            refused(
+                &format!("--disk-timeout={seconds}"),
+                &format!("Invalid disk timeout '{seconds}': must be a number of seconds between 1 and 3600"),
+            );
         }
         refused("-z a", "Invalid zone id 'a': must be an integer between 0 and 4294967295");
         refused("-z 4294967296", "Invalid zone id '4294967296': must be an integer between 0 and 4294967295");

@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 
+use crate::attachments::{self, Attachments};
 use crate::disk::{self, NewStore};
 use crate::home::{self, Home, PidFile};
 use crate::io::EngineChoice;
@@ -54,6 +55,9 @@ pub fn prepare(mut options: Options) -> anyhow::Result<Setting> {
     let (directory, disk) = home::prepare(&options.directory, options.disk.as_deref())?;
     options.directory = directory;
     options.disk = disk;
+    if let Some(sockets) = &mut options.vhost_user {
+        *sockets = attachments::prepare(sockets)?;
+    }
     if let Some(path) = &mut options.pid_file {
         *path = std::path::absolute(&*path).context("cannot resolve the path of the pid file")?;
     }
@@ -168,6 +172,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         links,
         link_events,
         cluster,
+        disk_timeout: options.disk_timeout,
         directory: (!options.gateway).then(|| home.path.clone()),
     });
 
@@ -182,7 +187,12 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     spawn_local(accept_unix(unix, shell.clone(), desk));
     spawn_local(nbd::serve_unix(nbd_unix, shell.clone(), nbd::Limits::default(), guests.clone()));
     if let Some(listener) = nbd_listener {
-        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default(), guests));
+        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default(), guests.clone()));
+    }
+    if let Some(sockets) = &options.vhost_user {
+        let attachments = Attachments::open(sockets, &home.path, guests)?;
+        attachments.serve_all(&shell);
+        shell.set_attachments(attachments);
     }
     if let Some(launch) = launch.take() {
         launch.ready().context("cannot detach from the terminal")?;

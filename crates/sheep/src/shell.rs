@@ -7,7 +7,7 @@
 //! Answers: a client is answered only by the node's [`Effect::Answer`], in the order of effects.
 //! [`Effect::RememberFormat`] is durable before the next effect is looked at.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::path::PathBuf;
@@ -22,12 +22,16 @@ use proto::cluster::{ClusterEvent, LogEntry, Proposal};
 use proto::object::ObjectOp;
 use proto::peer::PeerMessage;
 use proto::{Epoch, NodeId, RequestId};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::io::{Completion, Disk};
+use crate::attachments::Attachments;
+use crate::disk_watch::DiskWatch;
+use crate::io::{Completion, Deed, Disk};
 use crate::link::{Event, Links};
 use crate::marks;
 use crate::objects::ObjectStore;
+use crate::spare_time::SpareTime;
+use crate::traffic::Counters;
 
 /// Payload that peers may have on its way to our disk, before we stop reading from them.
 const PEER_BYTES_MAX: usize = 128 << 20;
@@ -53,6 +57,8 @@ pub struct Parts {
     pub links: Links,
     pub link_events: mpsc::UnboundedReceiver<Event>,
     pub cluster: cluster::Handle,
+    /// A disk that takes longer for anything has failed. Whole seconds.
+    pub disk_timeout: Duration,
     /// Where the format mark is kept; `None` for a gateway.
     pub directory: Option<PathBuf>,
 }
@@ -69,6 +75,10 @@ struct Core {
     /// Peers may send again.
     room: Notify,
     stop: Stop,
+    /// Counts changes of the view.
+    view_changes: watch::Sender<u64>,
+    /// Where vhost-user guests are served, if they are.
+    attachments: OnceCell<Attachments>,
 }
 
 /// Why and whether the sheep ends.
@@ -86,17 +96,21 @@ struct State {
     own: NodeId,
     node: Node,
     store: Box<dyn ObjectStore>,
+    /// `None` for a gateway, and for what has become one: its disk failed.
     disk: Option<Disk>,
+    watch: DiskWatch,
     links: Links,
     orders: Orders,
     directory: Option<PathBuf>,
     clients: HashMap<RequestId, oneshot::Sender<ClientResult>>,
+    counters: Counters,
     last_request: u64,
     /// The driver was busy.
     unproposed: VecDeque<Proposal>,
     /// What the store has been given and has not answered, and the sum.
     ordered: BTreeMap<Ticket, usize>,
     ordered_bytes: usize,
+    spare_time: SpareTime,
     snapshot_asked: bool,
     /// The newest link of each peer: its number.
     peer_links: HashMap<NodeId, u64>,
@@ -106,7 +120,7 @@ struct State {
 impl Shell {
     /// Starts all tasks of the shell, within a `LocalSet`.
     pub fn start(parts: Parts) -> Shell {
-        let Parts { own, node, store, disk, links, link_events, cluster, directory } = parts;
+        let Parts { own, node, store, disk, links, link_events, cluster, disk_timeout, directory } = parts;
         let (disk, completions) = disk.unzip();
         let shell = Shell(Rc::new(Core {
             state: RefCell::new(State {
@@ -114,14 +128,17 @@ impl Shell {
                 node,
                 store,
                 disk,
+                watch: DiskWatch::default(),
                 links,
                 orders: cluster.orders,
                 directory,
                 clients: HashMap::new(),
+                counters: Counters::default(),
                 last_request: 0,
                 unproposed: VecDeque::new(),
                 ordered: BTreeMap::new(),
                 ordered_bytes: 0,
+                spare_time: SpareTime::default(),
                 snapshot_asked: false,
                 peer_links: HashMap::new(),
                 last_peer_link: 0,
@@ -130,9 +147,12 @@ impl Shell {
             bell: Notify::new(),
             room: Notify::new(),
             stop: Stop::default(),
+            view_changes: watch::Sender::new(0),
+            attachments: OnceCell::new(),
         }));
         if let Some(completions) = completions {
             tokio::task::spawn_local(shell.clone().hear_disk(completions));
+            tokio::task::spawn_local(shell.clone().watch_disk(disk_timeout));
         }
         tokio::task::spawn_local(shell.clone().hear_links(link_events));
         tokio::task::spawn_local(shell.clone().hear_cluster(cluster.deliveries));
@@ -209,11 +229,32 @@ impl Shell {
     async fn hear_disk(self, mut completions: mpsc::UnboundedReceiver<Completion>) {
         while let Some(completion) = completions.recv().await {
             self.tell(|state, _| {
-                state.store.handle_io(completion);
+                state.handle_completion(completion);
                 while let Ok(completion) = completions.try_recv() {
-                    state.store.handle_io(completion);
+                    state.handle_completion(completion);
                 }
             });
+        }
+    }
+
+    /// Gives the disk up if it hangs, or if nobody will find again what is written to it.
+    async fn watch_disk(self, timeout: Duration) {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            seconds.tick().await;
+            let given_up = self.tell(|state, _| {
+                let hangs = state.watch.look(timeout.as_secs(), state.store.awaits_room());
+                let hangs = hangs.then(|| format!("it has not answered for {} seconds", timeout.as_secs()));
+                if let Some(why) = state.store.trouble().or(hangs).filter(|_| !state.store.is_failed()) {
+                    tracing::error!("disk {}: {why}", state.store.disk_name());
+                    state.store.fail();
+                }
+                state.store.is_failed()
+            });
+            if given_up {
+                return;
+            }
         }
     }
 
@@ -231,14 +272,18 @@ impl Shell {
                     if let Err(error) = taken {
                         return self.fail(error.to_string());
                     }
+                    self.0.view_changes.send_modify(|count| *count += 1);
                 }
                 // The node would take it for a verdict of the others.
                 Delivery::Entry(entry) if self.0.stop.stopping.get() && self.is_own_leave(&entry) => {}
-                Delivery::Entry(entry) => self.tell(|state, now| {
-                    state.node.handle_log(entry, now);
-                    state.propose_again();
-                    state.offer_snapshot();
-                }),
+                Delivery::Entry(entry) => {
+                    self.tell(|state, now| {
+                        state.node.handle_log(entry, now);
+                        state.propose_again();
+                        state.offer_snapshot();
+                    });
+                    self.0.view_changes.send_modify(|count| *count += 1);
+                }
                 Delivery::QuorumLost => self.tell(|state, now| state.node.handle_quorum_lost(now)),
                 Delivery::Failed(text) => {
                     self.0.stop.left.set(true);
@@ -265,6 +310,7 @@ impl Shell {
         state.last_peer_link += 1;
         let number = state.last_peer_link;
         state.peer_links.insert(from, number);
+        state.counters.peer_came_anew(from);
         number
     }
 
@@ -273,7 +319,10 @@ impl Shell {
         if self.0.state.borrow().peer_links.get(&from) != Some(&link) {
             return false;
         }
-        self.tell(|state, now| state.node.handle_peer(from, message, now));
+        self.tell(|state, now| {
+            state.counters.peer_said(from, &message);
+            state.node.handle_peer(from, message, now);
+        });
         while self.0.state.borrow().ordered_bytes > PEER_BYTES_MAX {
             self.0.room.notified().await;
         }
@@ -291,18 +340,16 @@ impl Shell {
                 if state.node.poll_timeout().is_some_and(|at| at <= now) {
                     state.node.handle_timeout(now);
                 }
-                let more = state.step(&self, now);
-                if state.store.is_failed() && !self.0.stop.stopping.get() {
-                    // Others have copies, and repair them elsewhere once we are gone.
-                    self.fail("the disk failed: this sheep ends".into());
-                }
+                let mut more = state.step(&self, now);
+                more |= state.follow_failed_disk(now);
+                let ahead = if self.0.stop.stopping.get() { None } else { state.write_ahead(now) };
                 if state.ordered_bytes <= PEER_BYTES_MAX {
                     self.0.room.notify_one();
                 }
                 if self.0.stop.stopping.get() && state.store.is_quiet() {
                     self.0.stop.progress.notify_one();
                 }
-                (more, state.node.poll_timeout())
+                (more, state.node.poll_timeout().into_iter().chain(ahead).min())
             };
             // What others wait for leaves before this disk is given its orders, which takes a while.
             others_first().await;
@@ -347,16 +394,15 @@ impl State {
         let mut left = EFFECTS_PER_STEP;
         loop {
             let mut quiet = true;
+            if !self.ordered.is_empty() {
+                self.spare_time.is_busy(now);
+            }
             while let Some(effect) = self.node.poll_effect() {
                 self.carry_out(effect, shell);
                 quiet = false;
                 left = left.saturating_sub(1);
             }
-            if let Some(disk) = &self.disk {
-                while let Some(order) = self.store.poll_io() {
-                    disk.order(order);
-                }
-            }
+            self.order_from_disk();
             while let Some((ticket, reply)) = self.store.poll_reply() {
                 let bytes = self.ordered.remove(&ticket).expect("a store answers an order once");
                 self.ordered_bytes -= bytes;
@@ -372,9 +418,57 @@ impl State {
         }
     }
 
+    /// Lets the store write ahead of use if there is time for that. Returns when there will be, if it wants to.
+    fn write_ahead(&mut self, now: Time) -> Option<Time> {
+        if !self.store.wants_to_write_ahead() {
+            return None;
+        }
+        let next = self.spare_time.next(now);
+        if next > now {
+            return Some(next);
+        }
+        self.spare_time.begin(now);
+        self.store.write_ahead();
+        self.order_from_disk();
+        None
+    }
+
+    fn order_from_disk(&mut self) {
+        let Some(disk) = &self.disk else { return };
+        while let Some(order) = self.store.poll_io() {
+            match order.deed {
+                Deed::Grow { .. } => self.watch.handle_growing(order.id),
+                _ => self.watch.handle_ordered(order.id),
+            }
+            disk.order(order);
+        }
+    }
+
+    fn handle_completion(&mut self, completion: Completion) {
+        self.watch.handle_completed(completion.id);
+        self.store.handle_io(completion);
+    }
+
+    /// When the disk has just failed, this sheep becomes a gateway: others have copies, and repair them elsewhere.
+    fn follow_failed_disk(&mut self, now: Time) -> bool {
+        let Some(disk) = self.disk.take_if(|_| self.store.is_failed()) else { return false };
+        tracing::error!(
+            "disk {} has failed: this sheep goes on without it, as a gateway, and its copies are repaired on other sheep. \
+             Repair or replace the disk, then start this sheep again",
+            self.store.disk_name()
+        );
+        // To drop it is to wait for everything that is on its way, perhaps for ever. Its memory must stay as long as the kernel may use it.
+        std::mem::forget(disk);
+        self.node.handle_disk_failed(now);
+        true
+    }
+
     fn carry_out(&mut self, effect: Effect, shell: &Shell) {
         match effect {
-            Effect::Send { to, message } => self.links.send(to, &message),
+            Effect::Send { to, message } => {
+                self.counters.peer_told(to, &message);
+                self.links.send(to, &message);
+            }
             Effect::Propose(proposal) => {
                 self.unproposed.push_back(proposal);
                 self.propose_again();
@@ -391,6 +485,7 @@ impl State {
             }
             Effect::Answer { request, result } => {
                 if let Some(client) = self.clients.remove(&request) {
+                    self.counters.client_answered(&result);
                     // It may have gone.
                     let _ = client.send(result);
                 }
@@ -443,12 +538,17 @@ impl State {
 
     fn stat(&self) -> NodeStat {
         let space = self.store.space();
+        let progress = self.node.progress();
         let pgs = self.node.view().pools().iter().flat_map(|pool| pool.pgs.iter());
         NodeStat {
             size_bytes: space.size_bytes,
             used_bytes: space.used_bytes,
-            pgs_behind: self.node.pgs_behind(),
+            pgs_behind: progress.pgs_behind,
             pgs: pgs.filter(|pg| pg.targets.contains(&self.own)).count() as u32,
+            objects_done: progress.objects_done,
+            objects_total: progress.objects_total,
+            clients: self.counters.clients(self.clients.len()),
+            peers: self.counters.peers(),
         }
     }
 }
@@ -465,22 +565,47 @@ impl Service for Shell {
         }
     }
 
+    fn view_changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.view_changes.subscribe())
+    }
+
     fn epoch(&self) -> Epoch {
         self.0.state.borrow().node.epoch()
     }
 }
 
 impl Shell {
+    /// From now on it serves vhost-user guests. To be called once.
+    pub fn set_attachments(&self, attachments: Attachments) {
+        assert!(self.0.attachments.set(attachments).is_ok(), "there is one directory of sockets");
+    }
+
+    fn attach(&self, op: ClusterOp) -> ClientResult {
+        let Some(attachments) = self.0.attachments.get() else {
+            let text = "this sheep serves no vhost-user guests; start it with --vhost-user DIRECTORY";
+            return Err(ClientError::Unsupported(text.into()));
+        };
+        match op {
+            ClusterOp::Attach { name, socket } => attachments.attach(self, &name, &socket),
+            ClusterOp::Detach { name, socket } => attachments.detach(&name, socket.as_deref()),
+            _ => Ok(attachments.list()),
+        }
+        .map(ClientReply::Attached)
+    }
+
     /// Passes a request on to the node, or answers it here.
     fn take(&self, op: ClientOp) -> Result<Asked, ClientResult> {
         match op {
             ClientOp::Cluster(ClusterOp::NodeStat) => {
-                return Err(Ok(ClientReply::NodeStat(self.0.state.borrow().stat())));
+                return Err(Ok(ClientReply::NodeStat(Box::new(self.0.state.borrow().stat()))));
             }
             ClientOp::Cluster(ClusterOp::KillNode) => {
                 self.stop();
                 return Err(Ok(ClientReply::Done));
             }
+            ClientOp::Cluster(
+                op @ (ClusterOp::Attach { .. } | ClusterOp::Detach { .. } | ClusterOp::Attached),
+            ) => return Err(self.attach(op)),
             _ if self.0.stop.stopping.get() => return Err(Err(ClientError::ShuttingDown)),
             _ => {}
         }
@@ -489,6 +614,9 @@ impl Shell {
             state.last_request += 1;
             let request = RequestId(state.last_request);
             state.clients.insert(request, sender);
+            if !matches!(op, ClientOp::Cluster(_)) {
+                state.counters.client_asked(&op);
+            }
             state.node.handle_client(request, op, now);
             request
         });

@@ -1,13 +1,14 @@
 //! Damage to disks: rotten blocks, reads that fail, a disk that fails. Only the engine shows what it does then.
 //!
 //! All damage of a run is done to one sheep, so at most one copy of any block is bad, and another must serve and
-//! mend it. That copy may have to be there: where the view might go on with the damaged copy alone, or where
+//! mend it; a second disk, in another zone, fails when all is in sync again after the first, if none of that has rotted. That copy may have to be there: where the view might go on with the damaged copy alone, or where
 //! all of a disk is lost, damage is done only when all is well, and other faults wait until it is mended.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use proto::client::{ClientOp, ClientReply, NativeOp};
+use proto::client::{ClientOp, ClientReply, ClusterOp, NativeOp, ScrubStatus};
+use proto::cluster::RepairChange;
 use proto::{Oid, RequestId};
 
 use crate::network::SheepIndex;
@@ -21,6 +22,10 @@ const MS: Duration = Duration::from_millis(1);
 /// May other faults meet rot that nobody has found yet, where three copies outlive both? Not while catching up asks only
 /// one copy for a block: if it rotted there, the member stays behind until somebody reads it.
 const ROT_MEETS_FAULTS: bool = true;
+/// Disks that fail in one run.
+const DISKS_MAX: u32 = 2;
+/// How long two passes over small disks may take, and what they have to mend.
+const SCRUB_SECONDS_MAX: u64 = 60;
 /// Added to the id of a disk for the one that replaces it: no other disk has it.
 const REPLACEMENT_ID: u64 = 1000;
 
@@ -28,9 +33,9 @@ const REPLACEMENT_ID: u64 = 1000;
 pub(crate) struct Damages {
     /// The sheep to whose disk it is done.
     victim: Option<SheepIndex>,
-    /// Objects with blocks that rotted.
-    rotten: BTreeSet<Oid>,
-    disk_has_failed: bool,
+    /// Blocks have rotted on it.
+    has_rotted: bool,
+    disks_failed: u32,
     /// How often damage was done.
     pub count: u64,
     /// What other faults wait for.
@@ -48,7 +53,11 @@ enum Stage {
     Failing(Moment),
     /// Whoever met a failed read asks another copy: that one has to stay until then.
     Settling(Moment),
-    /// The disk is to fail, to be replaced and to become in sync.
+    /// The disk is to fail.
+    ToFail,
+    /// It has failed, and its sheep lives on without it until then.
+    Gateway(SheepIndex, Moment),
+    /// The disk was repaired or replaced, and is to become in sync.
     Replaced,
 }
 
@@ -56,11 +65,11 @@ impl World {
     /// A copy is to be damaged: at once if nothing can come of it, or when all is well.
     pub(crate) fn plan_damage(&mut self, kind: FaultKind, victim: SheepIndex) {
         self.damages.victim.get_or_insert(victim);
-        let is_once = kind == FaultKind::DiskFailure;
-        if self.copies_of_any_pg() < 2 || (is_once && self.damages.disk_has_failed) {
+        let is_of_disk = kind == FaultKind::DiskFailure;
+        if self.copies_of_any_pg() < 2 || (is_of_disk && !self.may_another_disk_fail(victim)) {
             return;
         }
-        let waits = is_once || (kind == FaultKind::BitRot && !ROT_MEETS_FAULTS);
+        let waits = is_of_disk || (kind == FaultKind::BitRot && !ROT_MEETS_FAULTS);
         if waits || self.copies_of_any_pg() < 3 {
             self.damages.stage = Some(Stage::Planned(kind));
         } else {
@@ -68,11 +77,30 @@ impl World {
         }
     }
 
+    /// The first one, or one more: that is done when all is in sync, and from then on damage is done to that sheep.
+    fn may_another_disk_fail(&mut self, victim: SheepIndex) -> bool {
+        let Some(first) = self.damages.victim.filter(|_| self.damages.disks_failed > 0) else { return true };
+        let zone = |index: SheepIndex| self.sheep[index].member.zone;
+        let may = self.damages.disks_failed < DISKS_MAX
+            && !self.damages.has_rotted
+            && self.damages.stage.is_none()
+            && zone(first) != zone(victim);
+        if may {
+            self.damages.victim = Some(victim);
+        }
+        may
+    }
+
     /// The view goes on with two of three copies, but never with one.
     fn copies_of_any_pg(&self) -> usize {
         let Some(running) = self.sheep.iter().find_map(|s| s.process()) else { return 0 };
         let pools = running.node.view().pools();
         pools.iter().flat_map(|pool| &pool.pgs).map(|pg| pg.targets.len()).min().unwrap_or(0)
+    }
+
+    /// Has damage been done, or is it planned?
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damages.victim.is_some()
     }
 
     /// Is there damage that other faults have to wait for?
@@ -104,7 +132,11 @@ impl World {
                 Some(Stage::Settling(self.now().after(200 * MS)))
             }
             Stage::Settling(until) if until <= self.now() => None,
-            Stage::Replaced if self.damages.disk_has_failed && self.is_repaired().is_ok() => None,
+            Stage::Gateway(index, until) if until <= self.now() => {
+                self.replace_disk(index);
+                Some(Stage::Replaced)
+            }
+            Stage::Replaced if self.is_repaired().is_ok() => None,
             waiting => Some(waiting),
         }
     }
@@ -128,9 +160,9 @@ impl World {
                 }
                 self.log(|| format!("sheep {index} has rot in {rotten:?}"));
                 let oids: BTreeSet<Oid> = rotten.into_iter().map(|(oid, _)| oid).collect();
-                self.damages.rotten.extend(oids.iter().copied());
                 let wait = self.fault_rng.duration(Duration::ZERO..100 * MS);
                 self.damages.count += 1;
+                self.damages.has_rotted = true;
                 Some(Stage::Found(oids, now.after(wait)))
             }
             FaultKind::ReadError => {
@@ -140,7 +172,7 @@ impl World {
             }
             _ => {
                 engine.flaws.fails = true;
-                Some(Stage::Replaced)
+                Some(Stage::ToFail)
             }
         }
     }
@@ -157,29 +189,44 @@ impl World {
         self.sheep.iter().filter_map(|s| s.process()).any(|p| p.node.view().vdi(oid.vid()).is_none())
     }
 
-    pub(crate) fn has_failed_disk(&mut self, index: SheepIndex) -> bool {
+    /// As the daemon does: the sheep lives on as a gateway. Some time later its operator does something about the disk.
+    pub(crate) fn follow_failed_disk(&mut self, index: SheepIndex) {
         let engine = self.sheep[index].process_mut().and_then(|running| running.store.engine());
-        engine.is_some_and(|engine| engine.is_failed())
+        let is_news = !matches!(self.damages.stage, Some(Stage::Gateway(..)));
+        if !is_news || !engine.is_some_and(|engine| engine.is_failed()) {
+            return;
+        }
+        self.damages.disks_failed += 1;
+        self.damages.count += 1;
+        let wait = self.fault_rng.duration(Duration::ZERO..3000 * MS);
+        self.damages.stage = Some(Stage::Gateway(index, self.now().after(wait)));
+        self.log(|| format!("the disk of sheep {index} fails"));
+        let now = self.local_time(index);
+        let running = self.sheep[index].process_mut().expect("just seen");
+        running.node.handle_disk_failed(now);
+        self.after(index);
     }
 
-    /// As the daemon does: it ends once everybody has been told. Its operator puts in another disk.
-    pub(crate) fn replace_disk(&mut self, index: SheepIndex) {
+    /// The sheep is ended. It gets another disk, or the old one works again.
+    fn replace_disk(&mut self, index: SheepIndex) {
         self.kill(index, Ending::DiskFailed);
-        self.damages.disk_has_failed = true;
-        self.damages.count += 1;
-        let keeps_mark = self.fault_rng.percent(50);
-        let sheep = &mut self.sheep[index];
-        sheep.member.store_id += REPLACEMENT_ID;
-        sheep.state = State::Down(Disk::new(self.scenario.store, sheep.member.store_id));
-        if !keeps_mark {
-            sheep.formatted = None;
+        if self.fault_rng.percent(70) {
+            let keeps_mark = self.fault_rng.percent(50);
+            let sheep = &mut self.sheep[index];
+            sheep.member.store_id += REPLACEMENT_ID;
+            sheep.state = State::Down(Disk::new(self.scenario.store, sheep.member.store_id));
+            if !keeps_mark {
+                sheep.formatted = None;
+            }
         }
         self.boot_later(index, 1500 * MS);
     }
 
     /// Nothing fails any more. What has rotted stays so until somebody mends it.
     pub(crate) fn end_damage(&mut self) {
-        self.damages.stage = None;
+        if let Some(Stage::Gateway(index, _)) = self.damages.stage.take() {
+            self.replace_disk(index);
+        }
         self.make_sound();
     }
 
@@ -191,21 +238,44 @@ impl World {
         }
     }
 
-    /// Rot that nobody has read is found by a check, which mends it.
+    /// Rot that nobody has read is found by the next scrub, and after that nothing is damaged any more. Copies have never differed.
     pub(crate) fn scrub(&mut self) -> Result<(), String> {
-        for oid in std::mem::take(&mut self.damages.rotten) {
-            if self.is_deleted(oid) {
-                continue;
+        let change = RepairChange { scrub_now: true, ..RepairChange::default() };
+        match self.ask_and_wait(ClientOp::Cluster(ClusterOp::SetRepair(change)))? {
+            Ok(ClientReply::Done) => {}
+            other => return Err(format!("an order to scrub is answered with {other:?}")),
+        }
+        for sheep in 0..self.sheep.len() {
+            let before = self.scrub_status(sheep)?.passes;
+            let mut status = self.scrub_status(sheep)?;
+            for _ in 0..SCRUB_SECONDS_MAX {
+                // The first to end may have begun before.
+                if status.passes >= before + 2 && status.damaged == 0 {
+                    break;
+                }
+                self.run_for(1000 * MS)?;
+                status = self.scrub_status(sheep)?;
             }
-            match self.ask_and_wait(check(oid))? {
-                Ok(ClientReply::Checked(report)) if report.lost.is_empty() => {}
-                other => return Err(format!("a check of object {oid} is answered with {other:?}")),
+            if status.passes < before + 2 || status.damaged > 0 {
+                return Err(format!("sheep {sheep} does not come to an end with its scrub: {status:?}"));
+            }
+            // Since it was started: so of writes under way, too, nothing was said.
+            if status.differed > 0 {
+                return Err(format!("sheep {sheep} has found copies that differ: {status:?}"));
             }
         }
         Ok(())
     }
+
+    fn scrub_status(&mut self, sheep: SheepIndex) -> Result<ScrubStatus, String> {
+        let request = self.ask(sheep, ClientOp::Cluster(ClusterOp::Scrub));
+        match self.answers.remove(&request) {
+            Some(Ok(ClientReply::Scrub(status))) => Ok(*status),
+            other => Err(format!("a question about a scrub is answered with {other:?}")),
+        }
+    }
 }
 
 fn check(oid: Oid) -> ClientOp {
-    ClientOp::Object { oid, op: NativeOp::Check { repair: true } }
+    ClientOp::Object { oid, op: NativeOp::Check { repair: true, part: None } }
 }

@@ -2,7 +2,7 @@
 //!
 //! The world carries out its I/O with latencies of its own. A crash is one of the disk: what was not synced is
 //! lost, torn or reordered. The disk is small, so that its journal wraps within a run, and yet larger than
-//! everything a run writes: `NoSpace` is never a legal answer.
+//! everything a run writes: `NoSpace` is a legal answer only where [`crate::ballast`] fills it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,6 +23,8 @@ const DISK_BYTES: u64 = 32 << 20;
 const JOURNAL_BYTES: u64 = 1 << 20;
 /// Completions between two checks of the engine's invariants.
 const CHECK_INTERVAL: u64 = 64;
+/// Completions between two moments in which the disk has time to write ahead of use.
+const AHEAD_INTERVAL: u64 = 16;
 /// No order of a node has it.
 const OWN_TICKET: u64 = u64::MAX;
 
@@ -55,7 +57,12 @@ pub struct EngineStore {
 
 impl EngineDisk {
     pub fn new(store_id: u64) -> EngineDisk {
-        EngineDisk { disk: SimDisk::new(DISK_BYTES), store_id, is_formatted: false }
+        // Devices and files in turn.
+        let disk = match store_id % 2 {
+            0 => SimDisk::new(DISK_BYTES),
+            _ => SimDisk::growing(format_options(store_id).first_bytes().expect("large enough"), DISK_BYTES),
+        };
+        EngineDisk { disk, store_id, is_formatted: false }
     }
 
     /// Formats the disk when it is new, and recovers it; perhaps at the second or third attempt.
@@ -73,10 +80,13 @@ impl EngineDisk {
     }
 }
 
+fn format_options(store_id: u64) -> FormatOptions {
+    FormatOptions { size_bytes: DISK_BYTES, journal_bytes: JOURNAL_BYTES, store_id }
+}
+
 fn open(disk: &mut dyn Disk, store_id: u64, is_formatted: bool) -> Result<(Store, Recovered), String> {
     if !is_formatted {
-        let options = FormatOptions { size_bytes: DISK_BYTES, journal_bytes: JOURNAL_BYTES, store_id };
-        Store::format(disk, &options).map_err(|e| format!("cannot be formatted: {e}"))?;
+        Store::format(disk, &format_options(store_id)).map_err(|e| format!("cannot be formatted: {e}"))?;
     }
     Store::open(disk).map_err(|e| format!("cannot be opened: {e}"))
 }
@@ -111,6 +121,18 @@ impl Disk for FailingPower<'_> {
     fn sync(&mut self) -> io::Result<()> {
         self.step()?;
         self.disk.sync()
+    }
+
+    fn can_grow(&self) -> bool {
+        self.disk.can_grow()
+    }
+
+    fn ahead_bytes_max(&self) -> u64 {
+        self.disk.ahead_bytes_max()
+    }
+
+    fn written_until(&self, offset: u64) -> u64 {
+        self.disk.written_until(offset)
     }
 }
 
@@ -154,6 +176,9 @@ impl EngineStore {
         let succeeded = result.is_ok();
         self.store.handle_io(id, result);
         self.completed += 1;
+        if self.completed.is_multiple_of(AHEAD_INTERVAL) {
+            self.store.write_ahead();
+        }
         if self.completed.is_multiple_of(CHECK_INTERVAL) {
             self.assert_invariants();
         }
@@ -211,7 +236,7 @@ impl EngineStore {
 
     /// The blocks of an object that are not zeros. `None`: there is no such object.
     pub fn content(&mut self, oid: Oid) -> Result<Option<BTreeMap<u32, Bytes>>, StoreFailure> {
-        let checksums = match self.ask(ObjectOp::Checksums { oid }) {
+        let checksums = match self.ask(ObjectOp::Checksums { oid, blocks: BlockRange::ALL }) {
             ObjectReply::Checksums(checksums) => checksums,
             ObjectReply::Absent => return Ok(None),
             ObjectReply::Failed(failure) => return Err(failure),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proto::client::{ClientOp, ClusterOp};
+
 use crate::network::{Pair, SheepIndex};
 use crate::object_store::Ending;
 use crate::scenario::{FaultKind, PlantedBug};
@@ -25,6 +27,10 @@ pub(crate) enum Fault {
         cut: u64,
     },
     Reconnect(SheepIndex),
+    /// An operator takes a sheep back.
+    ComeIn(SheepIndex),
+    /// Before all that a death has begun is done with.
+    AllLosePower,
     DiskRecovers(SheepIndex),
     /// As soon as the sheep catches up, an owner dies.
     OwnerDies {
@@ -64,6 +70,18 @@ impl World {
             }
             FaultKind::CutLink => self.cut_link(),
             FaultKind::CutOff => self.cut_off(victim),
+            FaultKind::Isolate => {
+                let owner = if self.fault_rng.percent(50) { self.draw_owner(victim) } else { None };
+                self.isolate(owner.unwrap_or(victim));
+            }
+            FaultKind::GoOut => {
+                let time = self.fault_rng.duration(50 * MS..2000 * MS);
+                // Else all copies but the damaged one might be given up by the operator.
+                if !self.is_damaged() {
+                    self.put_out(victim, true);
+                    self.queue.put_after(time, Event::Fault(Fault::ComeIn(victim)));
+                }
+            }
             // Shows when a sheep ends.
             FaultKind::LateFrames => {}
             FaultKind::SlowDisk => {
@@ -114,6 +132,12 @@ impl World {
                 self.log(|| format!("sheep {sheep} reaches the driver again"));
                 self.mend_driver(sheep);
             }
+            Fault::ComeIn(sheep) => self.put_out(sheep, false),
+            Fault::AllLosePower if self.faults_on && !self.is_healing() => {
+                self.log(|| "FAULT all lose power, whatever is being taken over".into());
+                self.power_loss();
+            }
+            Fault::AllLosePower => {}
             Fault::DiskRecovers(sheep) => self.sheep[sheep].disk_slowness = 1,
             Fault::OwnerDies { .. } | Fault::SourceDies { .. } if !self.faults_on || self.is_healing() => {}
             Fault::OwnerDies { catcher, tries } => match self.pgs_behind(catcher) {
@@ -124,6 +148,11 @@ impl World {
                         self.kill(owner, Ending::Killed);
                         self.boot_later(owner, 1500 * MS);
                         self.wait_for(Fault::SourceDies { catcher, tries: 100 });
+                        // A death is noticed after 20 to 400 ms, and then its VDIs are taken over.
+                        if self.fault_rng.percent(20) {
+                            let delay = self.fault_rng.duration(20 * MS..500 * MS);
+                            self.queue.put_after(delay, Event::Fault(Fault::AllLosePower));
+                        }
                     }
                 }
                 _ if tries > 0 => self.wait_for(Fault::OwnerDies { catcher, tries: tries - 1 }),
@@ -172,6 +201,19 @@ impl World {
             .filter(|owner| *owner != witness)
             .collect();
         (!owners.is_empty()).then(|| *self.fault_rng.pick(&owners))
+    }
+
+    /// Asked of any sheep; whether it happens does not matter.
+    fn put_out(&mut self, index: SheepIndex, out: bool) {
+        let members: Vec<SheepIndex> = (0..self.sheep.len())
+            .filter(|s| self.view_of(*s).is_some_and(|v| v.format().is_some()))
+            .collect();
+        if members.is_empty() {
+            return;
+        }
+        let asked = *self.fault_rng.pick(&members);
+        let id = self.sheep[index].id();
+        self.ask(asked, ClientOp::Cluster(ClusterOp::SetOut { node: id, out }));
     }
 
     fn step_now(&mut self, event: Event) {
@@ -224,6 +266,16 @@ impl World {
             pairs.push((pair.1, pair.0));
         }
         let time = self.fault_rng.duration(20 * MS..700 * MS);
+        self.cut_for(&pairs, time);
+    }
+
+    fn isolate(&mut self, index: SheepIndex) {
+        let (inwards, outwards) =
+            *self.fault_rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+        let time = self.fault_rng.duration(2000 * MS..6000 * MS);
+        let others = (0..self.sheep.len()).filter(|p| *p != index);
+        let mut pairs: Vec<Pair> = others.flat_map(|p| [(index, p), (p, index)]).collect();
+        pairs.retain(|(from, _)| if *from == index { outwards } else { inwards });
         self.cut_for(&pairs, time);
     }
 

@@ -43,7 +43,7 @@ impl World {
         for vid in snapshots.iter().filter(|vid| alive(vid)) {
             self.forest.ended.remove(vid);
         }
-        for sheep in 0..self.sheep.len() {
+        for sheep in self.last_readers() {
             for (number, window) in windows.iter().enumerate() {
                 for line in lines.iter().filter(|line| alive(&view.head_of(**line))) {
                     self.read_through(sheep, *line, *window);

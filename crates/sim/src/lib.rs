@@ -1,5 +1,6 @@
 //! The seeded simulator: whole clusters in virtual time, with faults, and a checker of what clients saw.
 
+mod ballast;
 mod churn;
 pub mod client;
 mod damage;
@@ -13,9 +14,11 @@ pub mod linearize;
 pub mod model_store;
 pub mod network;
 pub mod object_store;
-pub mod prng;
+pub mod planted;
+mod prng;
 pub mod queue;
 pub mod run;
+pub mod scale;
 pub mod scenario;
 pub mod sheep;
 mod storage;

@@ -1,5 +1,6 @@
 //! `sim --seeds N`: runs seeds until one fails. `sim replay SEED`: prints a run's event log.
 //! `sim twice SEED`: demands that two runs of a seed are equal, byte for byte.
+//! `sim scale`: what the number of sheep costs.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,10 +8,14 @@ use std::time::{Duration, Instant};
 
 use sim::{Options, Outcome, StoreKind, run};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str =
     "usage: sim [--seeds N] [--first-seed S] [--jobs J] [--minutes M] [--store model|engine] [--verbose]
        sim replay SEED [model|engine]
-       sim twice SEED [model|engine]";
+       sim twice SEED [model|engine]
+       sim scale [SHEEP...]        10, 100 and 1000 sheep unless told otherwise";
 
 struct Arguments {
     seeds: u64,
@@ -34,6 +39,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["replay", seed, ..] if words.len() <= 3 => with_seed(seed, words.get(2), replay),
         ["twice", seed, ..] if words.len() <= 3 => with_seed(seed, words.get(2), twice),
+        ["scale", ..] => scale(&words[1..]),
         _ => match parse(&words) {
             Some(arguments) => run_many(&arguments),
             None => {
@@ -57,6 +63,27 @@ fn with_seed(text: &str, store: Option<&&str>, f: impl FnOnce(u64, Options) -> E
         _ => {
             eprintln!("{text:?} is not a seed, or its store is unknown\n{USAGE}");
             ExitCode::from(2)
+        }
+    }
+}
+
+fn scale(numbers: &[&str]) -> ExitCode {
+    let numbers: Result<Vec<usize>, _> = numbers.iter().map(|text| text.parse()).collect();
+    let Ok(mut numbers) = numbers else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if numbers.is_empty() {
+        numbers = vec![10, 100, 1000];
+    }
+    match sim::scale::measure(&numbers) {
+        Ok(all) => {
+            print!("{}", sim::scale::render(&all));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -105,8 +132,8 @@ fn replay(seed: u64, options: Options) -> ExitCode {
 
 fn twice(seed: u64, options: Options) -> ExitCode {
     let [first, second] = [run(seed, options), run(seed, options)];
-    if first.trace == second.trace && first.digest == second.digest {
-        println!("seed {seed}: both runs are equal, {} events, digest {:016x}", first.events, first.digest);
+    if first.trace == second.trace {
+        println!("seed {seed}: both runs are equal, {} events", first.events);
         return ExitCode::SUCCESS;
     }
     let (a, b) = (first.trace.unwrap_or_default(), second.trace.unwrap_or_default());
@@ -148,12 +175,13 @@ fn run_many(arguments: &Arguments) -> ExitCode {
                     runs.fetch_add(1, Ordering::Relaxed);
                     if arguments.verbose {
                         println!(
-                            "seed {seed}: {:?}, {} requests, {} faults, {} events, {} syncs, {:?}, {} ms",
+                            "seed {seed}: {:?}, {} requests, {} faults, {} events, {} syncs, {} refused, {:?}, {} ms",
                             outcome.store,
                             outcome.requests,
                             outcome.faults,
                             outcome.events,
                             outcome.syncs,
+                            outcome.refused,
                             outcome.deeds,
                             outcome.virtual_time
                         );

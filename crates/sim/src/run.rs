@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::client::{ClientOp, ClientReply, ClientResult, ClusterOp, VdiOp};
+use proto::cluster::RepairChange;
 use proto::{BLOCK_BYTES, NodeId, Oid, RequestId, Vid};
 
 use crate::history::BlockId;
 use crate::linearize;
+use crate::network::SheepIndex;
 use crate::object_store::StoreKind;
 use crate::queue::Moment;
 use crate::scenario::PlantedBug;
 use crate::world::{Event, World};
 
 /// Events after which a run counts as endless.
-const EVENTS_MAX: u64 = 5_000_000;
+const EVENTS_MAX: u64 = 1_000_000;
+/// Sheep through which everything is read at the end.
+const LAST_READERS_MAX: usize = 4;
+/// Of every sheep's disk, in bytes per second.
+const SCRUB_RATE: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -32,16 +38,18 @@ pub struct Outcome {
     pub seed: u64,
     /// What was violated.
     pub failure: Option<String>,
-    /// Equal for runs with equal event logs.
-    pub digest: u64,
     pub events: u64,
     pub requests: u64,
     pub faults: u64,
     pub store: StoreKind,
     /// Rounds of write-back on all disks together.
     pub syncs: u64,
+    /// Objects of which returning sheep were told what they lack.
+    pub told_changed: u64,
     /// How often a disk was damaged.
     pub damages: u64,
+    /// Requests that found no room.
+    pub refused: u64,
     /// Snapshots, clones, rollbacks, deletions and resizes that were carried out.
     pub deeds: BTreeMap<&'static str, u64>,
     pub virtual_time: Moment,
@@ -62,13 +70,14 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     Outcome {
         seed,
         failure,
-        digest: world.digest,
         events: world.events,
         requests: world.history.op_count(),
         faults: world.fault_count,
         store: world.scenario.store,
         syncs,
+        told_changed: world.told_changed,
         damages: world.damages.count,
+        refused: world.ballast.refused,
         deeds: world.forest.done.clone(),
         virtual_time: world.now(),
         trace: world.trace().map(String::from),
@@ -85,6 +94,7 @@ impl World {
         self.set_up()?;
         self.make_trouble()?;
         self.mend_everything();
+        self.remove_ballast()?;
         self.become_quiet()?;
         self.read_everything()?;
         self.become_quiet()?;
@@ -155,6 +165,11 @@ impl World {
         self.run_until(Duration::from_secs(10), "joining", World::views_agree)?;
         let format = self.scenario.format;
         expect_done(self.ask_and_wait(ClientOp::Cluster(ClusterOp::Format(format)))?)?;
+        // A pass takes less than a run.
+        let out_time_s = self.scenario.gives_up.then_some(1);
+        let change =
+            RepairChange { scrub_rate_bytes: Some(SCRUB_RATE), out_time_s, ..RepairChange::default() };
+        expect_done(self.ask_and_wait(ClientOp::Cluster(ClusterOp::SetRepair(change)))?)?;
         for n in 0..self.scenario.vdis {
             let (name, size) = (format!("vdi{n}").into_bytes(), self.population.vdi_bytes);
             let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
@@ -166,6 +181,9 @@ impl World {
                 }
                 other => return Err(format!("creating a VDI gave {other:?}")),
             }
+        }
+        if self.scenario.full_disks {
+            self.load_ballast()?;
         }
         self.run_until(Duration::from_secs(10), "hearing of the VDIs", World::views_agree)
     }
@@ -183,13 +201,16 @@ impl World {
         if self.scenario.forest {
             self.queue.put_after(self.scenario.think_time, Event::ForestTurn);
         }
+        if self.scenario.full_disks {
+            self.queue.put_after(self.scenario.think_time, Event::BallastTurn);
+        }
         let first = self.fault_rng.duration(Duration::ZERO..self.scenario.fault_pause);
         self.queue.put_after(first, Event::NextFault);
         self.run_for(self.scenario.busy_time)
     }
 
-    /// Termination: with everything mended, all requests are answered and all copies become complete.
-    fn become_quiet(&mut self) -> Result<(), String> {
+    /// With everything mended, all requests are answered.
+    pub(crate) fn stop_clients(&mut self) -> Result<(), String> {
         self.run_for(Duration::from_millis(300))?;
         self.clients_busy = false;
         self.run_until(Duration::from_secs(60), "answering all requests", |w| {
@@ -199,7 +220,12 @@ impl World {
                     Err(format!("{} open, first {id} since {}: {r:?}", w.requests.len(), r.since))
                 }
             }
-        })?;
+        })
+    }
+
+    /// Termination: also, all copies become complete.
+    fn become_quiet(&mut self) -> Result<(), String> {
+        self.stop_clients()?;
         self.run_until(Duration::from_secs(60), "agreeing on the view", World::views_agree)?;
         self.run_until(Duration::from_secs(120), "repair", World::is_repaired)?;
         // Whatever was under way when the last PG was in sync.
@@ -234,8 +260,8 @@ impl World {
         Ok(())
     }
 
-    /// Every VDI through every sheep. Where an owner died, that also seals: until then, copies may differ in what was
-    /// never acknowledged.
+    /// Every VDI through every sheep, or some of many. Where an owner died, that also seals: until then, copies may differ in
+    /// what was never acknowledged.
     fn read_everything(&mut self) -> Result<(), String> {
         let view = self.sheep[0].process().expect("all are up").node.view();
         let is_of_forest = |vid: Vid| self.scenario.forest && self.forest.line_of(view, vid).is_some();
@@ -248,7 +274,7 @@ impl World {
         if self.scenario.forest {
             self.read_forest();
         }
-        for sheep in 0..self.sheep.len() {
+        for sheep in self.last_readers() {
             for &vid in &vids {
                 for window in self.population.windows().to_vec() {
                     self.read_through(sheep, vid, window);
@@ -256,6 +282,14 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Through whom everything is read at the end.
+    pub(crate) fn last_readers(&mut self) -> Vec<SheepIndex> {
+        let mut readers: Vec<SheepIndex> = (0..self.sheep.len()).collect();
+        self.rng.shuffle(&mut readers);
+        readers.truncate(LAST_READERS_MAX);
+        readers
     }
 
     /// All in-sync copies hold the same bytes; an absent object is the same as one of zeros.
@@ -323,7 +357,7 @@ fn answered(world: &World, request: RequestId) -> Result<(), String> {
     if world.answers.contains_key(&request) { Ok(()) } else { Err(format!("request {request} is open")) }
 }
 
-fn expect_done(result: ClientResult) -> Result<(), String> {
+pub(crate) fn expect_done(result: ClientResult) -> Result<(), String> {
     match result {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("setting up failed: {error}")),

@@ -9,11 +9,16 @@ use crate::object_store::StoreKind;
 use crate::prng::Rng;
 
 const MS: Duration = Duration::from_millis(1);
+/// From this many sheep on a request costs so much more events that there are fewer of them.
+const LARGE_CLUSTER: usize = 6;
 /// Any number: keeps the draws for the store apart from all others of a seed.
 const SUCCESSION_SALT: u64 = 0x73_7563_6365_7373;
+const ISOLATION_SALT: u64 = 0x69_736f_6c61_7465;
 const STORE_SALT: u64 = 0x73_746f_7265;
 /// The same for the size of VDIs.
 const SIZE_SALT: u64 = 0x7369_7a65;
+/// The same for full disks.
+const BALLAST_SALT: u64 = 0x62_616c_6c61_7374;
 /// The same for snapshots.
 const FOREST_SALT: u64 = 0x66_6f72_6573;
 
@@ -26,10 +31,14 @@ pub enum FaultKind {
     CutLink,
     /// A sheep is cut off from the driver, perhaps also from all others.
     CutOff,
+    /// A sheep and all others do not reach each other for seconds, in one direction or both; all stay members.
+    Isolate,
     SlowDisk,
     DriftClock,
     /// When a sheep ends, what it has sent may sit in its peers' sockets for a long time, into its next life.
     LateFrames,
+    /// An operator puts a sheep out, and in again later.
+    GoOut,
     /// An owner dies while a copy catches up, and then whom the copy may have fetched from.
     Succession,
     /// Bits of a block on one sheep's disk flip.
@@ -41,12 +50,13 @@ pub enum FaultKind {
 }
 
 /// On any kind of store.
-pub const FAULT_KINDS: [FaultKind; 8] = [
+pub const FAULT_KINDS: [FaultKind; 9] = [
     FaultKind::Kill,
     FaultKind::PowerLoss,
     FaultKind::ResetLink,
     FaultKind::CutLink,
     FaultKind::CutOff,
+    FaultKind::GoOut,
     FaultKind::SlowDisk,
     FaultKind::DriftClock,
     FaultKind::LateFrames,
@@ -68,6 +78,16 @@ pub enum PlantedBug {
     SkipWrites,
     /// A sheep that lost its quorum is not told so before the others go on without it.
     NoQuorumLost,
+    /// Some copies are said to have a change that they do not have yet.
+    AckBeforeLastCopy,
+    /// Copies say that they have nothing unsettled.
+    SkipSeal,
+    /// A change is said to be on a copy that does not answer, and only then is the copy dropped.
+    ShrinkAfterAck,
+    /// Some discards are carried out after what was written to the object next.
+    LateDiscards,
+    /// Copies leave out some of what was changed while a member was away, and it serves what it had.
+    ForgetChanges,
     /// Disks report success of a sync and do nothing.
     DropSyncs,
     /// A snapshot of several VDIs freezes one after another.
@@ -76,6 +96,8 @@ pub enum PlantedBug {
     KeepNothing,
     /// Stores answer orders to delete what nobody needs, and keep some of it.
     SkipPurges,
+    /// Stores say that they have put content back that they had lost, and do nothing.
+    SkipMends,
 }
 
 #[derive(Clone, Debug)]
@@ -102,18 +124,22 @@ pub struct Scenario {
     pub wide_writes: bool,
     /// VDIs have more objects than one page of a block table has entries.
     pub large: bool,
+    /// Hardly any room is left on the disks.
+    pub full_disks: bool,
+    /// Sheep that are down for a second are given up.
+    pub gives_up: bool,
     /// How often, per I/O, a store begins to bring everything home without need.
     pub checkpoints_permille: u64,
 }
 
 impl Scenario {
     pub fn draw(rng: &mut Rng, bug: PlantedBug) -> Scenario {
-        let sheep = *rng.pick(&[1usize, 2, 3, 3, 3, 4, 4, 5, 6]);
-        let shared_zones = rng.percent(25);
+        let sheep = *rng.pick(&[1usize, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7, 8, 9]);
+        let zones = Zones::draw(rng, sheep);
         let members = (0..sheep)
             .map(|n| MemberInfo {
                 id: node_id(n),
-                zone: ZoneId(if shared_zones { n as u32 / 2 } else { n as u32 } + 1),
+                zone: zones.of(n),
                 space_bytes: rng.in_range(1..4) << 40,
                 fixed_vnodes: None,
                 store_id: n as u64 + 1,
@@ -121,7 +147,7 @@ impl Scenario {
                 life: 0,
             })
             .collect();
-        let copies = *rng.pick(&[1, 2, 2, 3, 3, 3]);
+        let copies = *rng.pick(&[1, 2, 2, 3, 3, 3, 4]);
         let mut faults: Vec<FaultKind> = FAULT_KINDS.into_iter().filter(|_| rng.percent(45)).collect();
         let loses_at_crash =
             [PlantedBug::AckBeforeDurable, PlantedBug::ForgetUnsettled, PlantedBug::DropSyncs];
@@ -143,7 +169,7 @@ impl Scenario {
             vdis: rng.in_range(1..4) as usize,
             churn: rng.percent(40),
             forest: false,
-            clients: rng.in_range(2..6) as usize,
+            clients: rng.in_range(2..if sheep < LARGE_CLUSTER { 6 } else { 4 }) as usize,
             client_depth: rng.in_range(1..4) as usize,
             think_time: rng.duration(MS..20 * MS),
             network_latency: rng.duration(MS / 20..2 * MS),
@@ -151,11 +177,13 @@ impl Scenario {
             driver_latency: rng.duration(MS / 5..10 * MS),
             faults,
             fault_pause: rng.duration(40 * MS..400 * MS),
-            busy_time: rng.duration(800 * MS..2500 * MS),
+            busy_time: rng.duration(800 * MS..2500 * MS) * busy_percent(sheep) / 100,
             bug,
             store: StoreKind::Model,
             wide_writes: false,
             large: false,
+            full_disks: false,
+            gives_up: rng.percent(20),
             checkpoints_permille: 0,
         }
     }
@@ -168,9 +196,30 @@ impl Scenario {
         }
     }
 
+    /// Whether sheep are isolated: such a run takes long enough for others to lose patience. Draws from a generator of its own, too.
+    pub fn draw_isolation(&mut self, seed: u64) {
+        let mut rng = Rng::new(seed ^ ISOLATION_SALT);
+        if self.members.len() > 1 && rng.percent(15) {
+            self.faults.extend([FaultKind::Isolate; 2]);
+            self.busy_time += rng.duration(4000 * MS..8000 * MS);
+            self.fault_pause *= 3;
+            self.think_time *= 4;
+        }
+    }
+
     /// Whether VDIs have more than 2^20 objects. Draws from a generator of its own, too.
     pub fn draw_size(&mut self, seed: u64) {
         self.large = Rng::new(seed ^ SIZE_SALT).percent(12);
+    }
+
+    /// Whether the disks are full: only the engine's have an end, and to fill many takes long. Draws from a generator of its own, too.
+    pub fn draw_full_disks(&mut self, seed: u64) {
+        let may = self.store == StoreKind::Engine && self.members.len() < LARGE_CLUSTER;
+        self.full_disks = may && Rng::new(seed ^ BALLAST_SALT).percent(20);
+        if self.full_disks {
+            // Copies are dropped for want of room, whatever has rotted meanwhile: then the only one left may be the damaged one.
+            self.faults.retain(|kind| *kind != FaultKind::BitRot);
+        }
     }
 
     /// What the sheep of a run keep their objects on. Draws from a generator of its own: the rest of a
@@ -204,12 +253,53 @@ impl Scenario {
         let mut rng = Rng::new(seed ^ FOREST_SALT);
         let bugs = [PlantedBug::SplitSnapshots, PlantedBug::KeepNothing, PlantedBug::SkipPurges];
         self.forest = rng.percent(50) || bugs.contains(&self.bug);
-        if self.forest {
-            // A block of a snapshot that rots, or cannot be read when its slot is copied, is read from other copies, but nobody
-            // mends it yet.
-            self.faults.retain(|kind| ![FaultKind::BitRot, FaultKind::ReadError].contains(kind));
-        }
         rng
+    }
+}
+
+/// For how much of the usual time clients are busy: what a seed takes must not grow with its cluster.
+fn busy_percent(sheep: usize) -> u32 {
+    match sheep {
+        ..=4 => 100,
+        5 => 85,
+        _ => 70,
+    }
+}
+
+/// Which sheep fail together.
+#[derive(Clone, Copy, Debug)]
+enum Zones {
+    /// Each has a zone of its own.
+    Own,
+    Pairs,
+    /// So many zones of about the same size.
+    Even(u32),
+    /// One zone has half of the sheep, and all others one each.
+    Lopsided {
+        first: u32,
+    },
+}
+
+impl Zones {
+    fn draw(rng: &mut Rng, sheep: usize) -> Zones {
+        match rng.below(20) {
+            0..=12 => Zones::Own,
+            13..=15 => Zones::Pairs,
+            16..=18 => Zones::Even(rng.in_range(2..5) as u32),
+            _ => Zones::Lopsided { first: sheep as u32 / 2 },
+        }
+    }
+
+    fn of(self, n: usize) -> ZoneId {
+        let n = n as u32;
+        ZoneId(
+            1 + match self {
+                Zones::Own => n,
+                Zones::Pairs => n / 2,
+                Zones::Even(count) => n % count,
+                Zones::Lopsided { first } => n.saturating_sub(first),
+            },
+        )
     }
 }
 

@@ -22,9 +22,33 @@ impl World {
         let skip = match self.scenario.bug {
             PlantedBug::SkipWrites => is_change && self.rng.permille(10),
             PlantedBug::SkipPurges => is_purge && self.rng.permille(500),
+            PlantedBug::SkipMends => matches!(op, ObjectOp::Mend { .. }),
             _ => false,
         };
         let op = if skip { ObjectOp::Flush } else { op };
+        let late = match (&op, self.scenario.bug) {
+            (ObjectOp::Change { oid, change: Change::Discard { .. }, .. }, PlantedBug::LateDiscards)
+                if self.rng.percent(30) =>
+            {
+                let mut late = op.clone();
+                if let ObjectOp::Change { tag, .. } = &mut late {
+                    *tag = None;
+                }
+                self.late_discards.insert((index, *oid), late);
+                return self.give_to_store(index, start, ticket, ObjectOp::Flush);
+            }
+            (ObjectOp::Change { oid, .. }, _) => self.late_discards.remove(&(index, *oid)),
+            _ => None,
+        };
+        self.give_to_store(index, start, ticket, op);
+        if let Some(discard) = late {
+            // Nobody waits for it.
+            self.give_to_store(index, start, Ticket(u64::MAX - ticket.0), discard);
+        }
+    }
+
+    fn give_to_store(&mut self, index: SheepIndex, start: u64, ticket: Ticket, op: ObjectOp) {
+        let is_change = matches!(op, ObjectOp::Change { .. });
         let Some(running) = self.sheep[index].running(start) else { return };
         match &mut running.store {
             ObjectStore::Engine(engine) => engine.submit(ticket, op),
@@ -132,6 +156,9 @@ fn brief_op(op: &ObjectOp) -> String {
     match op {
         ObjectOp::Change { oid, change, tag, data } => {
             let _ = write!(text, "{oid} {change:?} {tag:?} {} bytes", data.len());
+        }
+        ObjectOp::Mend { oid, blocks, .. } => {
+            let _ = write!(text, "{oid} Mend {blocks:?}");
         }
         other => {
             let _ = write!(text, "{other:?}");

@@ -10,11 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
-use proto::cluster::{Action, Proposal};
+use proto::cluster::Proposal;
 use proto::peer::{FRAME_HEAD_BYTES, FrameHead, PeerMessage, PeerReply, PeerRequest};
 use proto::{NodeId, RequestId, Vid};
 use store::IoId;
 
+use crate::ballast::Ballast;
 use crate::churn::Churn;
 use crate::client::{BlockRequest, Client, Population};
 use crate::damage::Damages;
@@ -83,6 +84,7 @@ pub(crate) enum Event {
     ClientTurn(usize),
     ChurnTurn,
     ForestTurn,
+    BallastTurn,
     NextFault,
     Fault(Fault),
 }
@@ -133,18 +135,24 @@ pub struct World {
     pub(crate) churn: Churn,
     pub(crate) churn_rng: Rng,
     pub(crate) forest: Forest,
+    pub(crate) ballast: Ballast,
     pub(crate) clients_busy: bool,
     pub(crate) faults_on: bool,
     pub(crate) fault_count: u64,
     pub(crate) damages: Damages,
     /// Rounds of write-back of stores whose process has ended.
     pub(crate) syncs: u64,
+    pub(crate) told_changed: u64,
+    /// Changes sent and not answered: by whom, to whom.
+    pub(crate) unanswered: std::collections::BTreeSet<(SheepIndex, NodeId, u64)>,
+    /// Requests that sheep send to others, by kind, while somebody counts them.
+    pub(crate) tally: Option<BTreeMap<&'static str, usize>>,
+    /// Discards that come too late, by sheep.
+    pub(crate) late_discards: BTreeMap<(SheepIndex, proto::Oid), proto::object::ObjectOp>,
     next_request: u64,
     next_value: u64,
     pub(crate) violation: Option<String>,
     trace: Option<String>,
-    /// FNV-1a of the whole event log, whether or not it is kept.
-    pub(crate) digest: u64,
     pub(crate) events: u64,
 }
 
@@ -155,7 +163,9 @@ impl World {
         scenario.draw_store(seed, options.store);
         scenario.draw_succession(seed);
         scenario.draw_size(seed);
+        scenario.draw_isolation(seed);
         let forest = Forest::new(scenario.draw_forest(seed));
+        scenario.draw_full_disks(seed);
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
             scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
@@ -180,16 +190,20 @@ impl World {
             churn: Churn::default(),
             churn_rng,
             forest,
+            ballast: Ballast::default(),
             clients_busy: false,
             faults_on: false,
             fault_count: 0,
             damages: Damages::default(),
             syncs: 0,
+            told_changed: 0,
+            unanswered: Default::default(),
+            tally: None,
+            late_discards: BTreeMap::new(),
             next_request: 0,
             next_value: 0,
             violation: None,
             trace: options.trace.then(String::new),
-            digest: 0xcbf2_9ce4_8422_2325,
             events: 0,
         }
     }
@@ -228,18 +242,17 @@ impl World {
             Event::ClientTurn(client) => self.client_turn(client),
             Event::ChurnTurn => self.churn_turn(),
             Event::ForestTurn => self.forest_turn(),
+            Event::BallastTurn => self.ballast_turn(),
             Event::NextFault => self.next_fault(),
             Event::Fault(fault) => self.apply_fault(fault),
         }
     }
 
-    /// One line of the event log.
+    /// One line of the event log, where that is kept.
     pub(crate) fn log(&mut self, line: impl FnOnce() -> String) {
         let now = self.now();
-        let line = format!("{now} {}\n", line());
-        self.digest = proto::hash::fnv1a_from(line.as_bytes(), self.digest);
         if let Some(trace) = &mut self.trace {
-            trace.push_str(&line);
+            trace.push_str(&format!("{now} {}\n", line()));
         }
     }
 
@@ -350,20 +363,11 @@ impl World {
         1_700_000_000_000_000_000 + self.now().0
     }
 
-    fn take_proposal(&mut self, sheep: SheepIndex, start: u64, mut proposal: Proposal) {
+    fn take_proposal(&mut self, sheep: SheepIndex, start: u64, proposal: Proposal) {
         if self.sheep[sheep].running(start).is_none() {
             return;
         }
-        if self.scenario.bug == PlantedBug::SplitSnapshots
-            && let Action::Snapshot { vids, tag } = &mut proposal.action
-            && vids.len() > 1
-        {
-            let action = Action::Snapshot { vids: vids.split_off(1), tag: tag.clone() };
-            let rest = Proposal { id: proposal.id, action };
-            // Nobody waits for the outcome of the first one.
-            proposal.id = u64::MAX;
-            self.queue.put_after(Duration::from_millis(60), Event::Propose { sheep, start, proposal: rest });
-        }
+        let Some(proposal) = self.plant_in_proposal(sheep, start, proposal) else { return };
         let time = self.wall_clock();
         self.driver.take(self.sheep[sheep].id(), proposal, time);
         self.announce();
@@ -426,10 +430,12 @@ impl World {
     // Links.
 
     fn send(&mut self, from: SheepIndex, to: NodeId, mut message: PeerMessage) {
-        if self.scenario.bug == PlantedBug::KeepNothing
-            && let PeerMessage::Request { body: PeerRequest::Purge { keep, table, .. }, .. } = &mut message
-        {
-            (*keep, *table) = (Vec::new(), false);
+        self.plant_in_message(from, to, &mut message);
+        if let PeerMessage::Reply { body: PeerReply::Changed { objects, .. }, .. } = &message {
+            self.told_changed += objects.len() as u64;
+        }
+        if let (Some(tally), PeerMessage::Request { body, .. }) = (&mut self.tally, &message) {
+            *tally.entry(crate::scale::kind_of(body)).or_default() += 1;
         }
         let Some(receiver) = self.sheep.iter().position(|s| s.id() == to) else {
             return self.violate(format!("sheep {from} sends to the unknown {to}"));
@@ -516,9 +522,7 @@ impl World {
         while self.serve_engine(index, start) {
             self.carry_out_effects(index, start);
         }
-        if self.has_failed_disk(index) {
-            return self.replace_disk(index);
-        }
+        self.follow_failed_disk(index);
         let now = self.now();
         let clock = self.sheep[index].clock;
         let Some(running) = self.sheep[index].running(start) else { return };
@@ -675,6 +679,10 @@ impl World {
                 self.log(|| format!("request {id} (op {op}) is done"));
                 self.history.written(op);
             }
+            (BlockRequest::Write(..) | BlockRequest::Zero(..), result) if self.is_legal_refusal(&result) => {
+                self.log(|| format!("request {id} (op {op}) finds no room"));
+                self.history.abandoned(op);
+            }
             (_, result) => {
                 self.history.abandoned(op);
                 self.violate(format!("request {id} {blocks:?} is answered with {result:?}"));
@@ -704,7 +712,7 @@ fn brief(message: &PeerMessage) -> String {
         _ => Bytes::new(),
     };
     let mut text = match &message {
-        PeerMessage::Request { id, version, body } => format!("request {id} v{version} {body:?}"),
+        PeerMessage::Request { id, version, body, .. } => format!("request {id} v{version} {body:?}"),
         PeerMessage::Reply { id, body } => format!("reply {id} {body:?}"),
     };
     shorten(&mut text);

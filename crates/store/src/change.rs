@@ -4,8 +4,8 @@
 //! first, durably; only then does the record that maps them enter the journal, so a mapping never points at data that a crash may lose.
 
 use bytes::Bytes;
-use proto::Oid;
 use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, Origin, StoreFailure, Tag, WriteBase};
+use proto::{ObjectKind, Oid};
 
 use crate::buffer::{AlignedBuf, aligned};
 use crate::io::IoOp;
@@ -20,11 +20,22 @@ use crate::written::Removed;
 const JOURNAL_WRITE_BLOCKS_MAX: u32 = 8;
 /// Larger payloads are not kept alive for the sake of a few blocks at their edges.
 const KEEP_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Of slots and maps, a 16th is held back for changes that must not be refused, of slots at most 512 MiB: more than many guests have under way
+/// at one moment.
+const HELD_BACK_PART: u32 = 16;
+const HELD_BACK_SLOTS_MAX: u32 = 8192;
 /// Entries of fixed size that one change makes, with room to spare.
 const FIXED_ENTRIES_BYTES: usize = 512;
 /// A map entry with all its chunks.
 const MAP_ENTRY_BYTES: usize = 18 + 7 * GROUP_CHUNKS as usize;
 const DIRECT_ENTRY_BYTES: usize = 48 + 4 * SLOT_BLOCKS as usize;
+
+/// What of the free room a change may not take: see [`Tag::last_room`].
+#[derive(Clone, Copy, Default)]
+struct HeldBack {
+    slots: u32,
+    maps: u32,
+}
 
 /// What a change takes at most.
 struct Need {
@@ -40,7 +51,9 @@ impl Store {
         let base = self.real_base(oid, &change);
         let too_many_tags = tag.is_some() && self.tags.len() >= self.journal.tags_max();
         let chunks = match &change {
-            Change::Write { blocks, .. } if !too_many_tags => self.plan_direct(oid, *blocks, base),
+            Change::Write { blocks, .. } if !too_many_tags => {
+                self.plan_direct(oid, *blocks, base, &data, self.held_back(&tag))
+            }
             _ => Some(Vec::new()),
         };
         let op = ObjectOp::Change { oid, change, data, tag };
@@ -59,6 +72,18 @@ impl Store {
         }
     }
 
+    /// A copy that refuses what another one has taken already must be able to take it after all: for that a part of the room is held back from
+    /// whoever can still be refused. What a file has not taken of its file system yet is room as well, unless that has said no.
+    fn held_back(&self, tag: &Option<Tag>) -> HeldBack {
+        if tag.is_some_and(|tag| tag.last_room) {
+            return HeldBack::default();
+        }
+        let geometry = &self.superblock.geometry;
+        let to_come = if self.growth.is_denied() { 0 } else { self.slots.absent() };
+        let slots = (geometry.slots / HELD_BACK_PART).min(HELD_BACK_SLOTS_MAX).saturating_sub(to_come);
+        HeldBack { slots, maps: geometry.maps / HELD_BACK_PART }
+    }
+
     /// A clone of itself keeps everything, a clone of nothing is empty. No unapplied order can change that: we are past the gates.
     fn real_base(&self, oid: Oid, change: &Change) -> WriteBase {
         match change {
@@ -72,30 +97,62 @@ impl Store {
     }
 
     /// Takes slots for the chunks that go there directly. `None`: no space; nothing is taken.
-    fn plan_direct(&mut self, oid: Oid, blocks: BlockRange, base: WriteBase) -> Option<Vec<DirectChunk>> {
+    fn plan_direct(
+        &mut self,
+        oid: Oid,
+        blocks: BlockRange,
+        base: WriteBase,
+        data: &Bytes,
+        held_back: HeldBack,
+    ) -> Option<Vec<DirectChunk>> {
         let mut chunks = Vec::new();
         if blocks.count <= JOURNAL_WRITE_BLOCKS_MAX {
             return Some(chunks);
         }
-        for (chunk, first, count) in split(blocks) {
-            let fresh = match base {
-                WriteBase::Empty => true,
-                WriteBase::Keep => {
-                    self.tables.chunk(oid, chunk).is_hole() && self.written.chunk(oid, chunk).is_none()
-                }
-                WriteBase::CloneOf(_) => false,
-            };
-            if count == SLOT_BLOCKS || fresh {
+        for (chunk, first, count) in self.filled(oid, blocks, base, data) {
+            if count == SLOT_BLOCKS || self.is_blank(oid, chunk, base) {
                 chunks.push(DirectChunk { chunk, slot: 0, mask: run_mask(first, count) });
             }
         }
-        if self.slots.available() < chunks.len() as u32 {
+        if !chunks.is_empty() && self.slots.available() < chunks.len() as u32 + held_back.slots {
             return None;
         }
         for direct in &mut chunks {
             direct.slot = self.slots.take().expect("available");
         }
         Some(chunks)
+    }
+
+    /// The chunks of a write, without those of a large one that are zeros where there is nothing anyway. Only of block tables, whose pages
+    /// are mostly such and go over whole: who writes zeros to data may want the room.
+    fn filled(
+        &self,
+        oid: Oid,
+        blocks: BlockRange,
+        base: WriteBase,
+        data: &Bytes,
+    ) -> impl Iterator<Item = (u32, u32, u32)> {
+        static ZEROS: [u8; SLOT_BYTES as usize] = [0; SLOT_BYTES as usize];
+        let is_table = matches!(oid.kind(), Some(ObjectKind::Inode | ObjectKind::BTree));
+        let may_skip = is_table && blocks.count > JOURNAL_WRITE_BLOCKS_MAX;
+        split(blocks).filter(move |(chunk, first, count)| {
+            let at = (chunk * SLOT_BLOCKS + first - blocks.first) as usize * BLOCK as usize;
+            !may_skip
+                || *count < SLOT_BLOCKS
+                || !self.is_blank(oid, *chunk, base)
+                || data[at..at + ZEROS.len()] != ZEROS
+        })
+    }
+
+    /// Will this chunk be a hole when the object is as `base` says?
+    fn is_blank(&self, oid: Oid, chunk: u32, base: WriteBase) -> bool {
+        match base {
+            WriteBase::Empty => true,
+            WriteBase::Keep => {
+                self.tables.chunk(oid, chunk).is_hole() && self.written.chunk(oid, chunk).is_none()
+            }
+            WriteBase::CloneOf(_) => false,
+        }
     }
 
     /// Asks for the writes of the data, one for each run of neighbouring slots. Returns how many.
@@ -164,10 +221,12 @@ impl Store {
             return self.amend_if_admitted(order, ticket, op);
         };
         let base = self.real_base(*oid, change);
-        let need = self.need(*oid, change, base, chunks);
+        let need = self.need(*oid, change, base, data, chunks);
         let blocks = crate::record::header_blocks(need.entries_bytes) + need.data_blocks;
-        let never = blocks > self.journal.record_blocks_max() || need.maps > self.tables.free_map_count();
-        let lacks_slots = need.slots > 0 && need.slots > self.slots.available();
+        let held_back = self.held_back(tag);
+        let lacks_maps = need.maps > 0 && need.maps + held_back.maps > self.tables.free_map_count();
+        let never = blocks > self.journal.record_blocks_max() || lacks_maps;
+        let lacks_slots = need.slots > 0 && need.slots + held_back.slots > self.slots.available();
         if !never && lacks_slots && self.waits_for_room(order) {
             return false;
         }
@@ -238,7 +297,7 @@ impl Store {
     }
 
     /// An upper bound; computed before anything changes.
-    fn need(&self, oid: Oid, change: &Change, base: WriteBase, direct: &[DirectChunk]) -> Need {
+    fn need(&self, oid: Oid, change: &Change, base: WriteBase, data: &Bytes, direct: &[DirectChunk]) -> Need {
         let maps: Vec<u32> = self.tables.maps_of(oid).collect();
         let mut need = Need {
             entries_bytes: FIXED_ENTRIES_BYTES + direct.len() * DIRECT_ENTRY_BYTES,
@@ -256,7 +315,7 @@ impl Store {
             }
             Change::Write { blocks, .. } => {
                 need.entries_bytes += blocks.count as usize * 4;
-                for (chunk, _, count) in split(*blocks) {
+                for (chunk, _, count) in self.filled(oid, *blocks, base, data) {
                     if direct.binary_search_by_key(&chunk, |d| d.chunk).is_ok() {
                         continue;
                     }
@@ -268,7 +327,7 @@ impl Store {
                     let known = base == WriteBase::Keep && self.tables.map_id(oid, group).is_some();
                     need.maps += u32::from(!known);
                 }
-                need.maps += 1;
+                need.maps += u32::from(base != WriteBase::Keep || !self.tables.exists(oid));
                 if base != WriteBase::Keep {
                     need.entries_bytes += maps.len() * 5;
                 }
@@ -326,7 +385,7 @@ impl Store {
                     self.ensure_map(seq, oid, 0);
                 }
                 self.map_direct(seq, oid, *blocks, checksums, direct);
-                self.write_to_journal(seq, oid, *blocks, checksums, data, direct);
+                self.write_to_journal(seq, oid, *blocks, checksums, base, data, direct);
             }
         }
     }
@@ -417,12 +476,15 @@ impl Store {
         oid: Oid,
         blocks: BlockRange,
         checksums: &[u32],
+        base: WriteBase,
         data: &Bytes,
         direct: &[DirectChunk],
     ) {
         let is_direct = |chunk| direct.binary_search_by_key(&chunk, |d: &DirectChunk| d.chunk).is_ok();
         let mut runs: Vec<(u32, u32)> = Vec::new();
-        for (chunk, first, count) in split(blocks).filter(|(chunk, ..)| !is_direct(*chunk)) {
+        for (chunk, first, count) in
+            self.filled(oid, blocks, base, data).filter(|(chunk, ..)| !is_direct(*chunk))
+        {
             let block = chunk * SLOT_BLOCKS + first;
             match runs.last_mut() {
                 Some((start, len)) if *start + *len == block => *len += count,

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Blocking access to one disk. Used only to format it and to open it; afterwards the store asks for I/O
@@ -16,6 +16,14 @@ pub trait Disk {
     /// Whether `IoOp::Grow` can make it larger than it is.
     fn can_grow(&self) -> bool {
         false
+    }
+    /// How much may be written ahead of use at most, so that first writes cost no more than others. 0: do not.
+    fn ahead_bytes_max(&self) -> u64 {
+        0
+    }
+    /// Whatever lies between `offset` and this has been written to, as far as is known. A hint.
+    fn written_until(&self, offset: u64) -> u64 {
+        offset
     }
 }
 
@@ -75,6 +83,18 @@ impl FileDisk {
         &self.path
     }
 
+    /// Why the disk is as good as lost, though it may still answer: nobody will find again what is written to it.
+    pub fn trouble(&self) -> Option<String> {
+        if self.is_device {
+            return None;
+        }
+        match self.file.metadata() {
+            Ok(metadata) if metadata.nlink() > 0 => None,
+            Ok(_) => Some("its file was removed".into()),
+            Err(error) => Some(format!("its file cannot be looked at: {error}")),
+        }
+    }
+
     /// For the shell that does the I/O of an open store: the same open file, so that the lock lasts until the kernel is
     /// done with all that was asked of it, whatever became of us. A write that is still on its way when a killed process is gone must
     /// not hit the disk under its successor.
@@ -98,6 +118,10 @@ impl FileDisk {
 
 /// What growing leaves to others on the file system: logs, the cluster's own records. A fiftieth, at most this.
 const LEFT_TO_OTHERS_BYTES_MAX: u64 = 1 << 30;
+
+/// What may be written ahead of use: this, or so small a share of the file system.
+const AHEAD_BYTES_MAX: u64 = 1 << 30;
+const AHEAD_SHARE: u64 = 64;
 
 /// Carries out [`IoOp::Grow`](crate::IoOp::Grow) on an open file. Blocks for as long as the file system likes.
 pub fn grow(file: &File, size_bytes: u64) -> io::Result<()> {
@@ -171,4 +195,25 @@ impl Disk for FileDisk {
     fn can_grow(&self) -> bool {
         !self.is_device
     }
+
+    fn ahead_bytes_max(&self) -> u64 {
+        if self.is_device || !overwrites_in_place(&self.file) {
+            return 0;
+        }
+        let Ok(stat) = rustix::fs::fstatvfs(&self.file) else { return 0 };
+        (stat.f_blocks.saturating_mul(stat.f_frsize) / AHEAD_SHARE).min(AHEAD_BYTES_MAX)
+    }
+
+    fn written_until(&self, offset: u64) -> u64 {
+        // Room that is reserved and was not written to is a hole.
+        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(offset)).unwrap_or(offset)
+    }
+}
+
+/// Does a second write go where the first went, and take no room again? Only of these is it known. Where each write takes new room
+/// (btrfs), writing ahead would use up what was reserved for the first.
+fn overwrites_in_place(file: &File) -> bool {
+    const EXT: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| [EXT, XFS].contains(&stat.f_type))
 }

@@ -1,9 +1,18 @@
 //! Which numbers below a bound are free: a bitmap with a summary, allocated next-fit.
 
+use std::ops::Range;
+
 /// Next-fit keeps the slots of one large write side by side, so that they need one I/O.
 ///
 /// What has been in use before is preferred as long as there is enough of it: the first write to a part of a file costs a
 /// file system more than the next one (its metadata has to say that there is data now), and a thin device takes room for it.
+/// Next comes what was written to ahead of use, if anybody does that.
+///
+/// ```text
+///   0 ......... begun ........ written ........ bound
+///     in use, or   free, written  free, never
+///     was once     to ahead       written to
+/// ```
 pub struct FreeSet {
     words: Vec<u64>,
     /// Bit n: `words[n]` is not zero.
@@ -14,6 +23,8 @@ pub struct FreeSet {
     begun: u32,
     /// Free ones below `begun`.
     begun_free: u32,
+    /// Everything below has been written to, in use or ahead of it. Never less than `begun`.
+    written: u32,
 }
 
 /// Free numbers among those begun that are kept for the sake of long runs: a sixteenth, at least so many.
@@ -29,6 +40,7 @@ impl FreeSet {
             count: 0,
             begun: 0,
             begun_free: 0,
+            written: 0,
         }
     }
 
@@ -37,7 +49,7 @@ impl FreeSet {
     }
 
     pub fn contains(&self, n: u32) -> bool {
-        self.words[n as usize / 64] & (1 << (n % 64)) != 0
+        self.words.get(n as usize / 64).is_some_and(|word| word & (1 << (n % 64)) != 0)
     }
 
     pub fn insert(&mut self, n: u32) {
@@ -51,7 +63,36 @@ impl FreeSet {
     /// Everything below `n` has been in use before.
     pub fn begin_at(&mut self, n: u32) {
         assert!(self.count == 0, "before anything is free");
-        self.begun = n;
+        (self.begun, self.written) = (n, n);
+    }
+
+    pub fn begun(&self) -> u32 {
+        self.begun
+    }
+
+    pub fn written(&self) -> u32 {
+        self.written
+    }
+
+    /// Everything below `n` has been written to.
+    pub fn write_up_to(&mut self, n: u32) {
+        self.written = self.written.max(n);
+    }
+
+    /// Takes the next `count` numbers that were never written to, all or none; they come back by `insert`.
+    pub fn take_unwritten(&mut self, count: u32) -> Option<Range<u32>> {
+        let numbers = self.written..self.written.checked_add(count)?;
+        if !self.has_unwritten(count) {
+            return None;
+        }
+        numbers.clone().for_each(|n| self.remove(n));
+        Some(numbers)
+    }
+
+    /// Are the next `count` numbers that were never written to free?
+    pub fn has_unwritten(&self, count: u32) -> bool {
+        // From the far end: what is not there yet is missing there.
+        (self.written..self.written.saturating_add(count)).rev().all(|n| self.contains(n))
     }
 
     pub fn take(&mut self) -> Option<u32> {
@@ -62,17 +103,22 @@ impl FreeSet {
             // What is skipped is taken later all the same.
             self.begun_free += self.free_between(self.begun, n);
             self.begun = n + 1;
+            self.write_up_to(self.begun);
         } else {
             self.begun_free -= 1;
         }
+        self.remove(n);
+        self.cursor = n;
+        Some(n)
+    }
+
+    fn remove(&mut self, n: u32) {
         let word = &mut self.words[n as usize / 64];
         *word &= !(1 << (n % 64));
         if *word == 0 {
             self.summary[n as usize / 4096] &= !(1 << (n / 64 % 64));
         }
         self.count -= 1;
-        self.cursor = n;
-        Some(n)
     }
 
     fn free_between(&self, from: u32, to: u32) -> u32 {
@@ -119,6 +165,27 @@ mod tests {
         let mut rest: Vec<_> = std::iter::from_fn(|| set.take()).collect();
         rest.sort_unstable();
         assert!(rest.windows(2).all(|pair| pair[0] < pair[1]) && set.count() == 0);
+    }
+
+    #[test]
+    fn what_is_being_written_ahead_is_passed_over_and_comes_back() {
+        let mut set = FreeSet::empty(100);
+        set.begin_at(10);
+        (10..60).for_each(|n| set.insert(n));
+        assert_eq!(set.take_unwritten(16), Some(10..26));
+        assert_eq!(set.take_unwritten(35), None, "they are not all there");
+        assert_eq!(set.count(), 34);
+        assert_eq!([set.take(), set.take()], [Some(26), Some(27)]);
+        (10..26).for_each(|n| set.insert(n));
+        set.write_up_to(26);
+        assert_eq!((set.begun(), set.written()), (28, 28));
+        assert_eq!(set.take_unwritten(16), Some(28..44));
+        (28..44).for_each(|n| set.insert(n));
+        set.write_up_to(44);
+        assert_eq!([set.take(), set.take()], [Some(28), Some(29)], "what was written ahead comes first");
+        assert_eq!((set.begun(), set.written()), (30, 44));
+        let rest: std::collections::BTreeSet<_> = std::iter::from_fn(|| set.take()).collect();
+        assert_eq!(rest, (10..26).chain(30..60).collect(), "each once");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::store::{IoOwner, Pending, Store};
 pub struct Growth {
     /// How many slots the disk will have when the request in flight is done.
     asked: Option<u32>,
+    /// Some order waits for it.
+    awaited: bool,
     /// Slots to ask for next: twice as many after each yes, half after each no.
     step: u32,
     /// The last answer was no, even to the smallest step.
@@ -26,7 +28,26 @@ pub struct Growth {
 impl Default for Growth {
     fn default() -> Self {
         // Bounded when asking: the first step is a large one.
-        Growth { asked: None, step: u32::MAX, denied: false, denied_below: 0, roomless: VecDeque::new() }
+        Growth {
+            asked: None,
+            awaited: false,
+            step: u32::MAX,
+            denied: false,
+            denied_below: 0,
+            roomless: VecDeque::new(),
+        }
+    }
+}
+
+impl Growth {
+    /// Has the file system no room, as far as is known?
+    pub fn is_denied(&self) -> bool {
+        self.denied
+    }
+
+    /// Could the disk be asked for more, with hope and without waiting for an answer?
+    pub fn may_ask(&self) -> bool {
+        self.asked.is_none() && !self.denied
     }
 }
 
@@ -45,10 +66,16 @@ impl Store {
             return self.slots.is_freeing() || self.mergeable().next().is_some();
         }
         self.ask_for_room();
+        self.growth.awaited = true;
         true
     }
 
-    fn ask_for_room(&mut self) {
+    /// Does an order wait until the disk has grown?
+    pub fn awaits_room(&self) -> bool {
+        self.growth.asked.is_some() && self.growth.awaited
+    }
+
+    pub(crate) fn ask_for_room(&mut self) {
         if self.growth.asked.is_some() {
             return;
         }
@@ -82,6 +109,7 @@ impl Store {
             }
             Err(IoFailed::Disk) => return self.fail(),
         }
+        self.growth.awaited = false;
         self.retry_roomless();
     }
 

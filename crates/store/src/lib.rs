@@ -5,11 +5,12 @@
 //! time and in any order. [`Disk`] is only for [`Store::format`] and [`Store::open`], which block.
 //!
 //! Reading order: `layout` (where things lie), `record` (the journal's entries), `store` (the life of an order),
-//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `job` (what is copied for that, and what stays below), `merge` (how overlays end), `growth` (how a file takes its room), `recover`
+//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `job` (what is copied for that, and what stays below), `merge` (how overlays end), `growth` (how a file takes its room), `ahead` (how that is written to before it is needed), `recover`
 //! (how a crash ends). The
 //! bytes, and why each sync is enough, stand in docs/formats.md, "Store on disk".
 //! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
 
+mod ahead;
 mod buffer;
 mod change;
 mod compare;
@@ -22,6 +23,7 @@ mod io;
 mod job;
 mod journal;
 mod layout;
+mod mend;
 mod merge;
 mod overlays;
 mod read;

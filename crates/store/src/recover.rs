@@ -11,6 +11,7 @@ use proto::BLOCK_BYTES;
 use proto::checksum::crc32c;
 use proto::object::{Stamp, Unsettled};
 
+use crate::ahead::Ahead;
 use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::journal::{Journal, RecordInfo, Recovered as RecoveredJournal};
@@ -162,6 +163,7 @@ impl Store {
         let given_up = tables.index().map_err(|Contradiction| OpenError::DamagedTables)?;
         let mut slots = Slots::new(tables.refs(), slots_on(disk, &tables)?);
         promise_slots(&tables, &mut slots, &mut written, disk.size())?;
+        slots.write_up_to(geometry.slots_within(disk.written_until(geometry.slot_offset(slots.begun()))));
 
         // A new incarnation, durably, before the first record of it. The sync also makes durable what the scan saw
         // but only a volatile cache may have held.
@@ -184,6 +186,7 @@ impl Store {
         let journal = Journal::new(geometry, superblock.incarnation, found);
         let recovered = Recovered { store_id: geometry.store_id, unsettled: tags.unsettled(), records };
         let mut store = Store::assemble(superblock, tables, slots, journal, written, tags);
+        store.ahead = Ahead::new(&geometry, disk.ahead_bytes_max());
         // What the last life left to be merged does not wait for somebody to ask something.
         store.drive_write_back();
         Ok((store, recovered))

@@ -5,6 +5,7 @@
 //! was never its own and a late write of the old content would hit the new.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use crate::free_set::FreeSet;
 use crate::layout::SLOTS_KEPT_BACK;
@@ -22,6 +23,8 @@ pub struct Slots {
     pins: BTreeMap<u32, Vec<u16>>,
     /// Slots promised to written blocks for their way home.
     promised: u32,
+    /// Free, and being written to ahead of use: nobody is given them until that write is done.
+    ahead: Range<u32>,
 }
 
 impl Slots {
@@ -36,6 +39,7 @@ impl Slots {
             lingering: BTreeSet::new(),
             pins: BTreeMap::new(),
             promised: 0,
+            ahead: 0..0,
         };
         slots.free.begin_at(refs.iter().rposition(|refs| *refs > 0).map_or(0, |slot| slot as u32 + 1));
         slots.extend(refs, present);
@@ -66,12 +70,53 @@ impl Slots {
 
     /// Slots that nobody uses, whether the disk has them yet or not.
     pub fn free_count(&self) -> u32 {
-        self.free.count() + self.freed.len() as u32 + self.lingering.len() as u32 + self.absent()
+        let on_their_way = self.freed.len() + self.lingering.len() + self.ahead.len();
+        self.free.count() + on_their_way as u32 + self.absent()
     }
 
-    /// Some are not referred to any more, and will be free soon.
+    /// Some are not referred to any more, or are being written ahead, and will be free soon.
     pub fn is_freeing(&self) -> bool {
-        !self.freed.is_empty() || !self.lingering.is_empty()
+        !self.freed.is_empty() || !self.lingering.is_empty() || self.is_writing_ahead()
+    }
+
+    pub fn is_writing_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Slots that have been in use, up to the last one.
+    pub fn begun(&self) -> u32 {
+        self.free.begun()
+    }
+
+    /// Slots that were written to ahead of use and are free.
+    pub fn ahead(&self) -> u32 {
+        self.free.written() - self.free.begun()
+    }
+
+    /// The disk says that it has been written to up to this slot.
+    pub fn write_up_to(&mut self, slot: u32) {
+        self.free.write_up_to(slot.min(self.present));
+    }
+
+    /// Are there `count` neighbouring slots that were never written to and that nobody will miss for a moment?
+    pub fn has_unwritten(&self, count: u32) -> bool {
+        self.available() >= count && self.free.has_unwritten(count)
+    }
+
+    /// Takes so many slots away from everybody for a write ahead of use. The caller has asked `has_unwritten`.
+    pub fn begin_ahead(&mut self, count: u32) -> Range<u32> {
+        assert!(!self.is_writing_ahead(), "one write ahead at a time");
+        self.ahead = self.free.take_unwritten(count).expect("they are free");
+        // Promises are kept with what is left.
+        assert!(self.free.count() >= self.promised, "a promised slot was taken away");
+        self.ahead.clone()
+    }
+
+    /// The write is done: its slots are as free as before.
+    pub fn finish_ahead(&mut self) {
+        let written = std::mem::replace(&mut self.ahead, 0..0);
+        self.free.write_up_to(written.end);
+        written.for_each(|slot| self.free.insert(slot));
     }
 
     pub fn promised(&self) -> u32 {

@@ -12,11 +12,13 @@ use bytes::Bytes;
 use proto::Oid;
 use proto::object::{AMENDED_MAX, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, WriteBase};
 
+use crate::ahead::Ahead;
 use crate::growth::Growth;
 use crate::io::{IoId, IoOp, IoRequest, IoResult, Usage};
 use crate::journal::Journal;
 use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS, SLOT_BYTES, Superblock};
-use crate::read::Reads;
+use crate::mend::Mends;
+use crate::read::{Purpose, Reads};
 use crate::slots::Slots;
 use crate::tables::Tables;
 use crate::tags::Tags;
@@ -34,8 +36,10 @@ pub struct Store {
     pub(crate) written: Written,
     pub(crate) tags: Tags,
     pub(crate) reads: Reads,
+    pub(crate) mends: Mends,
     pub(crate) write_back: WriteBack,
     pub(crate) growth: Growth,
+    pub(crate) ahead: Ahead,
     /// Orders not applied yet, by order of submission.
     pub(crate) pending: BTreeMap<u64, Pending>,
     gates: BTreeMap<Oid, Vec<Gate>>,
@@ -96,11 +100,13 @@ pub(crate) enum IoOwner {
     Journal { seq: u64 },
     Read { read: u64, piece: usize },
     Direct { order: u64 },
+    Mend { mend: u64 },
     WriteBackRead { job: usize, piece: usize },
     WriteBackWrite,
     WriteBackSync,
     Superblock,
     Growth,
+    Ahead,
 }
 
 impl Store {
@@ -120,8 +126,10 @@ impl Store {
             written,
             tags,
             reads: Reads::default(),
+            mends: Mends::default(),
             write_back: WriteBack::default(),
             growth: Growth::default(),
+            ahead: Ahead::default(),
             pending: BTreeMap::new(),
             gates: BTreeMap::new(),
             stalled: VecDeque::new(),
@@ -190,9 +198,11 @@ impl Store {
             (_, Err(_)) => return self.fail(),
             (IoOwner::Journal { seq }, Ok(_)) => self.handle_record_written(seq),
             (IoOwner::Direct { order }, Ok(_)) => self.handle_direct_written(order),
+            (IoOwner::Mend { mend }, Ok(_)) => self.handle_mend_written(mend),
             (IoOwner::WriteBackWrite, Ok(_)) => self.handle_write_back_written(),
             (IoOwner::WriteBackSync, Ok(_)) => self.handle_write_back_synced(),
             (IoOwner::Superblock, Ok(_)) => self.handle_superblock_written(),
+            (IoOwner::Ahead, Ok(_)) => self.slots.finish_ahead(),
         }
         self.make_progress();
     }
@@ -361,8 +371,14 @@ impl Store {
 
     fn start(&mut self, order: u64, ticket: u64, op: ObjectOp) {
         match op {
-            ObjectOp::Read { oid, blocks } => self.start_read(ticket, oid, blocks),
-            ObjectOp::Checksums { oid } => self.answer_checksums(ticket, oid),
+            ObjectOp::Read { oid, blocks } => self.start_read(ticket, oid, blocks, Purpose::Content),
+            ObjectOp::Verify { oid, blocks, pass } => {
+                self.start_read(ticket, oid, blocks, Purpose::Verification { pass });
+            }
+            ObjectOp::Mend { oid, blocks, checksums, data } => {
+                self.start_mend(ticket, oid, blocks, checksums, data);
+            }
+            ObjectOp::Checksums { oid, blocks } => self.answer_checksums(ticket, oid, blocks),
             ObjectOp::Compare { oid, with } => self.answer_compare(ticket, oid, with),
             op => self.start_change(order, ticket, op),
         }
@@ -428,8 +444,9 @@ impl Store {
     }
 
     /// Nothing on this disk can be relied upon any more: everybody hears so.
-    pub(crate) fn fail(&mut self) {
-        tracing::error!(store_id = self.store_id(), "a write or sync failed: the disk is out of use");
+    /// The disk is not to be used any more, and nobody hears of it again: what is in flight may happen or not, as in a crash, and what was
+    /// answered is durable. Everything that waits is answered with `DiskFailed`.
+    pub fn fail(&mut self) {
         self.failed = true;
         let failed = || ObjectReply::Failed(StoreFailure::DiskFailed);
         let pending = std::mem::take(&mut self.pending);
@@ -437,8 +454,8 @@ impl Store {
         for info in self.journal.infos_mut() {
             self.replies.extend(info.replies.drain(..).map(|(ticket, _)| (ticket, failed())));
         }
-        let reads = self.reads.take_tickets();
-        self.replies.extend(reads.into_iter().map(|ticket| (ticket, failed())));
+        let (reads, mends) = (self.reads.take_tickets(), self.mends.take_tickets());
+        self.replies.extend(reads.into_iter().chain(mends).map(|ticket| (ticket, failed())));
         self.gates.clear();
         self.stalled.clear();
         self.growth.roomless.clear();
@@ -460,7 +477,13 @@ fn is_valid(op: &ObjectOp) -> bool {
             Change::Discard { blocks } => blocks.end() <= OBJECT_BLOCKS_MAX && data.is_empty(),
             Change::Delete => data.is_empty(),
         },
-        ObjectOp::Read { blocks, .. } => {
+        ObjectOp::Mend { blocks, checksums, data, .. } => {
+            blocks.end() <= OBJECT_BLOCKS_MAX
+                && data.len() as u64 == u64::from(blocks.count) * BLOCK
+                && checksums.len() == blocks.count as usize
+                && checksums_match(data, checksums)
+        }
+        ObjectOp::Read { blocks, .. } | ObjectOp::Verify { blocks, .. } => {
             blocks.end() <= OBJECT_BLOCKS_MAX && blocks.count <= crate::read::READ_BLOCKS_MAX
         }
         ObjectOp::Amend { forget, remember } => forget.len() + remember.len() <= AMENDED_MAX,
@@ -490,8 +513,12 @@ fn footprint(op: &ObjectOp) -> Vec<(Oid, Gate)> {
             }
             _ => vec![(*oid, claim(0, u32::MAX, true))],
         },
-        ObjectOp::Read { oid, blocks } => vec![(*oid, chunks(blocks, false))],
-        ObjectOp::Checksums { oid } => vec![(*oid, claim(0, u32::MAX, false))],
+        ObjectOp::Read { oid, blocks }
+        | ObjectOp::Verify { oid, blocks, .. }
+        | ObjectOp::Checksums { oid, blocks }
+        | ObjectOp::Mend { oid, blocks, .. } => {
+            vec![(*oid, chunks(blocks, false))]
+        }
         ObjectOp::Compare { oid, with } => {
             let other = with.filter(|with| with != oid);
             [*oid].into_iter().chain(other).map(|oid| (oid, claim(0, u32::MAX, false))).collect()

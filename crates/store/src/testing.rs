@@ -408,4 +408,14 @@ impl Disk for SimDisk {
     fn can_grow(&self) -> bool {
         self.room.is_some()
     }
+
+    fn ahead_bytes_max(&self) -> u64 {
+        self.room.unwrap_or(0)
+    }
+
+    fn written_until(&self, offset: u64) -> u64 {
+        let first = offset / BLOCK_BYTES as u64;
+        let is_written = |at: &u64| self.stable.contains_key(at) || self.cached.contains_key(at);
+        (first..).find(|at| !is_written(at)).map_or(offset, |at| at * BLOCK_BYTES as u64)
+    }
 }

@@ -7,6 +7,7 @@
 mod common;
 
 use common::*;
+use proto::checksum::ZERO_BLOCK_CRC;
 use proto::object::*;
 use proto::{BLOCK_BYTES, Oid};
 use store::Store;
@@ -117,8 +118,18 @@ fn check(machine: &mut Machine, model: &Model) {
                 }
             }
         }
-        let reply = machine.call(ObjectOp::Checksums { oid });
+        let reply = machine.call(ObjectOp::Checksums { oid, blocks: BlockRange::ALL });
         assert_eq!(reply == ObjectReply::Absent, !model.0.contains_key(&oid), "{reply:?}");
+        for blocks in test_blocks() {
+            let ObjectReply::Checksums(all) = &reply else { break };
+            let of_range = machine.call(ObjectOp::Checksums { oid, blocks });
+            let ObjectReply::Checksums(of_range) = of_range else { panic!("{of_range:?}") };
+            let or_zeros = |crcs: &[u32], at: u32| crcs.get(at as usize).copied().unwrap_or(ZERO_BLOCK_CRC);
+            assert!(of_range.len() <= blocks.count as usize);
+            for at in 0..blocks.count {
+                assert_eq!(or_zeros(&of_range, at), or_zeros(all, blocks.first + at), "{oid} {blocks:?}");
+            }
+        }
     }
     let listed = machine.call(ObjectOp::List { first: Oid(100), last: Oid(100 + OBJECTS), limit: 100 });
     let ObjectReply::Objects(listed) = listed else { panic!("{listed:?}") };
@@ -261,7 +272,7 @@ fn forged_records_are_an_error_or_harmless_but_never_a_panic() {
                 opened += 1;
                 machine.store.assert_invariants();
                 for oid in (100..100 + OBJECTS).map(Oid) {
-                    machine.call(ObjectOp::Checksums { oid });
+                    machine.call(ObjectOp::Checksums { oid, blocks: BlockRange::ALL });
                     machine.call(ObjectOp::Read { oid, blocks: BlockRange::new(0, 80) });
                     machine.call(ObjectOp::Read { oid, blocks: BlockRange::new(1016, 40) });
                     machine.call(write(Oid(200), 5, &[9], WriteBase::CloneOf(oid)));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!    0  magic "SHEEPLOG"            16  base version (u64): the first entry has base + 1
-//!    8  format (u32) = 1            24  retained bytes (u64): of entries when the file was made
+//!    8  format (u32)                24  retained bytes (u64): of entries when the file was made
 //!   12  CRC-32C of 16..32 (u32)     64  committed: length (u64), CRC-32C of it (u32), zero (u32)
 //! 4096  entries: length (u32), CRC-32C (u32), LogEntry in postcard
 //! ```
@@ -26,7 +26,7 @@ use proto::checksum::crc32c;
 use proto::cluster::{ClusterEvent, EVENT_BYTES_MAX, LogEntry};
 
 const MAGIC: [u8; 8] = *b"SHEEPLOG";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 4;
 /// One page: the word in it changes without touching a page that holds entries.
 pub(super) const HEADER_BYTES: u64 = 4096;
 const WORD_OFFSET: u64 = 64;
@@ -199,12 +199,13 @@ impl Log {
     /// The caller holds the lock and has read all committed entries.
     pub fn recover_tail(&mut self) -> Result<(), LogError> {
         let size = self.file.metadata().map_err(io_error("cannot stat the cluster log"))?.len();
-        if let Some(committed) = self.committed()?
-            && committed > size
-        {
+        let word = self.committed()?;
+        // What was read was durable, whatever the word says: after a power loss it may be older.
+        let committed = word.map_or(self.offset, |word| word.max(self.offset));
+        if committed > size {
             return Err(LogError::Damaged { offset: size, version: self.version, committed });
         }
-        if size == self.offset && self.committed()? == Some(size) {
+        if size == self.offset && word == Some(size) {
             return Ok(());
         }
         let (start, version, chain, time_ns) = (self.offset, self.version, self.chain, self.time_ns);
@@ -471,6 +472,20 @@ mod tests {
                 log.recover_tail()
             });
             assert!(result.is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_shorter_than_what_was_read_of_it_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (durable, end) = log_with_tail(&path);
+        for word in [durable, 0] {
+            let mut log = Log::open(&path).unwrap();
+            log.file.set_len(durable).unwrap();
+            log.offset = end;
+            log.write_word(word).unwrap();
+            assert!(matches!(log.recover_tail(), Err(LogError::Damaged { .. })), "the word says {word}");
         }
     }
 

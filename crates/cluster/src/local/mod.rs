@@ -58,6 +58,21 @@ const PREDECESSOR_WAIT: Duration = Duration::from_secs(3);
 /// The log asks for a snapshot when it has grown by so much.
 const SNAPSHOT_AFTER_BYTES: u64 = 8 << 20;
 
+/// All entries of a log file, as a member that starts reads them. For tests that garble it.
+pub fn read_log(path: &Path) -> Result<Vec<LogEntry>, impl std::error::Error + use<>> {
+    Log::open(path).and_then(|mut log| read_whole(&mut log))
+}
+
+/// Makes a log file of these entries, which begin with version 1.
+pub fn write_log(path: &Path, entries: &[LogEntry]) -> Result<(), impl std::error::Error + use<>> {
+    Log::replace(path, 0, entries)
+}
+
+/// The version of a snapshot file, if there is one.
+pub fn read_snapshot(path: &Path) -> Result<Option<ViewVersion>, impl std::error::Error + use<>> {
+    Snapshot::read(path).map(|found| found.map(|snapshot| snapshot.version))
+}
+
 /// The directory of the cluster that the sheep with this store joins unless told otherwise.
 pub fn default_directory(store_directory: &Path) -> PathBuf {
     match store_directory.parent() {
@@ -209,9 +224,7 @@ fn enter(
     if log.base() > start {
         return Err(LocalError::NoSnapshot { base: log.base().0 });
     }
-    let mut backlog = log.read_committed()?;
-    log.recover_tail()?;
-    backlog.extend(log.read_committed()?);
+    let mut backlog = read_whole(&mut log)?;
     backlog.retain(|entry| entry.version > start);
     apply_members(&mut members, &backlog);
 
@@ -232,6 +245,16 @@ fn enter(
     backlog.extend(news);
     drop(guard);
     Ok((snapshot, backlog, log, members, membership))
+}
+
+/// All entries, with what is whole of an append that was not finished. The caller holds the lock.
+///
+/// What is committed is read before anything is cut: so damage there is an error, and nothing is lost by it.
+fn read_whole(log: &mut Log) -> Result<Vec<LogEntry>, LogError> {
+    let mut entries = log.read_committed()?;
+    log.recover_tail()?;
+    entries.extend(log.read_committed()?);
+    Ok(entries)
 }
 
 /// A joined sheep's driver, on its thread.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  magic "SHEEPSNP"    12  CRC-32C of all that follows (u32)    24  length of the members (u32)
-//!  8  format (u32) = 1    16  version (u64)                        28  members in postcard, then the state
+//!  8  format (u32)        16  version (u64)                        28  members in postcard, then the state
 //! ```
 //! Members are the driver's own concern (it must know whom to watch) and stand beside the state, which only
 //! sheep understand.
@@ -19,7 +19,7 @@ use proto::{Incarnation, NodeId, ViewVersion};
 use super::log::{LogError, io_error, write_durably};
 
 const MAGIC: [u8; 8] = *b"SHEEPSNP";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 4;
 const HEAD_BYTES: usize = 28;
 
 pub(super) type Members = BTreeMap<NodeId, Incarnation>;

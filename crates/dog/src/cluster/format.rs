@@ -6,22 +6,23 @@
 //!
 //! All data is lost, so a cluster with VDIs is formatted only after a question; `-f` answers it.
 
-use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto::CopyPolicy;
+use proto::cluster::RepairChange;
 use proto::inode::SHIFT_DEFAULT;
 use proto::sd::cluster_flag;
 use proto::sd::header::ClusterRequest;
 
 use crate::command::{Action, Command, option};
-use crate::context::{Context, notice};
+use crate::context::{Context, declined, notice};
+use crate::duration;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::redundancy;
 use crate::sheep::Sheep;
 use crate::terminal::confirm;
-use crate::vdi::create::parse_shift;
+use crate::vdi::create::{parse_shift, zone_count};
 
 pub const COMMAND: Command = Command {
     group: "cluster",
@@ -43,6 +44,7 @@ pub const COMMAND: Command = Command {
         option::RECYCLE,
         option::FORCE,
         option::AVOID_FULL,
+        option::OUT_TIME,
     ],
     needs_nodes: true,
     check: |parsed| Options::parse(parsed).map(drop),
@@ -60,6 +62,8 @@ struct Options {
     block_size_shift: u8,
     flags: u16,
     force: bool,
+    /// Seconds, 0 for never; `None`: the default.
+    out_time_s: Option<u32>,
 }
 
 impl Options {
@@ -89,6 +93,7 @@ impl Options {
                 | flag("lock", cluster_flag::USE_LOCK)
                 | flag("strict", cluster_flag::STRICT),
             force: parsed.has("force"),
+            out_time_s: parsed.value("out-time").map(duration::parse_out_time).transpose()?,
         })
     }
 }
@@ -100,7 +105,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let is_known = stores.contains(&options.store);
     // What cannot be done is not asked about.
     if is_known && !is_confirmed(context, &mut sheep, &options)? {
-        return Ok(());
+        return declined();
     }
     context.print(&format!("using backend {} store\n", options.store))?;
     if !is_known {
@@ -118,7 +123,19 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     };
     sheep
         .format(&options.store, request)
-        .map_err(|error| error.or_refused(|reason| format!("Format failed: {reason}")))
+        .map_err(|error| error.or_refused(|reason| format!("Format failed: {reason}")))?;
+    if options.out_time_s.is_none() {
+        return Ok(());
+    }
+    // A format takes the default.
+    let change = RepairChange { out_time_s: options.out_time_s, ..RepairChange::default() };
+    sheep.set_repair(change).map_err(|error| {
+        error.or_refused(|reason| {
+            format!(
+                "The cluster is formatted, but its out-time was not set: {reason}; see dog cluster out-time"
+            )
+        })
+    })
 }
 
 /// Asks before data is lost, and before a cluster is made that cannot keep its promise.
@@ -134,12 +151,11 @@ fn is_confirmed(context: &mut Context, sheep: &mut Sheep, options: &Options) -> 
             return Ok(false);
         }
     }
-    let zones =
-        context.nodes.iter().filter(|node| node.vnodes > 0).map(|node| node.zone).collect::<BTreeSet<_>>();
+    let zones = zone_count(&context.nodes);
     let copies = usize::from(options.policy.width());
-    if copies > zones.len() {
+    if copies > zones {
         let question =
-            format!("Number of copies ({copies}) is larger than number of zones ({}).\n{sure}", zones.len());
+            format!("Number of copies ({copies}) is larger than number of zones ({zones}).\n{sure}");
         return confirm(&question, &mut context.out, &mut context.input);
     }
     Ok(true)

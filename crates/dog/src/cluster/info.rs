@@ -20,6 +20,7 @@ use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form};
 use crate::failure::Outcome;
 use crate::getopt::Parsed;
+use crate::vdi::create::zone_count;
 
 pub const COMMAND: Command = Command {
     group: "cluster",
@@ -62,9 +63,10 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     context.print(&text)
 }
 
-fn status_text(status: ClusterStatus) -> String {
-    match status {
-        // Recovery cannot be switched off here.
+fn status_text(info: &ClusterInfo) -> String {
+    match info.status {
+        ClusterStatus::Running if !info.repair.enabled => "running, auto-recovery disabled".to_string(),
+        ClusterStatus::WaitForJoin if is_halted(info) => ResultCode::HALT.to_string(),
         ClusterStatus::Running => "running, auto-recovery enabled".to_string(),
         ClusterStatus::WaitForFormat => ResultCode::WAIT_FOR_FORMAT.to_string(),
         ClusterStatus::WaitForJoin => ResultCode::WAIT_FOR_JOIN.to_string(),
@@ -72,9 +74,17 @@ fn status_text(status: ClusterStatus) -> String {
     }
 }
 
+/// A strict cluster writes no fewer copies than it promises, so it needs as many zones.
+fn is_halted(info: &ClusterInfo) -> bool {
+    info.format.is_some_and(|format| {
+        format.flags & cluster_flag::STRICT != 0
+            && zone_count(&info.nodes) < usize::from(format.policy.width())
+    })
+}
+
 fn render(info: &ClusterInfo, view: &View) -> String {
     let label = |label: &str| if view.raw { String::new() } else { format!("{label}: ") };
-    let mut text = format!("{}{}\n", label("Cluster status"), status_text(info.status));
+    let mut text = format!("{}{}\n", label("Cluster status"), status_text(info));
     match &view.store {
         None => text.push('\n'),
         Some(store) => text += &render_store(info, store, label),
@@ -107,7 +117,7 @@ fn render(info: &ClusterInfo, view: &View) -> String {
 fn render_store(info: &ClusterInfo, store: &str, label: impl Fn(&str) -> String) -> String {
     let mut text = label("Cluster store");
     match &info.format {
-        None => text += &format!("{}\n", status_text(info.status)),
+        None => text += &format!("{}\n", status_text(info)),
         Some(format) => {
             let strategy = if format.flags & cluster_flag::AUTO_VNODES != 0 { "auto" } else { "fixed" };
             text += &format!("{store} with {} redundancy policy\n", format.policy);
@@ -162,6 +172,11 @@ fn render_json(info: &ClusterInfo) -> String {
         "status": status,
         "epoch": info.epoch.0,
         "format": format,
+        "recovery": {
+            "enabled": info.repair.enabled,
+            "out_time_seconds": info.repair.out_time_s,
+            "bytes_per_second_max": info.repair.rate_bytes,
+        },
         "nodes": nodes(&info.nodes),
         "epochs": epochs,
         "this_node": info.this_node.to_string(),
@@ -190,6 +205,7 @@ mod tests {
             nodes: ports.iter().map(|port| node(*port)).collect(),
         };
         ClusterInfo {
+            repair: Default::default(),
             status: ClusterStatus::Running,
             format: Some(FormatOptions {
                 ctime: TIME << 32 | 7,
@@ -272,5 +288,16 @@ Epoch Time           Version [Host:Port:V-Nodes,,,]
             render(&waiting, &view(false, false, None))
                 .starts_with("Cluster status: Waiting for other nodes to join cluster\n")
         );
+    }
+
+    #[test]
+    fn a_strict_cluster_with_too_few_zones_is_halted() {
+        let mut halted = info();
+        halted.status = ClusterStatus::WaitForJoin;
+        let first_line =
+            |info: &ClusterInfo| render(info, &view(true, false, None)).lines().next().unwrap().to_string();
+        assert_eq!(first_line(&halted), "Waiting for other nodes to join cluster");
+        halted.format.as_mut().unwrap().flags |= cluster_flag::STRICT;
+        assert_eq!(first_line(&halted), "IO has halted as there are not enough living nodes");
     }
 }

@@ -87,7 +87,7 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
 }
 
 fn ask(target: &Target) -> Result<Space, CallError> {
-    let reply = Sheep::connect(target)?.space()?;
+    let reply = Sheep::connect_in_a_hurry(target)?.space()?;
     Ok(Space { size: reply.store_size, free: reply.store_free })
 }
 

@@ -58,7 +58,7 @@ fn run_info(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut worst = Ok(());
     if parsed.has("all") {
         for (id, node) in context.nodes.iter().enumerate() {
-            match Sheep::connect(&Target::node(node.id)).and_then(|mut sheep| Ok(sheep.disks()?)) {
+            match Sheep::connect_in_a_hurry(&Target::node(node.id)).and_then(|mut sheep| Ok(sheep.disks()?)) {
                 Ok(disks) => answers.push(NodeDisks { id: Some(id), name: node.id.to_string(), disks }),
                 Err(failure) => {
                     notice(&format!("Node {id}: {}", failure.message));

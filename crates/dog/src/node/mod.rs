@@ -4,4 +4,8 @@ pub mod info;
 pub mod kill;
 pub mod list;
 pub mod md;
+pub mod out;
+pub mod recovery;
+pub mod scrub;
 pub mod stat;
+mod throttle;

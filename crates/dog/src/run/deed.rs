@@ -7,7 +7,7 @@ use super::name::{Name, Server};
 use super::report;
 use super::words::{bytes, quoted};
 use crate::context::{Context, notice};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, exit};
 use crate::sheep::{Selector, Sheep};
 use crate::vdi::create::{self, Wanted};
 use crate::vdi::names::{lossy, open, open_failure};
@@ -107,10 +107,10 @@ impl Deed {
     }
 
     pub fn carry_out(&self, context: &mut Context, flock: &mut Flock) -> Outcome {
-        // The usage block of dog run would explain nothing.
-        self.try_carry_out(context, flock).map_err(|failure| match failure.with_usage {
-            true => Failure::refused(failure.message),
-            false => failure,
+        // What would be a wrong command line of dog is a refusal of the tool; and the usage block of dog run would explain nothing.
+        self.try_carry_out(context, flock).map_err(|failure| match failure.code {
+            exit::USAGE => Failure::refused(failure.message),
+            _ => failure,
         })
     }
 

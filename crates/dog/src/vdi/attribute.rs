@@ -64,7 +64,7 @@ fn run_get(context: &mut Context, parsed: &Parsed) -> Outcome {
 fn key_of(parsed: &Parsed) -> Outcome<Vec<u8>> {
     let key = &parsed.positionals[1];
     if key.is_empty() {
-        return Err(Failure::usage("The key of the attribute must not be empty"));
+        return Err(Failure::bad_value("The key of the attribute must not be empty"));
     }
     if key.len() > ATTRIBUTE_KEY_MAX {
         return Err(Failure::refused(format!(

@@ -81,7 +81,7 @@ fn create(sheep: &mut Sheep, base: Vid, header: &InodeHeader, name: &[u8], share
 }
 
 /// Writing is what makes an object the VDI's own.
-fn copy(context: &mut Context, sheep: &mut Sheep, from: Vid, to: Vid, vdi_size: u64) -> Outcome {
+pub fn copy(context: &mut Context, sheep: &mut Sheep, from: Vid, to: Vid, vdi_size: u64) -> Outcome {
     let allocated = ranges::allocated(sheep, from, Span { start: 0, end: vdi_size })?;
     let mut progress = Progress::new(allocated.iter().map(Span::len).sum(), context.is_terminal);
     for (at, len) in ranges::cut_all(&allocated) {

@@ -6,7 +6,10 @@
 //! VDI ID of newly created VDI: 7c2b25
 //! ```
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
+use proto::client::NodeInfo;
 use proto::inode::{SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, max_hyper_bytes, max_vdi_bytes};
 use proto::{CopyPolicy, Vid};
 
@@ -14,7 +17,7 @@ use super::PIECE_BYTES;
 use super::names::{lossy, name_at};
 use super::span::{Span, parse_size};
 use crate::command::{Action, Command, option};
-use crate::context::Context;
+use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::redundancy;
@@ -102,12 +105,31 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let vdi_size = parse_size(&parsed.positionals[1])?;
     let mut sheep = context.connect()?;
     let Options { policy, shift, prealloc, hyper } = options;
+    if let Some(policy) = policy {
+        warn_of_few_zones(context, policy);
+    }
     let vid = make(context, &mut sheep, &name, &Wanted { size: vdi_size, policy, shift, prealloc, hyper })?;
     if context.verbose {
         let text = render(vid, context.is_raw());
         context.print(&text)?;
     }
     Ok(())
+}
+
+/// It is made all the same: the missing copies come with the zones.
+fn warn_of_few_zones(context: &Context, policy: CopyPolicy) {
+    let zones = zone_count(&context.nodes);
+    if usize::from(policy.width()) > zones {
+        notice(&format!(
+            "Note: {policy} copies are wanted, and there are {zones} zones with disks: fewer copies are written until there \
+             are more"
+        ));
+    }
+}
+
+/// Zones that can hold a copy.
+pub fn zone_count(nodes: &[NodeInfo]) -> usize {
+    nodes.iter().filter(|node| node.space_bytes > 0).map(|node| node.zone).collect::<BTreeSet<_>>().len()
 }
 
 /// Makes it, and allocates it if that is wanted.
@@ -141,7 +163,7 @@ fn check_size(wanted: &Wanted, sheep: &mut Sheep) -> Outcome {
     if wanted.size <= max_size {
         return Ok(());
     }
-    Err(Failure::usage(format!(
+    Err(Failure::bad_value(format!(
         "VDI size is too large: at most {} with objects of {}; {more}",
         size::human(max_size),
         size::human(1 << shift)

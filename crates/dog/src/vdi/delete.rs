@@ -122,6 +122,18 @@ fn discard_object(sheep: &mut Sheep, vid: Vid, index: u32, object_bytes: u64, vd
     sheep.discard(vid, offset, object_bytes.min(vdi_size - offset))
 }
 
+/// Deletes what was only needed on the way. What stays is told, and does no harm.
+pub(super) fn delete_unneeded(sheep: &mut Sheep, vids: &[Vid]) {
+    for vid in vids {
+        if let Err(error) = sheep.delete_vid(*vid) {
+            notice(&format!(
+                "Failed to delete VDI {vid}, which is not needed: {}",
+                Failure::from(error).message
+            ));
+        }
+    }
+}
+
 /// Values of the options that paced the original's deletions.
 pub(super) fn check_pacing(parsed: &Parsed) -> Outcome {
     for option in ["nr-batched-reclamation", "reclamation-interval", "max-reclaim"] {

@@ -1,5 +1,7 @@
 //! `dog vdi`: volumes, their snapshots, objects and locks.
 
+pub mod alter_copy;
+pub mod attach;
 pub mod attribute;
 pub mod backup;
 pub mod check;
@@ -26,7 +28,7 @@ mod inode_file;
 pub mod names;
 pub mod ranges;
 mod span;
-mod stream;
+pub mod stream;
 mod table;
 
 /// Bytes per request of commands that stream: large enough that the round trip does not count.

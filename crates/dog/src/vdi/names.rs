@@ -29,7 +29,7 @@ pub fn names(parsed: &Parsed) -> Outcome<Vec<Vec<u8>>> {
 
 fn name_of(name: &[u8]) -> Outcome<Vec<u8>> {
     if name.is_empty() {
-        return Err(Failure::usage("The VDI name must not be empty"));
+        return Err(Failure::bad_value("The VDI name must not be empty"));
     }
     check_length("VDI name", name)?;
     Ok(name.to_vec())
@@ -39,7 +39,7 @@ pub fn check_length(what: &str, text: &[u8]) -> Outcome {
     if text.len() <= NAME_MAX {
         return Ok(());
     }
-    Err(Failure::usage(format!("The {what} is too long: {} bytes, at most {NAME_MAX}", text.len())))
+    Err(Failure::bad_value(format!("The {what} is too long: {} bytes, at most {NAME_MAX}", text.len())))
 }
 
 /// What `-s` selects: all digits are an id, anything else is a tag.

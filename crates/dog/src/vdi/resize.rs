@@ -57,13 +57,13 @@ fn check_size(header: &InodeHeader, new_size: u64, hyper: bool) -> Outcome {
     if new_size > max_size {
         let hint =
             "\nWith -y it can become larger; clients of the native protocol cannot open it any more then";
-        return Err(Failure::usage(format!(
+        return Err(Failure::bad_value(format!(
             "New VDI size is too large. This volume's max size is {max_size}{}",
             if ordinary && new_size <= max_hyper_bytes(shift) { hint } else { "" }
         )));
     }
     if new_size < old_size {
-        return Err(Failure::usage("Shrinking VDIs is not implemented"));
+        return Err(Failure::bad_value("Shrinking VDIs is not implemented"));
     }
     Ok(())
 }

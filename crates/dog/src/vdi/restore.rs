@@ -1,18 +1,13 @@
 //! `dog vdi restore [-s SNAP] NAME < FILE`: applies a backup.
 //!
-//! With `-s` the difference is applied on top of that snapshot and becomes a new snapshot of the name; the working VDI keeps
-//! its contents, under a new id. A complete backup makes a new VDI, with a snapshot of what the backup holds.
+//! With `-s` the difference is applied on top of that snapshot and becomes a new snapshot of the name. The working VDI stays as it is,
+//! whoever uses it. A complete backup makes a new VDI, with a snapshot of what the backup holds.
 //!
 //! A VDI made from a complete backup is there from the beginning, and deleted again if anything is wrong; a dog that is killed leaves it.
 //!
 //! Of a difference nothing of the name changes before the whole stream has been verified and stored. It is applied to a clone of
-//! SNAP that has a name of its own. Only then ([`install`]) it takes its place:
-//!
-//! 1. The working VDI is frozen under the tag `before-restore`, unless it is the same as the snapshot it stands on, and deleted.
-//! 2. A clone of the finished copy takes the name and is frozen: this is the result.
-//! 3. A working VDI is put on the snapshot of step 1. What is not needed any more is deleted.
-//!
-//! Whatever fails in step 2 is undone. If dog dies there, `before-restore` still has the working VDI's contents.
+//! SNAP that has a name of its own, and frozen there; then the frozen clone becomes a snapshot of the name, in one step. If dog dies before, the
+//! clone is left.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -22,9 +17,9 @@ use proto::client::ClientError;
 use proto::inode::{SHIFT_MAX, is_hyper};
 
 use super::backup::read_padded;
-use super::delete::check_pacing;
-use super::names::{lossy, name_at, open, open_failure, required_selector, selector};
-use super::ranges::{cut, is_same_as_parent};
+use super::delete::{check_pacing, delete_unneeded};
+use super::names::{lossy, name_at, open, selector};
+use super::ranges::cut;
 use super::span::Span;
 use super::stream::reader::{Content, Reader, StreamError};
 use super::stream::{Header, Identity};
@@ -56,24 +51,27 @@ pub const COMMAND: Command = Command {
             new image. If anything is wrong with the backup, nothing is changed.",
 };
 
-/// Keeps the working VDI while the result takes its place.
-const SAVED_TAG: &[u8] = b"before-restore";
-
 type Input<'a> = Reader<&'a mut dyn BufRead>;
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let name = name_at(parsed, 0)?;
     let selector = selector(parsed)?;
     if io::stdin().is_terminal() {
-        return Err(Failure::refused("A backup is read from stdin, which is a terminal: redirect it"));
+        return Err(Failure::refused(
+            "A backup is read from stdin, which is a terminal: redirect it, as in 'dog vdi restore -s SNAP NAME < FILE'",
+        ));
     }
     let mut sheep = context.connect()?;
     let input: &mut dyn BufRead = &mut context.input;
     let begun = Reader::begin(input);
-    // A command line that lacks a snapshot is told so, whatever the input is.
     let is_whole = begun.as_ref().is_ok_and(|reader| reader.header().is_some_and(|h| h.source.is_none()));
+    // A command line that lacks a snapshot is told so, whatever the input is.
     if selector == Selector::default() && !is_whole {
-        required_selector(parsed)?;
+        let why = begun.err().map_or("it starts from a snapshot".to_string(), |error| error.to_string());
+        return Err(Failure::usage(format!(
+            "Please specify the '-s' option: which snapshot the backup starts from. Only a complete backup needs none, and this \
+             is none: {why}"
+        )));
     }
     if selector != Selector::default() && is_whole {
         return Err(Failure::refused(format!(
@@ -139,7 +137,7 @@ fn restore_whole(sheep: &mut Sheep, name: &[u8], reader: Input) -> Outcome {
     let restored = apply(sheep, name, reader, None, vid)
         .and_then(|()| sheep.snapshot(&[vid], &tag?).map_err(|error| refused(name, error)).map(drop));
     if restored.is_err() {
-        clear(sheep, &[vid]);
+        delete_unneeded(sheep, &[vid]);
     }
     restored
 }
@@ -161,20 +159,15 @@ fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: 
             sheep.resize(copy.vid, size).map_err(|error| refused(name, error))?;
         }
         apply(sheep, name, reader, Some(base), copy.vid)?;
-        // The snapshot is what is cloned; the working VDI on top of it is of no use.
         let heads = sheep.snapshot(&[copy.vid], b"").map_err(|error| refused(name, error))?;
-        Ok((tag, heads[0].vid))
+        // The working VDI that the snapshot has left has what it has, and was made a moment ago under a name that nobody uses.
+        sheep.delete_vid(heads[0].vid).map_err(|error| refused(name, error))?;
+        sheep.adopt(copy.vid, name, &tag).map_err(|error| refused(name, error))
     });
-    let (tag, head) = match prepared {
-        Ok(prepared) => prepared,
-        Err(failure) => {
-            clear(sheep, &[copy.vid]);
-            return Err(failure);
-        }
-    };
-    let installed = install(sheep, name, copy.vid, &tag);
-    clear(sheep, &[head, copy.vid]);
-    installed
+    if prepared.is_err() {
+        clear_named(sheep, copy_name.as_bytes());
+    }
+    prepared
 }
 
 /// The tag that the snapshot had, unless the name has a snapshot with it already.
@@ -229,89 +222,18 @@ fn store(sheep: &mut Sheep, to: Vid, offset: u64, content: Content) -> Call<()> 
     }
 }
 
-/// A snapshot that has what the working VDI had.
-struct Saved {
-    vid: Vid,
-    /// It was made for this restore.
-    is_temporary: bool,
-}
-
-/// Makes the snapshot `copy` a snapshot of the name.
-fn install(sheep: &mut Sheep, name: &[u8], copy: Vid, tag: &[u8]) -> Outcome {
-    let saved = set_aside(sheep, name)?;
-    let made = sheep.clone_vdi(copy, name).and_then(|new| {
-        let frozen = sheep.snapshot(&[new.vid], tag);
-        if frozen.is_err() {
-            clear(sheep, &[new.vid]);
+/// Deletes all that is left under the name of a copy: it is ours alone.
+fn clear_named(sheep: &mut Sheep, copy_name: &[u8]) {
+    match sheep.vdis() {
+        Ok(vdis) => {
+            let left: Vec<Vid> =
+                vdis.iter().filter(|info| info.name == copy_name).map(|info| info.vid).collect();
+            delete_unneeded(sheep, &left);
         }
-        frozen
-    });
-    let made = made.map_err(|error| refused(name, error));
-    let put_back = match (&saved, &made) {
-        (Some(saved), _) => sheep.roll_back(saved.vid, false).map(drop),
-        (None, Ok(heads)) => sheep.delete_vid(heads[0].vid),
-        (None, Err(_)) => Ok(()),
-    };
-    let put_back = put_back.map_err(|error| {
-        let failure = refused(name, error);
-        let advice = "the contents of the working VDI are in its snapshot: roll back to that";
-        Failure { message: format!("{}; {advice}", failure.message), ..failure }
-    });
-    if let (Some(Saved { vid, is_temporary: true }), Ok(())) = (&saved, &put_back) {
-        clear(sheep, &[*vid]);
-    }
-    made.and(put_back)
-}
-
-/// Takes the working VDI away, if there is one and nobody uses it.
-fn set_aside(sheep: &mut Sheep, name: &[u8]) -> Outcome<Option<Saved>> {
-    let working = match sheep.lookup(name, &Selector::default()) {
-        Ok(vid) => vid,
-        Err(CallError::Broken(failure)) => return Err(failure),
-        Err(_) => return Ok(None),
-    };
-    let header =
-        sheep.inode_header(working).map_err(|error| open_failure(name, &Selector::default(), error))?;
-    let stands_on_own = sheep.vdis()?.iter().any(|info| info.vid == header.parent && info.name == name);
-    let saved = if stands_on_own && is_same_as_parent(sheep, working, &header)? {
-        Saved { vid: header.parent, is_temporary: false }
-    } else {
-        sheep.snapshot(&[working], SAVED_TAG).map_err(|error| match error {
-            CallError::Declined(ClientError::TagExists) => Failure::refused(format!(
-                "Failed to restore VDI {}: it has a snapshot {} of an interrupted restore; roll back to it or delete it; \
-                 nothing was changed",
-                lossy(name),
-                lossy(SAVED_TAG)
-            )),
-            error => refused(name, error),
-        })?;
-        Saved { vid: working, is_temporary: true }
-    };
-    // Refused if somebody uses it; else nothing but the id changes.
-    let removed = sheep.roll_back(saved.vid, false).and_then(|head| sheep.delete_vid(head.vid));
-    if let Err(error) = removed {
-        if saved.is_temporary {
-            clear(sheep, &[saved.vid]);
-        }
-        return Err(match error {
-            CallError::Declined(ClientError::InUse(owner)) => Failure::refused(format!(
-                "Failed to restore VDI {}: it is in use through {owner}; nothing was changed",
-                lossy(name)
-            )),
-            error => refused(name, error),
-        });
-    }
-    Ok(Some(saved))
-}
-
-/// Deletes what was only needed on the way. What stays is told, and does no harm.
-fn clear(sheep: &mut Sheep, vids: &[Vid]) {
-    for vid in vids {
-        if let Err(error) = sheep.delete_vid(*vid) {
-            notice(&format!(
-                "Failed to delete VDI {vid}, which is not needed: {}",
-                Failure::from(error).message
-            ));
-        }
+        Err(error) => notice(&format!(
+            "Failed to delete VDI {}, which is not needed: {}",
+            lossy(copy_name),
+            Failure::from(error).message
+        )),
     }
 }

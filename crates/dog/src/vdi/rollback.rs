@@ -13,7 +13,7 @@ use proto::client::ClientError;
 use super::delete::check_pacing;
 use super::names::{lossy, name_at, open_failure, required_selector, selector};
 use crate::command::{Action, Command, option};
-use crate::context::Context;
+use crate::context::{Context, declined};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::sheep::CallError;
@@ -54,7 +54,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut sheep = context.connect()?;
     let to = sheep.lookup(&name, &selector).map_err(|error| open_failure(&name, &selector, error))?;
     if !force && !terminal::confirm(QUESTION, &mut context.out, &mut context.input)? {
-        return Ok(());
+        return declined();
     }
     let head = sheep.roll_back(to, force).map_err(|error| match error {
         CallError::Declined(ClientError::InUse(owner)) => Failure::refused(format!(

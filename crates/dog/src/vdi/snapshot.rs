@@ -97,7 +97,7 @@ fn parse_tag(parsed: &Parsed) -> Outcome<Vec<u8>> {
 
 pub fn check_tag(tag: &[u8]) -> Outcome<Vec<u8>> {
     if !tag.is_empty() && tag.iter().all(u8::is_ascii_digit) {
-        return Err(Failure::usage(format!(
+        return Err(Failure::bad_value(format!(
             "The tag '{}' is a number: it would be taken for a snapshot id",
             lossy(tag)
         )));

@@ -49,7 +49,7 @@ impl Span {
 
 pub fn parse_size(text: &[u8]) -> Outcome<u64> {
     size::parse(text).ok_or_else(|| {
-        Failure::usage(format!(
+        Failure::bad_value(format!(
             "Invalid size '{}'\nA size is a decimal number with at most one suffix: B, K, M, G, T or P",
             String::from_utf8_lossy(text)
         ))

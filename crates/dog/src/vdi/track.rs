@@ -9,16 +9,17 @@
 //! 127.0.0.1:7001
 //! ```
 //!
-//! Only the present epoch is shown. The original computed the places of all earlier epochs from their members; here the
-//! places in an epoch depend on those before it, and past ones are not kept.
+//! One block for each recorded epoch, newest first. Of epochs that are too long ago the sheep do not know any more, and of those before the
+//! first VDI with this number of copies was made there is nothing to tell: how many they are is said on stderr.
 
-use proto::{Epoch, NodeId, Oid, Vid};
+use proto::client::{Places, Track};
+use proto::{Oid, Vid};
 
 use super::list::parse_oid;
 use super::names::{name_at, open, selector};
 use super::object::{find_object, parse_index};
 use crate::command::{Action, Command, option};
-use crate::context::Context;
+use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 
@@ -40,7 +41,7 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| check(parsed),
     action: Action::Run(run),
-    notes: "The present epoch is shown; the places of earlier ones are not kept.",
+    notes: "Nodes that were down keep their places.",
 };
 
 fn check(parsed: &Parsed) -> Outcome {
@@ -71,11 +72,15 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             }
         },
     };
-    let epoch = sheep.cluster_info()?.epoch;
-    let targets = sheep.locate(oid).map_err(|error| {
+    let track = sheep.track(oid).map_err(|error| {
         error.or_refused(|reason| format!("Failed to find the location of {oid}: {reason}"))
     })?;
-    context.print(&format!("{title}\n{}", render(oid, epoch, header.policy.width(), &targets)))
+    let text = render(oid, header.policy.width(), &track);
+    context.print(&format!("{title}\n{text}"))?;
+    if track.unknown_epochs > 0 {
+        notice(&format!("The places in {} earlier epochs are not known", track.unknown_epochs));
+    }
+    Ok(())
 }
 
 fn object_title(oid: Oid, vid: Vid, index: Option<u32>, node_count: usize) -> String {
@@ -83,9 +88,13 @@ fn object_title(oid: Oid, vid: Vid, index: Option<u32>, node_count: usize) -> St
     format!("Tracking the object {oid} (the inode vid 0x{vid}{index}) with {node_count} nodes")
 }
 
-fn render(oid: Oid, epoch: Epoch, copies: u8, targets: &[NodeId]) -> String {
-    let head = format!("\nobj {oid} locations at epoch {}, copies = {copies}\n", epoch.0);
+fn render(oid: Oid, copies: u8, track: &Track) -> String {
+    track.places.iter().map(|places| render_epoch(oid, copies, places)).collect()
+}
+
+fn render_epoch(oid: Oid, copies: u8, places: &Places) -> String {
+    let head = format!("\nobj {oid} locations at epoch {}, copies = {copies}\n", places.epoch.0);
     let rule = "---------------------------------------------------\n";
-    let targets = targets.iter().map(|target| format!("{target}\n"));
-    [head, rule.to_string()].into_iter().chain(targets).collect()
+    let nodes = places.nodes.iter().map(|node| format!("{node}\n"));
+    [head, rule.to_string()].into_iter().chain(nodes).collect()
 }

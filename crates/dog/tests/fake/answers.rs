@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use proto::client::{CheckReport, ClusterInfo, ClusterStatus, EpochInfo, Guest, NodeInfo, VdiInfo};
-use proto::cluster::FormatOptions;
+use proto::client::{
+    Attachment, CheckReport, ClusterInfo, ClusterStatus, EpochInfo, Guest, NodeInfo, Out, VdiInfo,
+};
+use proto::cluster::{FormatOptions, RepairOptions};
 use proto::inode::{InodeHeader, NAME_BYTES, decode_policy, until_nul};
 use proto::object::BlockRange;
 use proto::sd::extension::{ObjectRequest, UsageReply, VolumeRequest, decode_list, encode_list};
@@ -11,7 +13,7 @@ use proto::sd::header::{
     ClusterDefaultReply, ClusterRequest, NodeReply, ObjRequest, ReplyVariant, RequestVariant, VdiReply,
     VdiRequest,
 };
-use proto::sd::structs::{self, MdInfo, SdNode, SdStat, encode_md_info};
+use proto::sd::structs::{self, MdInfo, RecoveryThrottling, SdNode, SdStat, encode_md_info};
 use proto::sd::{Opcode, RequestHeader, ResultCode};
 use proto::{CopyPolicy, Epoch, NodeId, ObjectKind, Oid, Vid, ZoneId, hash::vid_of_name};
 
@@ -34,6 +36,17 @@ pub struct State {
     pub(super) attributes: BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>,
     pub(super) guests: Vec<Guest>,
     pub(super) nbd_socket: Vec<u8>,
+    /// A member is down, and another one has just come back.
+    pub is_recovering: bool,
+    throttling: RecoveryThrottling,
+    pub(super) repair: RepairOptions,
+    pub(super) outs: BTreeMap<NodeId, Out>,
+    /// Of the first sheep; the others serve no vhost-user.
+    pub(super) attached: Vec<Attachment>,
+    /// A client discards objects while they are checked, and one object is lost.
+    pub is_discarding: bool,
+    /// The snapshots of the VDI `test` are deleted as soon as one is checked.
+    pub is_deleting: bool,
 }
 
 impl State {
@@ -63,6 +76,13 @@ impl State {
             attributes: BTreeMap::new(),
             guests: vec![],
             nbd_socket,
+            is_recovering: false,
+            is_discarding: false,
+            is_deleting: false,
+            throttling: RecoveryThrottling::default(),
+            repair: RepairOptions::default(),
+            outs: BTreeMap::new(),
+            attached: Vec::new(),
         };
         if has_vdis {
             state.add_canned_vdis();
@@ -133,6 +153,7 @@ impl State {
                 | Opcode::Shutdown
                 | Opcode::KillNode
                 | Opcode::GetClusterDefault
+                | Opcode::Ask
         );
         match self.status {
             ClusterStatus::WaitForFormat if !answers_always => return refuse(ResultCode::WAIT_FOR_FORMAT),
@@ -164,6 +185,11 @@ impl State {
                     .encode()
                     .into(),
             ),
+            Opcode::GetRecovery => data(self.throttling.encode().into()),
+            Opcode::SetRecovery => {
+                self.throttling = RecoveryThrottling::decode(payload).expect("24 bytes");
+                done()
+            }
             Opcode::MdInfo => {
                 let disk =
                     MdInfo { idx: 0, free: 70 << 30, used: 7 << 30, path: format!("/sheep/{index}/obj") };
@@ -201,6 +227,12 @@ impl State {
                 let op = decode_list(payload).expect("dog encodes what it asks");
                 data(encode_list(&self.ask(index, op)))
             }
+            Opcode::CheckObject if self.is_discarding => {
+                self.check_gone(&ObjectRequest::decode(&request.variant))
+            }
+            Opcode::CheckObject if self.is_deleting => {
+                self.check_deleted(&ObjectRequest::decode(&request.variant))
+            }
             Opcode::CheckObject => data(encode_list(&self.check(&ObjectRequest::decode(&request.variant)))),
             _ => self.on_volume(opcode, &VolumeRequest::decode(&request.variant), request, payload),
         }
@@ -209,6 +241,7 @@ impl State {
     fn cluster_info(&self, index: usize) -> ClusterInfo {
         let epoch = EpochInfo { epoch: Epoch(1), time: TIME, nodes: self.nodes.clone() };
         ClusterInfo {
+            repair: self.repair,
             status: self.status,
             format: self.format,
             epoch: Epoch(1),
@@ -228,6 +261,7 @@ impl State {
             pg_count: 512,
         });
         (self.status, self.vdis) = (ClusterStatus::Running, BTreeMap::new());
+        (self.repair, self.outs) = (RepairOptions::default(), BTreeMap::new());
         done()
     }
 
@@ -299,6 +333,38 @@ impl State {
         data(header.encode()[..len as usize].to_vec())
     }
 
+    /// No data object is there; object 3 of the working VDI has left the table as well.
+    fn check_gone(&mut self, request: &ObjectRequest) -> Answer {
+        match request.oid.kind() {
+            Some(ObjectKind::Data) => {
+                self.tables.get_mut(&Vid(0x7c2b29)).unwrap().remove(&3);
+                refuse(ResultCode::NO_OBJ)
+            }
+            _ => data(encode_list(&self.check(request))),
+        }
+    }
+
+    /// The first snapshot goes when its inode is asked for, and takes it along; the second one while the first node has removed its inode,
+    /// and no other. A clone lacks a copy of its inode as well, and stays.
+    fn check_deleted(&mut self, request: &ObjectRequest) -> Answer {
+        let (clone, first, second) = (Vid(0x42a71), Vid(0x7c2b25), Vid(0x7c2b26));
+        let vid = request.oid.vid();
+        let missing = CheckReport { missing: vec![self.nodes[0].id], copies: 3, ..Default::default() };
+        match request.oid.kind() {
+            Some(ObjectKind::Data) => data(encode_list(&self.check(request))),
+            _ if vid == first => {
+                self.vdis.remove(&first);
+                refuse(ResultCode::NO_OBJ)
+            }
+            _ if vid == second => {
+                self.vdis.remove(&second);
+                data(encode_list(&missing))
+            }
+            _ if vid == clone => data(encode_list(&missing)),
+            _ => data(encode_list(&self.check(request))),
+        }
+    }
+
     /// Object 3 of the working VDI has a copy missing and one that differs; its inode a lost block.
     fn check(&self, request: &ObjectRequest) -> CheckReport {
         let damaged = Oid::data(Vid(0x7c2b29), 3);
@@ -308,12 +374,15 @@ impl State {
                 missing: vec![self.nodes[0].id],
                 differing: vec![(last, BlockRange::new(0, 2))],
                 repaired: request.repair,
+                at_odds: vec![BlockRange::new(0, 2)],
                 lost: vec![],
+                copies: 3,
+                compared_bytes: 12 * MB,
             },
             oid if oid == Oid::inode(Vid(0x7c2b29)) && request.repair => {
                 CheckReport { lost: vec![BlockRange::new(1, 2)], ..Default::default() }
             }
-            _ => CheckReport::default(),
+            _ => CheckReport { copies: 3, compared_bytes: 3 * MB, ..CheckReport::default() },
         }
     }
 

@@ -2,11 +2,14 @@
 //!
 //! A snapshot is a copy here: tables and bytes of a few VDIs are small.
 
-use proto::Vid;
 use proto::client::{
-    AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, Extent,
-    NodeAccess, Table, VdiInfo, VdiOp, VolumeOp,
+    Attachment, AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp,
+    ClusterStatus, Extent, Health, MemberHealth, NodeAccess, NodeInfo, NodeStat, Out, Places, PoolHealth,
+    Table, Track, VdiInfo, VdiOp, VolumeOp,
 };
+use proto::client::{DamagedBlocks, DifferingBlocks, ScrubStatus};
+use proto::object::BlockRange;
+use proto::{CopyPolicy, Epoch, NodeId, ObjectKind, Oid, Vid};
 
 use super::answers::State;
 
@@ -18,6 +21,32 @@ impl State {
         match op {
             ClientOp::Vdi(op) => self.ask_vdi(op),
             ClientOp::Cluster(ClusterOp::Access) => Ok(ClientReply::Access(self.access(index))),
+            ClientOp::Cluster(ClusterOp::Health) => Ok(ClientReply::Health(self.health())),
+            ClientOp::Cluster(ClusterOp::NodeStat) => {
+                Ok(ClientReply::NodeStat(Box::new(self.node_stat(index))))
+            }
+            ClientOp::Cluster(ClusterOp::Track { oid }) => Ok(ClientReply::Track(self.track(oid))),
+            ClientOp::Cluster(ClusterOp::SetDefaultPolicy { policy }) => {
+                self.format.as_mut().unwrap().policy = policy;
+                Ok(ClientReply::Done)
+            }
+            ClientOp::Cluster(ClusterOp::Scrub) => Ok(ClientReply::Scrub(Box::new(self.scrub(index)))),
+            ClientOp::Cluster(ClusterOp::SetRepair(change)) => {
+                self.repair.change(&change);
+                Ok(ClientReply::Done)
+            }
+            ClientOp::Cluster(ClusterOp::SetOut { node, out }) => {
+                self.outs.remove(&node);
+                self.outs.extend(out.then_some((node, Out::ByOperator)));
+                Ok(ClientReply::Done)
+            }
+            ClientOp::Cluster(ClusterOp::ForceRecovery) => {
+                self.status = ClusterStatus::Running;
+                Ok(ClientReply::Done)
+            }
+            ClientOp::Cluster(
+                op @ (ClusterOp::Attach { .. } | ClusterOp::Detach { .. } | ClusterOp::Attached),
+            ) => self.attach(index, op),
             ClientOp::Volume { vid, op: VolumeOp::BlockStatus { offset, len }, .. } => {
                 let extents = self.parts(vid, offset, len, |state, index| !state.has_object(vid, index));
                 Ok(ClientReply::Extents(
@@ -38,6 +67,39 @@ impl State {
         }
     }
 
+    /// Sockets lie in /sockets, and a guest is connected to the one called `busy`.
+    fn attach(&mut self, index: usize, op: ClusterOp) -> ClientResult {
+        let unsupported = |text: &str| Err(ClientError::Unsupported(text.into()));
+        if index > 0 {
+            return unsupported("this sheep serves no vhost-user guests");
+        }
+        let path = |socket: &[u8]| [b"/sockets/", socket].concat();
+        match op {
+            ClusterOp::Attach { socket, .. } if socket.contains(&b'/') => unsupported("not in /sockets"),
+            ClusterOp::Attach { name, socket } => {
+                let in_use = socket == b"busy";
+                let attachment = Attachment { name, socket: path(&socket), in_use };
+                self.attached.push(attachment.clone());
+                Ok(ClientReply::Attached(vec![attachment]))
+            }
+            ClusterOp::Detach { name, socket } => {
+                let is_meant = |a: &Attachment| {
+                    a.name == name && socket.as_ref().is_none_or(|socket| a.socket == path(socket))
+                };
+                let (gone, kept): (Vec<_>, Vec<_>) = self.attached.iter().cloned().partition(is_meant);
+                if gone.iter().any(|attachment| attachment.in_use) {
+                    return Err(ClientError::Busy);
+                }
+                if gone.is_empty() {
+                    return unsupported("it is not attached there");
+                }
+                self.attached = kept;
+                Ok(ClientReply::Attached(gone))
+            }
+            _ => Ok(ClientReply::Attached(self.attached.clone())),
+        }
+    }
+
     /// Clients come through the first sheep only.
     fn access(&self, index: usize) -> NodeAccess {
         NodeAccess {
@@ -45,6 +107,97 @@ impl State {
             nbd_address: None,
             guests: if index == 0 { self.guests.clone() } else { vec![] },
         }
+    }
+
+    /// One member more than there are sheep, which is down, if one catches up.
+    fn health(&self) -> Health {
+        let member = |node: &NodeInfo| MemberHealth {
+            id: node.id,
+            zone: node.zone,
+            space_bytes: node.space_bytes,
+            is_up: true,
+            pgs: 512,
+            pgs_in_sync: 512,
+            pgs_awaiting: 0,
+            pgs_unreadable: 0,
+            disk_failed: false,
+            out: self.outs.get(&node.id).copied(),
+            may_time_out: false,
+        };
+        let mut members: Vec<MemberHealth> = self.nodes.iter().map(member).collect();
+        if self.is_recovering {
+            let gone = NodeId { port: 1, ..self.nodes[0].id };
+            members.push(MemberHealth {
+                id: gone,
+                is_up: false,
+                pgs_in_sync: 0,
+                may_time_out: true,
+                out: self.outs.get(&gone).copied(),
+                ..members[0]
+            });
+        }
+        if self.status == ClusterStatus::WaitForJoin {
+            for port in [1, 2] {
+                let id = NodeId { port, ..self.nodes[0].id };
+                let gone =
+                    MemberHealth { id, is_up: false, pgs_awaiting: 512, pgs_unreadable: 9, ..members[0] };
+                members.push(gone);
+            }
+        }
+        let waits = u32::from(self.status == ClusterStatus::WaitForJoin);
+        let pool = PoolHealth {
+            policy: CopyPolicy::Replicated { copies: 3 },
+            is_default: true,
+            vdis: self.vdis.len() as u32,
+            pgs: 512,
+            targets_min: 3,
+            copies_min: if self.is_recovering { 2 } else { 3 },
+            degraded: if self.is_recovering { 400 } else { 0 },
+            moving: 0,
+            unwritable: 512 * waits,
+            unreadable: 9 * waits,
+        };
+        Health { status: self.status, members, pools: self.format.iter().map(|_| pool).collect() }
+    }
+
+    /// Sheep 1 catches up, if one does.
+    fn node_stat(&self, index: usize) -> NodeStat {
+        let mut stat =
+            NodeStat { size_bytes: 77 << 30, used_bytes: 7 << 30, pgs: 512, ..NodeStat::default() };
+        if self.is_recovering && index == 1 {
+            (stat.pgs_behind, stat.objects_done, stat.objects_total) = (100, 3, 8);
+        }
+        stat
+    }
+
+    /// Sheep 0 comes round for the first time. Where copies are missing, sheep 1 has found a block that none can give,
+    /// and copies that differ.
+    fn scrub(&self, index: usize) -> ScrubStatus {
+        let mut status = ScrubStatus {
+            is_enabled: self.repair.scrub,
+            is_running: self.repair.scrub,
+            objects_done: 3,
+            objects_total: 8,
+            bytes_done: 12 << 20,
+            bytes_total: 32 << 20,
+            ..ScrubStatus::default()
+        };
+        if self.is_recovering && index == 1 {
+            (status.found, status.mended, status.damaged, status.lost) = (3, 2, 1, 1);
+            let (oid, blocks) = (Oid::data(Vid(0x7c2b25), 3), BlockRange::new(7, 1));
+            status.told = vec![DamagedBlocks { vdi: b"test".to_vec(), oid, blocks, is_lost: true }];
+            (status.differed, status.differing) = (2, 1);
+            let (oid, blocks) = (Oid::data(Vid(0x7c2b25), 5), BlockRange::new(9, 1));
+            status.told_differing = vec![DifferingBlocks { vdi: b"test".to_vec(), oid, blocks }];
+        }
+        status
+    }
+
+    /// Epoch 1 of two, of which one is unknown where the object is one of data.
+    fn track(&self, oid: Oid) -> Track {
+        let nodes = self.nodes.iter().rev().map(|node| node.id).collect();
+        let unknown_epochs = u32::from(oid.kind() == Some(ObjectKind::Data));
+        Track { places: vec![Places { epoch: Epoch(1), nodes }], unknown_epochs }
     }
 
     fn has_object(&self, vid: Vid, index: u32) -> bool {
@@ -78,6 +231,19 @@ impl State {
                     return Err(ClientError::VdiExists);
                 }
                 Ok(ClientReply::Vdi(self.stand_on(base, &name)))
+            }
+            VdiOp::Open { .. } | VdiOp::Close { .. } => Ok(ClientReply::Done),
+            VdiOp::TakePlace { old, new } => self.take_place(old, new),
+            VdiOp::Adopt { snapshot, name, tag } => {
+                let ids = self.vdis.values().filter(|info| info.name == name).map(|info| info.snap_id);
+                let mut snap_id = ids.max().expect("the name exists") + 1;
+                let working = self.working(&name);
+                if let Some(head) = working.and_then(|vid| self.vdis.get_mut(&vid)) {
+                    std::mem::swap(&mut head.snap_id, &mut snap_id);
+                }
+                let info = self.vdis.get_mut(&snapshot).unwrap();
+                (info.name, info.tag, info.snap_id) = (name, tag, snap_id);
+                Ok(ClientReply::Vdi(info.clone()))
             }
             VdiOp::Rollback { to, force } => self.roll_back(to, force),
             VdiOp::Delete { vid } => {
@@ -116,6 +282,14 @@ impl State {
             heads.push(head);
         }
         Ok(ClientReply::Vdis(heads))
+    }
+
+    fn take_place(&mut self, old: Vid, new: Vid) -> ClientResult {
+        let head = self.vdis.remove(&old).unwrap();
+        self.vdis.remove(&head.parent).unwrap();
+        let info = self.vdis.get_mut(&new).unwrap();
+        info.name = head.name;
+        Ok(ClientReply::Vdi(info.clone()))
     }
 
     /// Locked is in use.

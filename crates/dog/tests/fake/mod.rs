@@ -58,7 +58,9 @@ impl Flock {
 
     pub fn start(scenario: &str) -> Flock {
         let (sheep_count, manners, status) = match scenario {
-            "running" | "empty" | "in use" => (3, Manners::Good, ClusterStatus::Running),
+            "running" | "empty" | "in use" | "recovering" | "discarding" | "deleting" => {
+                (3, Manners::Good, ClusterStatus::Running)
+            }
             "alone" | "full" => (1, Manners::Good, ClusterStatus::Running),
             "unformatted" => (3, Manners::Good, ClusterStatus::WaitForFormat),
             "waiting" => (1, Manners::Good, ClusterStatus::WaitForJoin),
@@ -89,6 +91,9 @@ impl Flock {
         std::fs::write(&nbd_socket, "").unwrap();
         let nbd_socket = nbd_socket.into_os_string().into_encoded_bytes();
         let mut state = State::new(nodes, status, has_vdis, scenario == "full", nbd_socket);
+        state.is_discarding = scenario == "discarding";
+        state.is_deleting = scenario == "deleting";
+        state.is_recovering = scenario == "recovering";
         if scenario == "in use" {
             state.lock_all();
         }

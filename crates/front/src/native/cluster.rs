@@ -2,16 +2,18 @@
 
 use bytes::Bytes;
 use proto::CopyPolicy;
-use proto::client::{ClientError, ClientOp, ClientReply, ClusterInfo, ClusterOp, ClusterStatus, NodeStat};
-use proto::cluster::FormatOptions;
+use proto::client::{
+    ClientError, ClientOp, ClientReply, ClusterInfo, ClusterOp, ClusterStatus, NodeStat, RecoveryThrottle,
+};
+use proto::cluster::{FormatOptions, RepairChange};
 use proto::inode::{SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, until_nul};
 use proto::sd::extension::{ObjectRequest, encode_list};
 use proto::sd::header::{
     ClusterDefaultReply, ClusterRequest, HashReply, NodeReply, ObjRequest, RequestVariant,
 };
 use proto::sd::structs::{
-    self, EpochLog, MdInfo, RecoveryState, SD_MD_INFO_BYTES, SD_NODE_BYTES, SD_STAT_BYTES, SdNode,
-    cluster_status, encode_md_info,
+    self, EpochLog, MdInfo, RECOVERY_THROTTLING_BYTES, RecoveryState, RecoveryThrottling, SD_MD_INFO_BYTES,
+    SD_NODE_BYTES, SD_STAT_BYTES, SdNode, SdStat, cluster_status, encode_md_info,
 };
 use proto::sd::{Opcode, RequestHeader, ResultCode, cluster_flag};
 
@@ -38,6 +40,9 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
         MakeFs => make_fs(&ClusterRequest::decode(&header.variant), &payload),
         Shutdown => Step::call_done(ClientOp::Cluster(ClusterOp::Shutdown)),
         KillNode => Step::call_done(ClientOp::Cluster(ClusterOp::KillNode)),
+        ForceRecover => Step::call_done(ClientOp::Cluster(ClusterOp::ForceRecovery)),
+        EnableRecover => switch_repair(true),
+        DisableRecover => switch_repair(false),
         StatCluster => {
             let nodes_nr = ClusterRequest::decode(&header.variant).nodes_nr;
             Step::with_info(move |info| epochs(&info, room as u64, nodes_nr))
@@ -48,8 +53,10 @@ pub fn start(opcode: Opcode, header: &RequestHeader, payload: Bytes, desk: &Desk
         GetStoreList => Step::refused(ResultCode::BUFFER_SMALL),
         StatSheep => with_node_stat(|stat| store_size(&stat)),
         StatRecovery => with_node_stat(|stat| recovery(&stat)),
+        GetRecovery => get_throttle(room),
+        SetRecovery => set_throttle(&payload),
         MdInfo => md_info(room, desk.disks_path()),
-        Stat => stat(room, desk.clone()),
+        Stat => stat(room),
         GetHash => digest(ObjRequest::decode(&header.variant)),
         Exist => exist(ObjRequest::decode(&header.variant)),
         Locate => locate(ObjectRequest::decode(&header.variant)),
@@ -114,6 +121,11 @@ fn make_fs(request: &ClusterRequest, payload: &[u8]) -> Step {
     })))
 }
 
+fn switch_repair(enabled: bool) -> Step {
+    let change = RepairChange { enabled: Some(enabled), ..RepairChange::default() };
+    Step::call_done(ClientOp::Cluster(ClusterOp::SetRepair(change)))
+}
+
 /// As many of the newest epochs as fit; the result is the cluster's state.
 fn epochs(info: &ClusterInfo, room: u64, nodes_nr: u32) -> Step {
     let count = room.min(EPOCHS_BYTES_MAX) / EpochLog::entry_bytes(nodes_nr);
@@ -124,7 +136,7 @@ fn epochs(info: &ClusterInfo, room: u64, nodes_nr: u32) -> Step {
             ctime: head.map_or(0, |format| format.ctime),
             time: epoch.time,
             epoch: epoch.epoch.0,
-            disable_recovery: false,
+            disable_recovery: i == 0 && !info.repair.enabled,
             nr_copies: head.map_or(0, |format| format.policy.width()),
             copy_policy: head.map_or(0, |format| format.policy.wire()),
             flags: head.map_or(0, |format| format.flags),
@@ -143,7 +155,7 @@ fn epochs(info: &ClusterInfo, room: u64, nodes_nr: u32) -> Step {
 fn cluster_info(info: &ClusterInfo, room: usize) -> Step {
     let format = info.format;
     let mut bytes = structs::ClusterInfo {
-        disable_recovery: false,
+        disable_recovery: !info.repair.enabled,
         epoch: info.epoch.0,
         ctime: format.map_or(0, |format| format.ctime),
         flags: format.map_or(0, |format| format.flags),
@@ -165,7 +177,7 @@ fn cluster_info(info: &ClusterInfo, room: usize) -> Step {
 
 fn with_node_stat(then: impl FnOnce(NodeStat) -> Step + 'static) -> Step {
     Step::call_ok(ClientOp::Cluster(ClusterOp::NodeStat), |reply| match reply {
-        ClientReply::NodeStat(stat) => then(stat),
+        ClientReply::NodeStat(stat) => then(*stat),
         other => unexpected(&other),
     })
 }
@@ -183,10 +195,40 @@ fn recovery(stat: &NodeStat) -> Step {
     let state = RecoveryState {
         in_recovery: stat.pgs_behind > 0,
         state: u32::from(stat.pgs_behind > 0),
-        nr_finished: stat.pgs.saturating_sub(stat.pgs_behind).into(),
-        nr_total: stat.pgs.into(),
+        nr_finished: stat.objects_done,
+        nr_total: stat.objects_total,
     };
     Answer::with_payload(state.encode().to_vec()).into()
+}
+
+fn get_throttle(room: usize) -> Step {
+    if room < RECOVERY_THROTTLING_BYTES {
+        return Step::refused(ResultCode::BUFFER_SMALL);
+    }
+    Step::call_ok(ClientOp::Cluster(ClusterOp::RecoveryThrottle), |reply| match reply {
+        ClientReply::RecoveryThrottle(bound) => {
+            let throttling = RecoveryThrottling {
+                max_exec_count: bound.objects_max,
+                queue_work_interval: bound.interval_ms,
+                throttling: bound.is_on(),
+            };
+            Answer::with_payload(throttling.encode().to_vec()).into()
+        }
+        other => unexpected(&other),
+    })
+}
+
+/// The numbers count, whatever `throttling` says; one without the other means nothing.
+fn set_throttle(payload: &[u8]) -> Step {
+    let Some(wanted) = RecoveryThrottling::decode(payload) else {
+        return Step::refused(ResultCode::INVALID_PARMS);
+    };
+    let bound =
+        RecoveryThrottle { objects_max: wanted.max_exec_count, interval_ms: wanted.queue_work_interval };
+    if !bound.is_on() && bound != RecoveryThrottle::default() {
+        return Step::refused(ResultCode::INVALID_PARMS);
+    }
+    Step::call_done(ClientOp::Cluster(ClusterOp::SetRecoveryThrottle(bound)))
 }
 
 /// A sheep has one store, shown as one disk; a gateway has none.
@@ -201,11 +243,32 @@ fn md_info(room: usize, path: String) -> Step {
     })
 }
 
-fn stat(room: usize, desk: Desk) -> Step {
+fn stat(room: usize) -> Step {
     Step::once_formatted(move |_| match room {
         0..SD_STAT_BYTES => Step::refused(ResultCode::BUFFER_SMALL),
-        _ => Answer::with_payload(desk.stat().encode().to_vec()).into(),
+        _ => with_node_stat(|stat| Answer::with_payload(sd_stat(&stat).encode().to_vec()).into()),
     })
+}
+
+fn sd_stat(stat: &NodeStat) -> SdStat {
+    let (clients, peers) = (stat.clients, stat.peers);
+    SdStat {
+        gateway_active: clients.active,
+        peer_active: peers.active,
+        gateway_total: clients.total,
+        peer_total: peers.total,
+        gateway_rx_bytes: clients.written_bytes,
+        gateway_tx_bytes: clients.read_bytes,
+        peer_rx_bytes: peers.written_bytes,
+        peer_tx_bytes: peers.read_bytes,
+        gateway_remove: clients.removes,
+        gateway_read: clients.reads,
+        gateway_write: clients.writes,
+        gateway_flush: clients.flushes,
+        peer_remove: peers.removes,
+        peer_read: peers.reads,
+        peer_write: peers.writes,
+    }
 }
 
 fn digest(request: ObjRequest) -> Step {

@@ -1,4 +1,4 @@
-//! What all native connections of one sheep share: who has a VDI open, and the counters of `dog node stat`.
+//! What all native connections of one sheep share: who has a VDI open, and how much is under way.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use proto::Vid;
 use proto::client::{Guest, NodeAccess, VdiInfo};
-use proto::sd::Opcode;
-use proto::sd::structs::SdStat;
 
 use crate::guests::Guests;
 
@@ -26,7 +24,7 @@ struct State {
     opens: BTreeMap<Vid, Opens>,
     /// Connections that have read or written data of the VDI.
     at_work: BTreeMap<Vid, u32>,
-    stat: SdStat,
+    in_flight: u64,
     about: About,
 }
 
@@ -52,8 +50,9 @@ impl Desk {
         Desk { state: Arc::new(Mutex::new(State { about, ..State::default() })) }
     }
 
-    pub fn stat(&self) -> SdStat {
-        self.state().stat
+    /// Requests that are not answered, of all connections.
+    pub fn requests_in_flight(&self) -> u64 {
+        self.state().in_flight
     }
 
     pub(super) fn disks_path(&self) -> String {
@@ -112,26 +111,12 @@ impl Desk {
         state.opens.remove(&vid).map_or(0, |opens| opens.count)
     }
 
-    pub(super) fn request_started(&self, opcode: Option<Opcode>, rx_bytes: u64) {
-        let stat = &mut self.state().stat;
-        stat.gateway_active += 1;
-        stat.gateway_total += 1;
-        stat.gateway_rx_bytes += rx_bytes;
-        match opcode {
-            Some(Opcode::ReadObj | Opcode::VolumeRead) => stat.gateway_read += 1,
-            Some(Opcode::WriteObj | Opcode::CreateAndWriteObj | Opcode::VolumeWrite) => {
-                stat.gateway_write += 1
-            }
-            Some(Opcode::DiscardObj | Opcode::VdiDiscard) => stat.gateway_remove += 1,
-            Some(Opcode::FlushVdi) => stat.gateway_flush += 1,
-            _ => {}
-        }
+    pub(super) fn request_started(&self) {
+        self.state().in_flight += 1;
     }
 
-    pub(super) fn request_finished(&self, tx_bytes: u64) {
-        let stat = &mut self.state().stat;
-        stat.gateway_active -= 1;
-        stat.gateway_tx_bytes += tx_bytes;
+    pub(super) fn request_finished(&self) {
+        self.state().in_flight -= 1;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -181,7 +181,7 @@ pub fn start_extension(opcode: Opcode, header: &RequestHeader, payload: Bytes) -
     let len = header.data_length;
     match opcode {
         // `length` repeats `data_length`: a client that mixes them up must not read or write elsewhere.
-        Opcode::VolumeRead | Opcode::VolumeWrite if length != len.into() || len > IO_BYTES_MAX => {
+        Opcode::VolumeRead | Opcode::VolumeWrite if length != u64::from(len) || len > IO_BYTES_MAX => {
             Step::refused(ResultCode::INVALID_PARMS)
         }
         Opcode::VolumeRead => {
@@ -199,6 +199,19 @@ pub fn ask(payload: &[u8], desk: &Desk) -> Step {
     let Some(op) = decode_list::<ClientOp>(payload) else { return Step::refused(ResultCode::INVALID_PARMS) };
     match op {
         ClientOp::Vdi(_)
+        | ClientOp::Cluster(
+            ClusterOp::Track { .. }
+            | ClusterOp::SetDefaultPolicy { .. }
+            | ClusterOp::Health
+            | ClusterOp::NodeStat
+            | ClusterOp::Scrub
+            | ClusterOp::SetRepair(_)
+            | ClusterOp::SetOut { .. }
+            | ClusterOp::ForceRecovery
+            | ClusterOp::Attach { .. }
+            | ClusterOp::Detach { .. }
+            | ClusterOp::Attached,
+        )
         | ClientOp::Volume { op: VolumeOp::BlockStatus { .. } | VolumeOp::Changes { .. }, .. } => {
             Step::call(op, |result| Answer::with_payload(encode_list(&result)).into())
         }
@@ -215,7 +228,7 @@ fn check(request: ObjectRequest) -> Step {
     if oid.kind().is_none() || !oid.vid().is_valid() {
         return Step::refused(ResultCode::INVALID_PARMS);
     }
-    Step::call(ClientOp::Object { oid, op: NativeOp::Check { repair } }, |result| match result {
+    Step::call(ClientOp::Object { oid, op: NativeOp::Check { repair, part: None } }, |result| match result {
         Ok(ClientReply::Checked(report)) => Answer::with_payload(encode_list(&report)).into(),
         Ok(other) => unexpected(&other),
         Err(error) => Step::refused(object_code(&error)),

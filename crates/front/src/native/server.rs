@@ -268,7 +268,7 @@ impl<S: Service> Connection<S> {
     /// The first call to the service is made here, before the next request is looked at: requests reach
     /// the owner in the order of arrival, so of two overlapping writes the later one wins.
     fn begin(&self, arrival: &Arrival, payload: Bytes, share: OwnedSemaphorePermit) {
-        self.desk.request_started(arrival.opcode(), payload.len() as u64);
+        self.desk.request_started();
         if let Some(vid) = arrival.works_on()
             && self.at_work.borrow_mut().insert(vid)
         {
@@ -307,7 +307,7 @@ impl<S: Service> Pending<S> {
         let mut giving_up = self.giving_up.clone();
         let answer = tokio::select! {
             answer = self.answer(first, then) => answer,
-            _ = giving_up.wait_for(|given_up| *given_up) => return self.desk.request_finished(0),
+            _ = giving_up.wait_for(|given_up| *given_up) => return self.desk.request_finished(),
         };
         self.finish(answer);
     }
@@ -323,7 +323,7 @@ impl<S: Service> Pending<S> {
     }
 
     fn finish(self, answer: Answer) {
-        self.desk.request_finished(answer.payload.len() as u64);
+        self.desk.request_finished();
         let header = answer.header(&self.header, self.service.epoch().0).encode();
         // The writer takes replies until the last one, even those nobody can be told any more.
         let _ = self.replies.send(Outgoing { header, payload: answer.payload, _share: self.share });

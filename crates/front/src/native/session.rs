@@ -8,6 +8,7 @@ use bytes::Bytes;
 use proto::client::IO_BYTES_MAX;
 use proto::inode::NAME_BYTES;
 use proto::sd::header::{ObjRequest, RequestVariant};
+use proto::sd::structs::RECOVERY_THROTTLING_BYTES;
 use proto::sd::{HEADER_BYTES, Opcode, RequestHeader, ResultCode, flag};
 use proto::{ObjectKind, Vid};
 
@@ -113,8 +114,9 @@ fn payload_rule(opcode: Opcode) -> Payload {
         LockVdi | GetVdiInfo | DelVdi => Payload::UpTo(2 * NAME_BYTES as u32),
         MakeFs => Payload::UpTo(STORE_NAME_BYTES_MAX),
         Ask => Payload::UpTo(ASK_BYTES_MAX),
+        SetRecovery => Payload::UpTo(RECOVERY_THROTTLING_BYTES as u32),
         ReadObj | VolumeRead | ReadVdis | ReadDelVdis | GetNodeList | StatCluster | GetVdiCopies
-        | ClusterInfo | MdInfo => Payload::None,
+        | ClusterInfo | MdInfo | GetRecovery => Payload::None,
         // QEMU sends a name with RELEASE_VDI; what we do not carry out is answered whatever it carries.
         _ => Payload::Unread,
     }

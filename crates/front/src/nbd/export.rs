@@ -98,6 +98,8 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::WaitForFormat
         | ClientError::WaitForJoin
         | ClientError::NoStorage
+        | ClientError::NoNode
+        | ClientError::NotStuck
         | ClientError::Io => Errno::Io,
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::future::{Either, join_all};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use proto::client::{ClientOp, ClientResult, IO_BYTES_MAX, Point, VolumeOp};
+use proto::client::{ClientError, ClientOp, ClientResult, IO_BYTES_MAX, Point, VolumeOp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -69,6 +69,8 @@ pub enum Ending {
     TimedOut,
     /// It broke the protocol, gave up, or asked for an export that cannot be had.
     Refused(&'static str),
+    /// The sheep or the cluster is shutting down. What it did not carry out stays unanswered.
+    ShutDown,
     Failed(io::Error),
 }
 
@@ -274,6 +276,16 @@ enum Answer {
     Statuses(Vec<(metadata::Context, ClientResult)>),
 }
 
+impl Answer {
+    fn is_shutting_down(&self) -> bool {
+        let says_so = |result: &ClientResult| matches!(result, Err(ClientError::ShuttingDown));
+        match self {
+            Answer::Result(result) => says_so(result),
+            Answer::Statuses(found) => found.iter().any(|(_, result)| says_so(result)),
+        }
+    }
+}
+
 struct Transmission<'a, IO, Start, F> {
     io: &'a mut IO,
     start: Start,
@@ -382,7 +394,12 @@ where
         while let Poll::Ready(Some((asked, cost, answer))) = self.pending.poll_next_unpin(cx) {
             progress = true;
             self.pending_cost -= cost;
-            if !self.output_failed {
+            if answer.is_shutting_down() {
+                // QEMU and the kernel pass any error on to the guest, ESHUTDOWN too, and its file system is read-only from then on. A
+                // connection that ends makes them come back, if they are told to, and repeat what was not answered: that is safe
+                // whether it was carried out or not.
+                self.input_end.get_or_insert(Ending::ShutDown);
+            } else if !self.output_failed {
                 // The service has answered: for a write this is the moment at which it is durable.
                 match answer {
                     Answer::Result(result) => self.replier.reply(&mut self.outbox, &asked, result),

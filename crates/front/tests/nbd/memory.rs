@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::rc::Rc;
 
@@ -15,7 +15,7 @@ use proto::client::{
     VolumeOp,
 };
 use proto::{CopyPolicy, Vid};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 
 const BLOCK: u64 = 4096;
 
@@ -32,6 +32,12 @@ pub struct Shared {
     pub fail_vdi: RefCell<Option<ClientError>>,
     /// Answers to volume requests wait for a permit while this is set.
     pub gate: RefCell<Option<Rc<Semaphore>>>,
+    /// Writes at these offsets are not carried out before they are taken out of here and `released` is rung.
+    pub held: RefCell<BTreeSet<u64>>,
+    pub released: Notify,
+    /// How many of them wait.
+    pub waiting: Cell<u64>,
+    changes: watch::Sender<u64>,
     /// `Open` less `Close`.
     pub open: Cell<i64>,
     /// Payloads of writes at whole blocks that did not start at a block of memory.
@@ -51,6 +57,10 @@ impl Default for Memory {
             fail: RefCell::default(),
             fail_vdi: RefCell::default(),
             gate: RefCell::default(),
+            held: RefCell::default(),
+            released: Notify::new(),
+            waiting: Cell::default(),
+            changes: watch::Sender::new(0),
             open: Cell::default(),
             misaligned: Cell::default(),
         }))
@@ -79,6 +89,26 @@ impl Memory {
     pub fn logged(self) -> Self {
         *self.log.borrow_mut() = Some(Vec::new());
         self
+    }
+
+    pub fn resize(&self, name: &str, size: u64) {
+        let mut vdis = self.vdis.borrow_mut();
+        let found = vdis.iter_mut().find(|vdi| vdi.info.name == name.as_bytes() && vdi.info.snap_ctime == 0);
+        found.unwrap().info.size = size;
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    async fn wait_if_held(&self, op: &ClientOp) {
+        let ClientOp::Volume { op: VolumeOp::Write { offset, .. }, .. } = op else { return };
+        self.waiting.set(self.waiting.get() + 1);
+        loop {
+            let released = self.released.notified();
+            if !self.held.borrow().contains(offset) {
+                break;
+            }
+            released.await;
+        }
+        self.waiting.set(self.waiting.get() - 1);
     }
 
     fn add(&self, name: &str, tag: &str, size: u64, snap_id: u32) {
@@ -197,8 +227,13 @@ impl Service for Memory {
             if let Some(gate) = gate {
                 gate.acquire().await.unwrap().forget();
             }
+            memory.wait_if_held(&op).await;
             memory.carry_out(op)
         }
+    }
+
+    fn view_changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changes.subscribe())
     }
 }
 

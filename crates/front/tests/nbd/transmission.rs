@@ -367,7 +367,6 @@ fn failures_have_their_codes_and_name_the_vdi() {
             (ClientError::ReadOnly, 1),
             (ClientError::OutOfRange, 22),
             (ClientError::InvalidParameters, 22),
-            (ClientError::ShuttingDown, 108),
             (ClientError::Unsupported("this".into()), 95),
             (ClientError::Io, 5),
             (ClientError::NoObject, 5),
@@ -382,6 +381,35 @@ fn failures_have_their_codes_and_name_the_vdi() {
             simple_one.expect(&simple(errno, 9)).await;
         }
         assert_eq!(memory.read(1, 0, 3), b"\0\0\0");
+    });
+}
+
+#[test]
+fn a_sheep_that_shuts_down_answers_what_it_did_and_leaves_the_rest_unanswered() {
+    run(async {
+        for framing in [Simple, Structured, Extended] {
+            let memory = memory();
+            let gate = Rc::new(Semaphore::new(0));
+            let mut client = Client::open(&memory, "alice", framing).await;
+            let payload_len = if framing == Extended { 1 << 5 } else { 0 };
+            *memory.gate.borrow_mut() = Some(gate.clone());
+            client.request(framing, (payload_len, WRITE, 1, 0, 3), b"abc").await;
+            settle().await;
+            *memory.gate.borrow_mut() = None;
+            *memory.fail.borrow_mut() = Some(ClientError::ShuttingDown);
+            client.request(framing, (payload_len, WRITE, 2, 0, 3), b"def").await;
+            settle().await;
+            // Not even looked at: it would be carried out.
+            client.request(framing, (payload_len, WRITE, 3, 0, 3), b"ghi").await;
+            gate.add_permits(1);
+            match framing {
+                Extended => client.expect(&chunk(Extended, true, 0, 1, 0, b"")).await,
+                _ => client.expect(&simple(0, 1)).await,
+            }
+            assert!(matches!(client.expect_end().await, Ending::ShutDown));
+            assert_eq!(memory.read(1, 0, 3), b"abc");
+            assert_eq!(memory.open.get(), 0);
+        }
     });
 }
 

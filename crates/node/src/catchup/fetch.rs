@@ -13,21 +13,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proto::checksum::block_checksums;
-use proto::cluster::Action;
 use proto::object::{AMENDED_MAX, BlockRange, Change, ObjectOp, ObjectReply, Stamp, Unsettled, WriteBase};
 use proto::peer::{Fetched, PeerReply, PeerRequest};
-use proto::{BLOCK_BYTES, NodeId, Oid, PgId};
+use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
 
 use super::{Asked, CatchUp, source_of};
-use crate::context::{Context, ProposalUse, Purpose, StoreUse};
+use crate::context::{Context, Purpose, StoreUse};
+use crate::extent::Extent;
 use crate::replica::Replica;
 use crate::session::blocks_of;
 
 /// Blocks fetched at once: 1 MiB.
 const FETCH_BLOCKS: u32 = 256;
+/// Changes that the store has not answered yet, until no more pieces are asked for. The store works in order of submission: guests'
+/// writes wait behind these, and their data takes memory.
+const BACKFILLS_MAX: usize = 8;
 /// Attempts, a tick apart, at an object with a change that this copy should have been sent. A living owner sends it
 /// within that time, and a new one has sealed.
 const ATTEMPTS_MAX: u32 = 10;
+/// Torn pieces of one object that are fetched again before it is begun anew at the next tick.
+const TORN_MAX: u32 = 64;
 
 #[derive(Debug)]
 pub(super) struct Fetching {
@@ -39,10 +44,12 @@ pub(super) struct Fetching {
     found: Option<Found>,
     own_blocks: Option<u32>,
     next: u32,
-    /// All marks that came with it.
-    marks: BTreeMap<Stamp, Unsettled>,
+    /// All marks that came with it, and when each was told of first.
+    marks: BTreeMap<Stamp, Told>,
+    /// What was said last of each piece.
     seen: Vec<Seen>,
     turn: u64,
+    torn: u32,
     /// All is fetched. Changes that decided parts of it, and that the store has not answered yet.
     unanswered: Option<BTreeSet<u64>>,
 }
@@ -51,6 +58,13 @@ pub(super) struct Fetching {
 struct Found {
     exists: bool,
     blocks: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    mark: Unsettled,
+    /// By an answer that a later one of the same piece may have replaced.
+    turn: u64,
 }
 
 /// What one answer of the source said of the blocks `first .. end`.
@@ -67,6 +81,8 @@ struct Seen {
 enum Verdict {
     Included,
     Settled,
+    /// It came after it was told what this copy lacks, and to no block that was fetched.
+    Apart,
     /// The piece that begins here, or the length, is older than the change.
     Torn {
         first: u32,
@@ -86,6 +102,7 @@ impl Fetching {
             marks: BTreeMap::new(),
             seen: Vec::new(),
             turn: 0,
+            torn: 0,
             unanswered: None,
         }
     }
@@ -95,23 +112,49 @@ impl Fetching {
         self.seen.retain(|seen| (seen.first, seen.end) != (first, end));
         let stamps = marks.iter().map(|mark| mark.stamp).collect();
         self.seen.push(Seen { first, end, marks: stamps, turn: self.turn });
-        self.marks.extend(marks.iter().map(|mark| (mark.stamp, *mark)));
+        for mark in marks {
+            self.marks.entry(mark.stamp).or_insert(Told { mark: *mark, turn: self.turn });
+        }
     }
 
-    fn verdict(&self, mark: &Unsettled) -> Verdict {
+    fn verdict(&self, told: &Told) -> Verdict {
+        let mark = &told.mark;
         let overlaps = |seen: &&Seen| {
             mark.blocks.is_none_or(|b| u64::from(b.first) < seen.end && u64::from(seen.first) < b.end())
         };
-        let told = self.seen.iter().filter(|seen| seen.marks.contains(&mark.stamp)).map(|seen| seen.turn);
-        let first_told = told.min().unwrap_or(u64::MAX);
         let lacking = || self.seen.iter().filter(overlaps).filter(|seen| !seen.marks.contains(&mark.stamp));
-        if lacking().any(|seen| seen.turn > first_told) {
+        if lacking().any(|seen| seen.turn > told.turn) {
             return Verdict::Settled;
         }
-        match lacking().next() {
-            None => Verdict::Included,
-            Some(seen) => Verdict::Torn { first: seen.first, end: seen.end },
+        if let Some(seen) = lacking().next() {
+            return Verdict::Torn { first: seen.first, end: seen.end };
         }
+        match self.gap_in(mark) {
+            None => Verdict::Included,
+            Some((first, end)) if self.seen.iter().any(|seen| overlaps(&seen)) => {
+                Verdict::Torn { first, end }
+            }
+            Some(_) => Verdict::Apart,
+        }
+    }
+
+    /// A part of the change that lies in the object and was not fetched. One change may cover more than one piece: no more than that of it.
+    fn gap_in(&self, mark: &Unsettled) -> Option<(u32, u64)> {
+        let length = u64::from(self.found?.blocks);
+        let (mut first, end) = mark.blocks.map_or((0, length), |b| (u64::from(b.first), b.end().min(length)));
+        while first < end {
+            let covering = |seen: &&Seen| u64::from(seen.first) <= first && first < seen.end;
+            match self.seen.iter().find(covering) {
+                Some(seen) => first = seen.end,
+                None => {
+                    let next =
+                        self.seen.iter().map(|seen| u64::from(seen.first)).filter(|n| *n > first).min();
+                    let limit = first + u64::from(FETCH_BLOCKS);
+                    return Some((first as u32, next.unwrap_or(end).min(end).min(limit)));
+                }
+            }
+        }
+        None
     }
 }
 
@@ -124,7 +167,7 @@ impl CatchUp {
         let from = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied().unwrap_or(oid);
         self.objects.insert((pg, oid), Fetching::new(attempt, source, from));
         let asked = Asked { pg, oid, attempt, since };
-        ctx.store(ObjectOp::Checksums { oid }, StoreUse::OwnLength(asked));
+        ctx.store(ObjectOp::Checksums { oid, blocks: BlockRange::ALL }, StoreUse::OwnLength(asked));
         let ask = PeerRequest::Fetch { pg, since, oid: from, blocks: None };
         ctx.call(source, ask, Purpose::Length(asked));
     }
@@ -243,17 +286,24 @@ impl CatchUp {
         let (Some(found), Some(own_blocks)) = (fetching.found, fetching.own_blocks) else { return };
         let Some(behind) = self.pgs.get(&pg) else { return };
         let whole = behind.decided.get(&oid).is_some_and(|decided| decided.whole().is_some());
-        if whole || fetching.next >= found.blocks.max(own_blocks) {
+        let wanted = behind.todo.get(&oid).unwrap_or(&Extent::Whole);
+        let run = wanted.next_run(fetching.next, found.blocks.max(own_blocks)).filter(|_| !whole);
+        let Some((first, end)) = run else {
             return self.all_is_fetched(ctx, replica, pg, oid);
-        }
-        let first = fetching.next;
+        };
         if first >= found.blocks {
-            let rest = BlockRange::new(first, own_blocks - first);
-            fetching.next = own_blocks;
-            self.backfill(ctx, pg, oid, rest, None);
+            fetching.next = end;
+            self.backfill(ctx, pg, oid, BlockRange::new(first, end - first), None);
             return self.fetch_next(ctx, replica, pg, oid);
         }
-        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(found.blocks - first));
+        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(end.min(found.blocks) - first));
+        let (bytes, bound) = (u64::from(blocks.count) * BLOCK_BYTES as u64, ctx.view.repair().rate_bytes);
+        if self.is_store_full() {
+            return self.pace.hold((pg, oid));
+        }
+        if !self.pace.take(bytes, bound, ctx.now, (pg, oid)) {
+            return;
+        }
         self.fetch_piece(ctx, pg, oid, blocks);
     }
 
@@ -274,10 +324,13 @@ impl CatchUp {
         reply: PeerReply,
     ) {
         let Asked { pg, oid, .. } = asked;
+        if let PeerReply::Fetched { pressure, .. } = &reply {
+            self.pace.hear(*pressure);
+        }
         let Some(fetching) = self.awaiting(ctx, asked) else { return };
         let is_base = fetching.from != oid;
         let (data, marks) = match reply {
-            PeerReply::Fetched { found: Fetched::Blocks(_), marks, data }
+            PeerReply::Fetched { found: Fetched::Blocks(_), marks, data, .. }
                 if data.len() == blocks.count as usize * BLOCK_BYTES =>
             {
                 (Some(data), marks)
@@ -298,6 +351,7 @@ impl CatchUp {
         if !is_base {
             fetching.see(blocks.first, blocks.end(), &marks);
         }
+        self.fetched_bytes += data.as_ref().map_or(0, |data| data.len() as u64);
         self.backfill(ctx, pg, oid, blocks, data);
         self.fetch_next(ctx, replica, pg, oid);
     }
@@ -329,16 +383,27 @@ impl CatchUp {
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
         let decided = behind.decided.get(&oid);
         let whole = decided.and_then(|decided| decided.whole());
-        let foreign = |m: &&Unsettled| !replica.has_carried_out(m) && Some(m.stamp) > whole;
-        let torn = fetching.marks.values().filter(foreign).find_map(|mark| match fetching.verdict(mark) {
-            Verdict::Torn { first, end } => Some((first, end)),
-            Verdict::Included | Verdict::Settled => None,
+        let foreign = |t: &&Told| !replica.has_carried_out(&t.mark) && Some(t.mark.stamp) > whole;
+        let torn = fetching.marks.values().filter(foreign).find_map(|told| match fetching.verdict(told) {
+            Verdict::Torn { first, end } => Some((first, end, told.mark.blocks.is_none())),
+            Verdict::Included | Verdict::Settled | Verdict::Apart => None,
         });
-        match torn {
+        let is_partial = behind.todo.get(&oid).is_some_and(|extent| *extent != Extent::Whole);
+        if is_partial && torn.is_some_and(|(_, _, replaces)| replaces) {
+            behind.todo.insert(oid, Extent::Whole);
+            return self.fetch_later(pg, oid);
+        }
+        match torn.map(|(first, end, _)| (first, end)) {
             // The length itself is older than the change.
             Some((_, u64::MAX)) => return self.fetch_later(pg, oid),
+            // It changes faster than it can be fetched.
+            Some(_) if fetching.torn >= TORN_MAX => return self.fetch_later(pg, oid),
             Some((first, end)) => {
+                fetching.torn += 1;
                 let blocks = BlockRange::new(first, (end - u64::from(first)) as u32);
+                // From now on this copy has of it what others may lack: should the object be begun anew, at another source, these blocks
+                // are fetched there again, and not left as they are for want of a mark.
+                behind.todo.entry(oid).or_default().unite(&Extent::of(Some(blocks)));
                 return self.fetch_piece(ctx, pg, oid, blocks);
             }
             None => {}
@@ -354,8 +419,9 @@ impl CatchUp {
                 }
             };
             behind.backfills += 1;
+            self.backfills += 1;
             let op = ObjectOp::Change { oid, change, data: Bytes::new(), tag: None };
-            ctx.store(op, StoreUse::Backfill { pg, oid });
+            ctx.store(op, StoreUse::Backfill { pg, oid, started: behind.started });
         }
         fetching.unanswered = Some(replica.orders_of(oid).collect());
         self.complete_if_answered(ctx, replica, pg, oid);
@@ -379,18 +445,23 @@ impl CatchUp {
         }
         let Some(behind) = self.pgs.get_mut(&pg) else { return };
         let whole = behind.decided.get(&oid).and_then(|decided| decided.whole());
-        let is_part = |m: &&Unsettled| Some(m.stamp) < whole || fetching.verdict(m) == Verdict::Included;
-        let included = fetching.marks.values().filter(is_part).map(|mark| mark.stamp).collect();
+        let is_part = |t: &&Told| Some(t.mark.stamp) < whole || fetching.verdict(t) == Verdict::Included;
+        let included = fetching.marks.values().filter(is_part).map(|told| told.mark.stamp).collect();
         let amendment = replica.complete_object(oid, &included);
         let forget = amendment.forget.chunks(AMENDED_MAX).map(|some| (some.to_vec(), Vec::new()));
         let remember = amendment.remember.chunks(AMENDED_MAX).map(|some| (Vec::new(), some.to_vec()));
         for (forget, remember) in forget.chain(remember) {
             behind.backfills += 1;
-            ctx.store(ObjectOp::Amend { forget, remember }, StoreUse::Backfill { pg, oid });
+            self.backfills += 1;
+            ctx.store(
+                ObjectOp::Amend { forget, remember },
+                StoreUse::Backfill { pg, oid, started: behind.started },
+            );
         }
         behind.cloned.remove(&oid);
         behind.conflicts.remove(&oid);
         behind.todo.remove(&oid);
+        self.objects_done += 1;
         self.objects.remove(&(pg, oid));
         self.start_objects(ctx);
         self.propose_finish(ctx, replica);
@@ -409,7 +480,7 @@ impl CatchUp {
         let is_zero = |block: u32| {
             data.as_ref().is_none_or(|d| {
                 let at = (block - blocks.first) as usize * BLOCK_BYTES;
-                d[at..at + BLOCK_BYTES].iter().all(|b| *b == 0)
+                d[at..at + BLOCK_BYTES].as_chunks::<16>().0.iter().all(|word| *word == [0; 16])
             })
         };
         // Runs of blocks of one kind: written, or cleared.
@@ -428,16 +499,17 @@ impl CatchUp {
             let (change, payload) = match (&data, zero) {
                 (Some(data), false) => {
                     let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
-                    let payload = data.slice(at..at + run.count as usize * BLOCK_BYTES);
+                    let payload = part_of(data, at, run.count as usize * BLOCK_BYTES);
                     let checksums = block_checksums(&payload);
                     (Change::Write { blocks: run, checksums, base: WriteBase::Keep }, payload)
                 }
                 _ => (Change::Discard { blocks: run }, Bytes::new()),
             };
             behind.backfills += 1;
+            self.backfills += 1;
             ctx.store(
                 ObjectOp::Change { oid, change, data: payload, tag: None },
-                StoreUse::Backfill { pg, oid },
+                StoreUse::Backfill { pg, oid, started: behind.started },
             );
         }
     }
@@ -448,23 +520,93 @@ impl CatchUp {
         replica: &mut Replica,
         pg: PgId,
         oid: Oid,
+        started: Since,
         reply: ObjectReply,
     ) {
-        let Some(behind) = self.pgs.get_mut(&pg) else { return };
-        behind.backfills = behind.backfills.saturating_sub(1);
+        self.backfills = self.backfills.saturating_sub(1);
+        self.settle_backfill(ctx, pg, oid, started, reply);
+        self.fetch_waiting(ctx, replica);
+        self.propose_finish(ctx, replica);
+    }
+
+    fn settle_backfill(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, started: Since, reply: ObjectReply) {
+        let Some(behind) = self.pgs.get_mut(&pg).filter(|behind| behind.started == started) else { return };
+        behind.backfills -= 1;
         if let ObjectReply::Failed(failure) = reply {
             tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
             give_up(ctx, pg);
-            behind.todo.insert(oid);
+            // Nor may what is under way of it end as if all of it was here: others may be given up first, or not at all.
+            behind.todo.insert(oid, Extent::Whole);
+            behind.later.insert(oid);
+            self.objects.remove(&(pg, oid));
         }
-        self.propose_finish(ctx, replica);
     }
+
+    pub(super) fn is_store_full(&self) -> bool {
+        self.backfills >= BACKFILLS_MAX
+    }
+}
+
+/// The store may keep what it is given for long: a small part must not keep all of the piece in memory.
+fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
+    let part = data.slice(at..at + len);
+    if len <= data.len() / 2 { Bytes::copy_from_slice(&part) } else { part }
 }
 
 /// This copy leaves the PG's sets, to begin anew.
 fn give_up(ctx: &mut Context, pg: PgId) {
     if let Some(since) = ctx.view.pg(pg).map(|state| state.since) {
-        let drop = Action::DropCopies { node: ctx.me, pgs: vec![(pg, since)] };
-        ctx.propose(drop, ProposalUse::DropCopies);
+        ctx.drop_copies(ctx.me, vec![(pg, since)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{Generation, Seq, Vid};
+
+    const OID: Oid = Oid::data(Vid(1), 0);
+
+    fn mark(seq: u64, first: u32, count: u32) -> Unsettled {
+        let stamp = Stamp { generation: Generation(1), seq: Seq(seq) };
+        let blocks = Some(BlockRange::new(first, count));
+        Unsettled { vid: Vid(1), stamp, origin: Default::default(), oid: OID, blocks }
+    }
+
+    fn fetching() -> Fetching {
+        let mut fetching = Fetching::new(1, NodeId { addr: [0; 16], port: 1 }, OID);
+        fetching.found = Some(Found { exists: true, blocks: 1024 });
+        fetching.see(1024, u64::MAX, &[]);
+        fetching
+    }
+
+    fn verdict(fetching: &Fetching, seq: u64) -> Verdict {
+        let told = fetching.marks.values().find(|told| told.mark.stamp.seq == Seq(seq));
+        fetching.verdict(told.expect("it was told of"))
+    }
+
+    #[test]
+    fn a_change_between_two_pieces_tears_the_earlier_one() {
+        let mut fetching = fetching();
+        fetching.see(0, 256, &[]);
+        fetching.see(256, 512, &[mark(7, 200, 100)]);
+        assert_eq!(verdict(&fetching, 7), Verdict::Torn { first: 0, end: 256 });
+        fetching.see(0, 256, &[mark(7, 200, 100)]);
+        assert_eq!(verdict(&fetching, 7), Verdict::Included);
+    }
+
+    #[test]
+    fn what_a_piece_tells_of_no_more_is_settled_whichever_piece_had_told_of_it() {
+        let mut fetching = fetching();
+        fetching.see(256, 512, &[]);
+        fetching.see(0, 256, &[mark(5, 10, 1), mark(7, 200, 100)]);
+        assert_eq!(verdict(&fetching, 7), Verdict::Torn { first: 256, end: 512 });
+        fetching.see(256, 512, &[mark(7, 200, 100), mark(8, 250, 10)]);
+        assert_eq!(verdict(&fetching, 8), Verdict::Torn { first: 0, end: 256 });
+        // This replaces the only answer that told of change 5, which has been settled.
+        fetching.see(0, 256, &[mark(8, 250, 10)]);
+        assert_eq!(verdict(&fetching, 5), Verdict::Settled);
+        assert_eq!(verdict(&fetching, 7), Verdict::Settled);
+        assert_eq!(verdict(&fetching, 8), Verdict::Included);
     }
 }

@@ -1,8 +1,10 @@
-//! Brings this node's copies up to date: a full resync, PG by PG.
+//! Brings this node's copies up to date, PG by PG: what was changed while they were away, or all of it where nobody knows that.
 //!
 //! 1. The node proposes to catch up. From the version at which that is applied, every change of the PG is sent here too and
 //!    awaited. It is remembered which blocks such changes decide. What this copy remembered of earlier changes is forgotten.
-//! 2. The objects of the PG are listed at an in-sync copy, and here. Each is fetched, piece by piece, from a copy whose view
+//! 2. An in-sync copy tells what was changed since this one left the set ([`crate::replica`]); with what this copy may have and the others lack
+//!    (its own marks, as they were when it left), that is all they differ in. If no copy knows, the objects of the PG are listed there, and here.
+//!    Each is fetched, piece by piece, from a copy whose view
 //!    is as new, which therefore refuses changes that were not sent here; so a fetched block is either current or
 //!    decided here already, and those are left alone ([`decided`]).
 //! 3. What of the content is unsettled comes with it, and is remembered here as it is there ([`fetch`]): should its owner be
@@ -13,10 +15,14 @@
 
 mod decided;
 mod fetch;
+mod pace;
+mod progress;
+mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use proto::client::RecoveryThrottle;
 use proto::cluster::Action;
 use proto::object::{Change, ObjectInfo, ObjectOp, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
@@ -24,17 +30,25 @@ use proto::{NodeId, Oid, PgId, Since};
 
 use crate::Time;
 use crate::context::{Context, ProposalUse, Purpose, StoreUse};
+use crate::extent::Extent;
 use crate::replica::{Covered, Replica};
+use crate::view::View;
+
+pub use progress::Progress;
 
 use decided::Decided;
 use fetch::Fetching;
+use pace::Pace;
+use throttle::Throttle;
 
 /// Objects fetched at the same time.
-const OBJECTS_MAX: usize = 8;
+const OBJECTS_MAX: usize = 16;
 /// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
 const PGS_MAX: usize = 1024;
 /// Pause after an attempt that was refused or dropped.
 const BACK_OFF: Duration = Duration::from_secs(2);
+/// How long to wait for all those to answer that would have to wait for this copy.
+const REACHABLE_PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp {
@@ -44,6 +58,19 @@ pub(crate) struct CatchUp {
     next_attempt: u64,
     objects: BTreeMap<(PgId, Oid), Fetching>,
     not_before: BTreeMap<PgId, Time>,
+    /// Of PGs whose in-sync sets this copy has left in this life, or before it: what it has, or may have, of changes that others may lack.
+    /// Kept until the PG is in sync, through all attempts.
+    adrift: BTreeMap<PgId, BTreeMap<Oid, Extent>>,
+    /// Changes of this node's own that the store has not answered yet.
+    backfills: usize,
+    pace: Pace,
+    throttle: Throttle,
+    /// Since when PGs wait for members that do not answer.
+    unreachable_since: Option<Time>,
+    /// Content fetched in this life, in bytes.
+    fetched_bytes: u64,
+    /// Since this node last lacked nothing.
+    objects_done: u64,
 }
 
 /// A PG that this node is catching up on.
@@ -51,7 +78,10 @@ pub(crate) struct CatchUp {
 struct Behind {
     started: Since,
     stage: Stage,
-    todo: BTreeSet<Oid>,
+    urgency: Urgency,
+    /// How many copies did not know what was changed meanwhile.
+    unknown_to: usize,
+    todo: BTreeMap<Oid, Extent>,
     /// Decided by changes since `started`.
     decided: BTreeMap<Oid, Decided>,
     /// Objects that changes cloned from others when those were not here yet.
@@ -64,6 +94,19 @@ struct Behind {
     later: BTreeSet<Oid>,
     backfills: usize,
 }
+
+/// In which order PGs are repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// Writes wait for another copy.
+    Blocked,
+    /// There are fewer copies than there should be.
+    Degraded,
+    /// There are enough, elsewhere.
+    Misplaced,
+}
+
+const URGENCIES: [Urgency; 3] = [Urgency::Blocked, Urgency::Degraded, Urgency::Misplaced];
 
 /// A question about an object that is being fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +125,7 @@ enum Stage {
     Proposed,
 }
 
-/// One listing of several PGs at one source.
+/// One listing of several PGs at one source: of what was changed, or of everything.
 #[derive(Debug)]
 struct Round {
     source: NodeId,
@@ -92,6 +135,10 @@ struct Round {
 impl CatchUp {
     pub fn pgs_behind(&self) -> u32 {
         self.pgs.len() as u32
+    }
+
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes
     }
 
     /// A change has been accepted: what it covers is current here.
@@ -106,7 +153,7 @@ impl CatchUp {
         let PeerRequest::Change { pg, change: Change::Write { base, .. }, .. } = body else { return None };
         let WriteBase::CloneOf(from) = *base else { return None };
         let behind = self.pgs.get(pg).filter(|_| ctx.view.pg(*pg).is_some_and(|s| s.is_catching(ctx.me)))?;
-        let has_it = !behind.todo.contains(&from)
+        let has_it = !behind.todo.contains_key(&from)
             && !self.objects.contains_key(&(*pg, from))
             && behind.backfills == 0
             && !own_list_pending(ctx);
@@ -147,6 +194,7 @@ impl CatchUp {
             let attempt =
                 ctx.view.pg(*id).and_then(|pg| pg.catching.iter().find(|c| c.node == ctx.me).copied());
             let known = self.pgs.get(id).map(|b| b.started);
+            self.note_adrift(ctx, replica, *id, known);
             match attempt {
                 Some(attempt) if known == Some(attempt.started) => {}
                 Some(attempt) => {
@@ -155,7 +203,9 @@ impl CatchUp {
                     let behind = Behind {
                         started: attempt.started,
                         stage: Stage::Unlisted,
-                        todo: BTreeSet::new(),
+                        urgency: urgency_of(ctx, *id),
+                        unknown_to: 0,
+                        todo: BTreeMap::new(),
                         decided: BTreeMap::new(),
                         cloned: BTreeMap::new(),
                         failures: BTreeMap::new(),
@@ -163,6 +213,7 @@ impl CatchUp {
                         later: BTreeSet::new(),
                         backfills: 0,
                     };
+                    self.begin_count();
                     self.pgs.insert(*id, behind);
                 }
                 None if known.is_some() => {
@@ -177,6 +228,19 @@ impl CatchUp {
         self.advance(ctx, replica);
     }
 
+    /// Before anything is forgotten.
+    fn note_adrift(&mut self, ctx: &Context, replica: &Replica, id: PgId, attempt: Option<Since>) {
+        let pg = ctx.view.pg(id).filter(|pg| pg.absent_since(ctx.me).is_some());
+        let Some(pg) = pg else { return drop(self.adrift.remove(&id)) };
+        if attempt.is_some() && pg.catching.iter().any(|c| c.node == ctx.me && Some(c.started) == attempt) {
+            return;
+        }
+        let adrift = self.adrift.entry(id).or_default();
+        for (oid, blocks) in replica.marks_of(ctx, id) {
+            adrift.entry(oid).or_default().unite(&Extent::of(blocks));
+        }
+    }
+
     fn stop(&mut self, ctx: &mut Context, id: PgId) {
         self.pgs.remove(&id);
         self.objects.retain(|(pg, _), _| *pg != id);
@@ -188,6 +252,47 @@ impl CatchUp {
         }
     }
 
+    /// When objects that wait for their turn may go on.
+    pub fn resumes_at(&self, view: &View) -> Option<Time> {
+        // Else the store's next answer lets them go on.
+        let paced = if self.is_store_full() { None } else { self.pace.next(view.repair().rate_bytes) };
+        paced.into_iter().chain(self.throttle.next()).min()
+    }
+
+    /// Of this node alone, and of this life.
+    pub fn set_throttle(&mut self, ctx: &mut Context, bound: RecoveryThrottle) {
+        self.throttle.set(bound);
+        self.start_objects(ctx);
+    }
+
+    pub fn throttle(&self) -> RecoveryThrottle {
+        self.throttle.bound()
+    }
+
+    pub fn resume(&mut self, ctx: &mut Context, replica: &mut Replica) {
+        self.throttle.resume(ctx.now);
+        self.start_objects(ctx);
+        self.fetch_waiting(ctx, replica);
+    }
+
+    fn fetch_waiting(&mut self, ctx: &mut Context, replica: &mut Replica) {
+        if self.is_store_full() {
+            return;
+        }
+        for (pg, oid) in self.pace.take_waiting() {
+            self.fetch_next(ctx, replica, pg, oid);
+        }
+    }
+
+    /// Once a tick.
+    pub fn handle_tick(&mut self, ctx: &mut Context, replica: &Replica, tick: Duration) {
+        self.pace.hear(ctx.out.strain.pressure());
+        self.pace.handle_tick(tick);
+        self.handle_source_lost(ctx);
+        self.leave_silent_sources(ctx);
+        self.advance(ctx, replica);
+    }
+
     /// Does whatever can be done now.
     pub fn advance(&mut self, ctx: &mut Context, replica: &Replica) {
         self.pgs.values_mut().for_each(|behind| behind.later.clear());
@@ -195,6 +300,52 @@ impl CatchUp {
         self.start_rounds(ctx);
         self.start_objects(ctx);
         self.propose_finish(ctx, replica);
+    }
+
+    /// Are those that would have to wait for this copy reachable? Else writes would wait for it in vain, until it is dropped once more.
+    ///
+    /// Not for ever: a member that is up and does nothing must not keep others from being repaired.
+    fn is_reachable(&mut self, ctx: &mut Context) -> bool {
+        let owners = ctx.view.session_owners();
+        let copies = ctx.view.pools().iter().flat_map(|pool| &pool.pgs).filter(|pg| pg.concerns(ctx.me));
+        let mut nodes: BTreeSet<NodeId> = owners.chain(copies.flat_map(|pg| pg.writers())).collect();
+        nodes.retain(|node| *node != ctx.me && ctx.view.is_up(*node));
+        let unknown = nodes.into_iter().filter(|node| !ctx.out.reach.is_fresh(*node, ctx.now)).count();
+        if unknown == 0 {
+            self.unreachable_since = None;
+            return true;
+        }
+        let since = *self.unreachable_since.get_or_insert(ctx.now);
+        let waited = ctx.now.since(since) > REACHABLE_PATIENCE;
+        if waited {
+            self.unreachable_since = None;
+        }
+        waited && !ctx.is_cut_off()
+    }
+
+    /// Another copy may answer, where there is one that does.
+    fn leave_silent_sources(&mut self, ctx: &mut Context) {
+        let replaced = |ctx: &Context, pg: PgId, source: NodeId| {
+            ctx.is_silent(source) && source_of(ctx, pg, 0).is_some_and(|(other, _)| !ctx.is_silent(other))
+        };
+        let left = |r: &Round| r.pgs.iter().any(|(pg, _)| replaced(ctx, *pg, r.source));
+        let rounds: Vec<u64> = self.rounds.iter().filter(|(_, r)| left(r)).map(|(id, _)| *id).collect();
+        for id in &rounds {
+            self.end_round(*id, Stage::Unlisted);
+        }
+        self.objects.retain(|(pg, _), fetching| !replaced(ctx, *pg, fetching.source));
+        let void: Vec<u64> = ctx
+            .out
+            .calls
+            .iter()
+            .filter(|(_, call)| match call.purpose {
+                Purpose::List { round } | Purpose::Changed { round } => rounds.contains(&round),
+                Purpose::Length(asked) | Purpose::Fetch { asked, .. } => replaced(ctx, asked.pg, call.to),
+                _ => false,
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        void.into_iter().for_each(|id| drop(ctx.out.calls.remove(&id)));
     }
 
     fn propose_start(&mut self, ctx: &mut Context) {
@@ -206,14 +357,18 @@ impl CatchUp {
             for (index, pg) in pool.pgs.iter().enumerate() {
                 let id = PgId { pool: proto::PoolId(number as u8), index: index as u32 };
                 let lacking = pg.targets.contains(&ctx.me) && !pg.writers().any(|n| n == ctx.me);
-                let has_source = pg.in_sync.iter().any(|n| ctx.view.is_up(*n));
-                let may = self.not_before.get(&id).is_none_or(|at| *at <= ctx.now);
-                if lacking && has_source && may && wanted.len() < PGS_MAX {
-                    wanted.push((id, pg.since));
+                let has_source = pg.in_sync.iter().any(|n| ctx.view.is_serving(*n));
+                let may = self.not_before.get(&id).is_none_or(|at| *at <= ctx.now)
+                    && (ctx.view.repair().enabled || !ctx.view.is_writable(id));
+                if lacking && has_source && may {
+                    wanted.push((urgency_of(ctx, id), id, pg.since));
                 }
             }
         }
-        if !wanted.is_empty() {
+        wanted.sort_unstable();
+        wanted.truncate(PGS_MAX);
+        let wanted: Vec<(PgId, Since)> = wanted.into_iter().map(|(_, id, since)| (id, since)).collect();
+        if !wanted.is_empty() && self.is_reachable(ctx) {
             for (id, _) in &wanted {
                 self.not_before.insert(*id, ctx.now.after(BACK_OFF));
             }
@@ -222,21 +377,27 @@ impl CatchUp {
     }
 
     fn start_rounds(&mut self, ctx: &mut Context) {
-        let mut by_source: BTreeMap<NodeId, Vec<(PgId, Since)>> = BTreeMap::new();
-        for (id, _) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Unlisted) {
-            if let Some((source, since)) = source_of(ctx, *id, 0) {
-                let pgs = by_source.entry(source).or_default();
+        let mut by_source: BTreeMap<(bool, NodeId), Vec<(PgId, Since)>> = BTreeMap::new();
+        for (id, behind) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Unlisted) {
+            if let Some((source, since)) = source_of(ctx, *id, behind.unknown_to) {
+                let incremental = is_incremental(ctx, *id, behind.unknown_to);
+                let pgs = by_source.entry((incremental, source)).or_default();
                 if pgs.len() < PGS_MAX {
                     pgs.push((*id, since));
                 }
             }
         }
-        for (source, pgs) in by_source {
+        for ((incremental, source), pgs) in by_source {
             for (id, _) in &pgs {
                 self.pgs.get_mut(id).expect("from the map").stage = Stage::Listing;
             }
             self.next_round += 1;
             self.rounds.insert(self.next_round, Round { source, pgs: pgs.clone() });
+            if incremental {
+                let ask = PeerRequest::Changed { pgs, after: None };
+                ctx.call(source, ask, Purpose::Changed { round: self.next_round });
+                continue;
+            }
             // What lies here already is compared as well: it may have been deleted meanwhile.
             let op = ObjectOp::List { first: Oid(0), last: Oid(u64::MAX), limit: u32::MAX };
             let own = pgs.iter().map(|(pg, _)| *pg).collect();
@@ -258,7 +419,7 @@ impl CatchUp {
         for object in objects {
             let Some(pg) = ctx.view.pg_of(object.oid).filter(|pg| wanted.contains(pg)) else { continue };
             if let Some(behind) = self.pgs.get_mut(&pg) {
-                behind.todo.insert(object.oid);
+                behind.todo.insert(object.oid, Extent::Whole);
             }
         }
     }
@@ -283,6 +444,45 @@ impl CatchUp {
         self.propose_finish(ctx, replica);
     }
 
+    pub fn handle_changed_reply(&mut self, ctx: &mut Context, replica: &Replica, id: u64, reply: PeerReply) {
+        let Some(round) = self.rounds.get_mut(&id) else { return };
+        let PeerReply::Changed { unknown, objects, complete } = reply else {
+            self.end_round(id, Stage::Unlisted);
+            return;
+        };
+        for pg in unknown {
+            let Some(at) = round.pgs.iter().position(|(of, _)| *of == pg) else { continue };
+            round.pgs.swap_remove(at);
+            if let Some(behind) = self.pgs.get_mut(&pg) {
+                behind.stage = Stage::Unlisted;
+                behind.unknown_to += 1;
+            }
+        }
+        let (source, pgs) = (round.source, round.pgs.clone());
+        let after = objects.last().map(|(oid, _)| *oid);
+        for (oid, ranges) in objects {
+            let pg = ctx.view.pg_of(oid).filter(|pg| pgs.iter().any(|(of, _)| of == pg));
+            if let Some(behind) = pg.and_then(|pg| self.pgs.get_mut(&pg)) {
+                behind.todo.entry(oid).or_default().unite(&Extent::from_ranges(&ranges));
+            }
+        }
+        if pgs.is_empty() {
+            self.rounds.remove(&id);
+        } else if complete {
+            for (pg, _) in &pgs {
+                let adrift = self.adrift.get(pg).into_iter().flatten();
+                let Some(behind) = self.pgs.get_mut(pg) else { continue };
+                adrift.for_each(|(oid, extent)| behind.todo.entry(*oid).or_default().unite(extent));
+            }
+            self.end_round(id, Stage::Copying);
+        } else {
+            ctx.call(source, PeerRequest::Changed { pgs, after }, Purpose::Changed { round: id });
+        }
+        self.start_rounds(ctx);
+        self.start_objects(ctx);
+        self.propose_finish(ctx, replica);
+    }
+
     fn end_round(&mut self, id: u64, stage: Stage) {
         let Some(round) = self.rounds.remove(&id) else { return };
         for (pg, _) in round.pgs {
@@ -299,8 +499,12 @@ impl CatchUp {
             return;
         }
         let mut start = Vec::new();
-        for (id, behind) in self.pgs.iter().filter(|(_, b)| b.stage == Stage::Copying) {
-            for oid in &behind.todo {
+        let copying =
+            |urgency| self.pgs.iter().filter(move |(_, b)| (b.stage, b.urgency) == (Stage::Copying, urgency));
+        // One whose source has a failed disk waits for that, and takes up no place.
+        let has_source = |id: &PgId| source_of(ctx, *id, 0).is_some();
+        for (id, behind) in URGENCIES.into_iter().flat_map(copying).filter(|(id, _)| has_source(id)) {
+            for oid in behind.todo.keys() {
                 if self.objects.len() + start.len() >= OBJECTS_MAX {
                     break;
                 }
@@ -310,6 +514,10 @@ impl CatchUp {
             }
         }
         for (pg, oid) in start {
+            // An object that is held back stays in `todo`, so its PG is not taken for complete.
+            if !self.throttle.take(ctx.now) {
+                return;
+            }
             self.start_object(ctx, pg, oid);
         }
     }
@@ -329,19 +537,15 @@ impl CatchUp {
         }
     }
 
-    /// Listings and fetches whose source went away start again.
+    /// Listings and fetches whose source went away, or cannot read its disk any more, start again.
     pub fn handle_source_lost(&mut self, ctx: &mut Context) {
         let lost: Vec<u64> =
-            self.rounds.iter().filter(|(_, r)| !ctx.view.is_up(r.source)).map(|(id, _)| *id).collect();
+            self.rounds.iter().filter(|(_, r)| !ctx.view.is_serving(r.source)).map(|(id, _)| *id).collect();
         for id in lost {
             self.end_round(id, Stage::Unlisted);
         }
-        self.objects.retain(|_, fetching| ctx.view.is_up(fetching.source));
-        ctx.out.calls.retain(|_, call| {
-            let ours =
-                matches!(call.purpose, Purpose::List { .. } | Purpose::Length(_) | Purpose::Fetch { .. });
-            !ours || ctx.view.is_up(call.to)
-        });
+        self.objects.retain(|_, fetching| ctx.view.is_serving(fetching.source));
+        ctx.out.calls.retain(|_, call| !is_for_catch_up(&call.purpose) || ctx.view.is_serving(call.to));
     }
 }
 
@@ -349,12 +553,37 @@ impl Behind {
     /// What is under way of the object does not count.
     fn fetch_anew(&mut self, objects: &mut BTreeMap<(PgId, Oid), Fetching>, covered: Covered) {
         objects.remove(&(covered.pg, covered.oid));
-        self.todo.insert(covered.oid);
+        self.todo.insert(covered.oid, Extent::Whole);
     }
 }
 
 fn own_list_pending(ctx: &Context) -> bool {
-    ctx.out.tickets.values().any(|u| matches!(u, StoreUse::OwnList { .. }))
+    ctx.out.tickets.values().any(|(u, _)| matches!(u, StoreUse::OwnList { .. }))
+}
+
+fn urgency_of(ctx: &Context, id: PgId) -> Urgency {
+    let Some(pg) = ctx.view.pg(id) else { return Urgency::Misplaced };
+    if !ctx.view.is_writable(id) {
+        Urgency::Blocked
+    } else if pg.in_sync.iter().filter(|n| ctx.view.is_up(**n)).count() < pg.targets.len() {
+        Urgency::Degraded
+    } else {
+        Urgency::Misplaced
+    }
+}
+
+fn is_for_catch_up(purpose: &Purpose) -> bool {
+    matches!(
+        purpose,
+        Purpose::List { .. } | Purpose::Changed { .. } | Purpose::Length(_) | Purpose::Fetch { .. }
+    )
+}
+
+/// Can what is lacking be told by a copy that was not asked yet?
+fn is_incremental(ctx: &Context, pg: PgId, unknown_to: usize) -> bool {
+    let Some(state) = ctx.view.pg(pg) else { return false };
+    let sources = state.in_sync.iter().filter(|n| ctx.view.is_serving(**n) && **n != ctx.me).count();
+    state.absent_since(ctx.me).is_some() && unknown_to < sources
 }
 
 /// An in-sync copy to fetch from; another one after each failure.
@@ -362,7 +591,9 @@ fn source_of(ctx: &Context, pg: PgId, failures: usize) -> Option<(NodeId, Since)
     let state = ctx.view.pg(pg)?;
     // Spread over the copies by the PG's number, so that one source does not do all the work.
     let usable: Vec<NodeId> =
-        state.in_sync.iter().copied().filter(|n| ctx.view.is_up(*n) && *n != ctx.me).collect();
+        state.in_sync.iter().copied().filter(|n| ctx.view.is_serving(*n) && *n != ctx.me).collect();
+    let answering: Vec<NodeId> = usable.iter().copied().filter(|n| !ctx.is_silent(*n)).collect();
+    let usable = if answering.is_empty() { usable } else { answering };
     let source = usable.get((pg.index as usize + failures) % usable.len().max(1))?;
     Some((*source, state.since))
 }

@@ -38,12 +38,21 @@ impl Replica {
         self.forget_in_store(ctx, forget);
     }
 
+    /// What this copy may have of the PG and others lack.
+    pub fn marks_of(&self, ctx: &Context, pg: PgId) -> Vec<(Oid, Option<BlockRange>)> {
+        let entries = self.vdis.values().flat_map(|log| log.unsettled.values().map(|e| e.change));
+        let orders = self.vdis.values().flat_map(|log| log.orders.values().copied());
+        let all = entries.chain(orders).chain(self.strays.iter().copied());
+        all.filter(|c| ctx.view.pg_of(c.oid) == Some(pg)).map(|c| (c.oid, c.blocks)).collect()
+    }
+
     /// What is remembered belongs to an earlier format, whose vids may be given again.
     pub fn forget_all(&mut self, ctx: &mut Context) {
         let logs = std::mem::take(&mut self.vdis).into_values();
         let known = logs.flat_map(|log| log.unsettled.into_values()).map(|entry| entry.in_store());
         let forget: Vec<Unsettled> = known.chain(std::mem::take(&mut self.strays)).collect();
         self.forgetting = Forgetting::default();
+        self.absences = Default::default();
         for forget in forget.chunks(AMENDED_MAX) {
             let op = ObjectOp::Amend { forget: forget.to_vec(), remember: Vec::new() };
             ctx.store(op, StoreUse::Wiped);
@@ -96,7 +105,7 @@ impl Replica {
     pub fn inherit(&mut self, marks: &[Unsettled]) {
         for mark in marks {
             let log = self.vdis.entry(mark.vid).or_default();
-            if mark.stamp > log.settled {
+            if mark.stamp > log.settled && !log.around.contains(mark.stamp) {
                 let entry = || Entry { inherited: true, ..Entry::remembered(*mark) };
                 log.unsettled.entry(mark.stamp).or_insert_with(entry);
             }

@@ -9,15 +9,18 @@
 //! is but what has been settled since. So whoever copies content takes these marks with it ([`serve`], [`marks`]). Of a copy that still catches up, each
 //! change that is part of its content is listed too, but perhaps not whole: nobody reads from it.
 
+mod absent;
 mod marks;
 mod serve;
+mod settled;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use proto::object::{
     BlockRange, Change, ObjectOp, ObjectReply, Stamp, StoreFailure, Tag, Unsettled, WriteBase,
 };
-use proto::peer::{PeerReply, PeerRequest};
+use proto::peer::{CHECKSUMS_MAX, PeerReply, PeerRequest, SEAL_PAGE};
 use proto::{Generation, NodeId, Oid, PgId, Seq, Since, Vid};
 
 use crate::context::{Context, StoreUse};
@@ -43,6 +46,7 @@ pub(crate) struct Replica {
     strays: Vec<Unsettled>,
     serving: serve::Serving,
     forgetting: marks::Forgetting,
+    absences: absent::Absences,
 }
 
 /// Changes of one VDI that may be missing elsewhere.
@@ -51,10 +55,14 @@ struct VdiLog {
     unsettled: BTreeMap<Stamp, Entry>,
     /// Of which generation, up to where.
     settled: Stamp,
-    /// Seals that wait for changes in progress: who asked, under which call.
-    seals: Vec<(NodeId, u64)>,
+    around: settled::Around,
+    /// Seals that wait for changes in progress: who asked, under which call, for what comes after which stamp.
+    seals: Vec<(NodeId, u64, Option<Stamp>)>,
     /// What the store has not answered, as it will remember it.
     orders: BTreeMap<u64, Unsettled>,
+    /// Changes that were refused, by the last call for which they were: its owner counts on it that nothing of them is here, so the same call once
+    /// more must not carry them out.
+    refused: BTreeMap<Stamp, u64>,
 }
 
 #[derive(Debug)]
@@ -113,6 +121,32 @@ impl Replica {
                     ctx.store(ObjectOp::Read { oid, blocks }, StoreUse::Answer { to: from, call });
                 }
             }
+            PeerRequest::Verify { pg, since, oid, blocks } => {
+                if self.check_pg(ctx, from, call, pg, since, true) {
+                    let op = ObjectOp::Verify { oid, blocks, pass: 0 };
+                    ctx.store(op, StoreUse::Answer { to: from, call });
+                }
+            }
+            PeerRequest::Checksums { blocks, .. } if blocks.count > CHECKSUMS_MAX => {
+                ctx.reply(from, call, PeerReply::Failed(StoreFailure::Invalid));
+            }
+            PeerRequest::Checksums { pg, since, oid, blocks } => {
+                if self.check_pg(ctx, from, call, pg, since, true) {
+                    let op = ObjectOp::Checksums { oid, blocks };
+                    ctx.store(op, StoreUse::AnswerScrub { to: from, call });
+                }
+            }
+            PeerRequest::Mend { pg, since, oid, blocks, checksums, data } => {
+                // Of an object that may change, another copy's content may be older than what was acknowledged here since. One of a VDI that is
+                // frozen, or deleted and still needed, never changes again, in no view that is newer than this: what any copy that counts has
+                // of it is what belongs here.
+                if !is_frozen(ctx, oid) {
+                    ctx.reply(from, call, PeerReply::Failed(StoreFailure::Invalid));
+                } else if self.check_pg(ctx, from, call, pg, since, true) {
+                    let op = ObjectOp::Mend { oid, blocks, checksums, data };
+                    ctx.store(op, StoreUse::Answer { to: from, call });
+                }
+            }
             PeerRequest::Compare { pg, since, oid, with } => {
                 if self.check_pg(ctx, from, call, pg, since, true) {
                     ctx.store(ObjectOp::Compare { oid, with }, StoreUse::Answer { to: from, call });
@@ -133,11 +167,23 @@ impl Replica {
                 let op = ObjectOp::List { first, last: Oid(u64::MAX), limit: LIST_PAGE };
                 ctx.store(op, StoreUse::ListFor { to: from, call, pgs, first });
             }
-            PeerRequest::Seal { vid, generation } => self.handle_seal(ctx, from, call, vid, generation),
-            PeerRequest::Settle { vid, tag } => {
-                self.settle(ctx, vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
+            PeerRequest::Changed { pgs, after } => {
+                match pgs.iter().all(|(pg, since)| self.is_current(ctx, *pg, *since, true)) {
+                    true => self.answer_changed(ctx, from, call, &pgs, after),
+                    false => ctx.reply(from, call, PeerReply::OldView { version: ctx.view.version() }),
+                }
             }
-            PeerRequest::Purge { .. }
+            PeerRequest::Seal { vid, generation, after } => {
+                self.handle_seal(ctx, from, call, vid, generation, after);
+            }
+            PeerRequest::Settle { vid, tag } => {
+                self.settle_for_good(ctx, vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
+            }
+            PeerRequest::SettleAround { vid, generation, last, pinned } => {
+                self.settle_around(ctx, vid, generation, last, &pinned);
+            }
+            PeerRequest::Ping
+            | PeerRequest::Purge { .. }
             | PeerRequest::Yield { .. }
             | PeerRequest::Forward { .. }
             | PeerRequest::Recall { .. }
@@ -178,10 +224,14 @@ impl Replica {
         let covered = Covered { pg, oid, blocks, stamp: tag.stamp };
         self.settle(ctx, tag.vid, Stamp { generation: tag.stamp.generation, seq: tag.settled });
         let log = self.vdis.entry(tag.vid).or_default();
-        let settled = log.settled.generation == tag.stamp.generation && tag.stamp.seq <= log.settled.seq;
-        if settled {
+        let is_below = log.settled.generation == tag.stamp.generation && tag.stamp.seq <= log.settled.seq;
+        if is_below || log.around.contains(tag.stamp) {
             // It is on all copies, this one included: a late duplicate must not undo what came after it.
             ctx.reply(from, call, PeerReply::Done);
+            return None;
+        }
+        if log.refused.get(&tag.stamp).is_some_and(|last| call <= *last) {
+            ctx.reply(from, call, PeerReply::Failed(StoreFailure::NoSpace));
             return None;
         }
         // What was fetched of a change may lack a part of it until all is there.
@@ -195,6 +245,7 @@ impl Replica {
                 Some(_) => entry.waiting.push((from, call)),
                 None => ctx.reply(from, call, PeerReply::Done),
             }
+            self.absences.note(covered);
             return Some(covered);
         }
         self.next_order += 1;
@@ -209,6 +260,7 @@ impl Replica {
         log.orders.insert(order, change_of(blocks));
         let op = ObjectOp::Change { oid, change, data, tag: Some(tag) };
         ctx.store(op, StoreUse::Change { vid: tag.vid, order, covered });
+        self.absences.note(covered);
         Some(covered)
     }
 
@@ -225,7 +277,12 @@ impl Replica {
         match log.unsettled.get_mut(&change.stamp) {
             Some(entry) if entry.order == Some(order) => {
                 entry.order = None;
-                for (to, call) in std::mem::take(&mut entry.waiting) {
+                let waiting = std::mem::take(&mut entry.waiting);
+                if answer == PeerReply::Failed(StoreFailure::NoSpace) {
+                    let last = waiting.iter().map(|(_, call)| *call).max().unwrap_or(0);
+                    log.refused.insert(change.stamp, last);
+                }
+                for (to, call) in waiting {
                     ctx.reply(to, call, answer.clone());
                 }
                 match (done, entry.inherited) {
@@ -270,11 +327,22 @@ impl Replica {
 
     /// From now on older generations are refused: the view, which has reached the sender's version, does so in
     /// `handle_change`. The answer waits for changes of theirs that are still on their way to the disk.
-    fn handle_seal(&mut self, ctx: &mut Context, from: NodeId, call: u64, vid: Vid, generation: Generation) {
+    ///
+    /// It may come in pages. From the first one on nothing is added that counts, since no older change is accepted, and nothing is
+    /// settled before the seal has ended; what a copy that catches up comes to list meanwhile could as well have come after the answer.
+    fn handle_seal(
+        &mut self,
+        ctx: &mut Context,
+        from: NodeId,
+        call: u64,
+        vid: Vid,
+        generation: Generation,
+        after: Option<Stamp>,
+    ) {
         if ctx.view.session(vid).generation != generation {
             return ctx.reply(from, call, PeerReply::Fenced);
         }
-        self.vdis.entry(vid).or_default().seals.push((from, call));
+        self.vdis.entry(vid).or_default().seals.push((from, call, after));
         self.answer_seals(ctx, vid);
     }
 
@@ -285,34 +353,14 @@ impl Replica {
         if log.seals.is_empty() || log.orders.values().any(|c| c.stamp.generation < current) {
             return;
         }
-        let left: Vec<Unsettled> =
-            log.unsettled.values().map(|e| e.change).filter(|c| c.stamp.generation > clean).collect();
-        for (to, call) in std::mem::take(&mut log.seals) {
-            ctx.reply(to, call, PeerReply::Unsettled(left.clone()));
+        let closed = Stamp { generation: clean, seq: Seq(u64::MAX) };
+        for (to, call, after) in std::mem::take(&mut log.seals) {
+            let after = after.map_or(closed, |after| after.max(closed));
+            let mut left = log.unsettled.range((Bound::Excluded(after), Bound::Unbounded));
+            let changes: Vec<Unsettled> = left.by_ref().take(SEAL_PAGE).map(|(_, e)| e.change).collect();
+            let complete = left.next().is_none();
+            ctx.reply(to, call, PeerReply::Unsettled { changes, complete });
         }
-    }
-
-    /// Forgets what is known to be on all copies.
-    pub fn settle(&mut self, ctx: &mut Context, vid: Vid, settled: Stamp) {
-        // Sequence number 1 stands for the seal: before it, what older generations left is still needed.
-        if settled.seq == Seq(0) {
-            return;
-        }
-        let Some(log) = self.vdis.get_mut(&vid) else { return };
-        if settled <= log.settled {
-            return;
-        }
-        log.settled = settled;
-        let kept =
-            log.unsettled.split_off(&Stamp { generation: settled.generation, seq: Seq(settled.seq.0 + 1) });
-        // An entry may still be on its way to the disk: then this copy was dropped and nobody awaits it.
-        log.unsettled = kept;
-        ctx.store(ObjectOp::Settle { vid, stamp: settled }, StoreUse::Forget);
-    }
-
-    /// The last session ended with everything settled.
-    pub fn handle_clean_close(&mut self, ctx: &mut Context, vid: Vid, generation: Generation) {
-        self.settle(ctx, vid, Stamp { generation, seq: Seq(u64::MAX - 1) });
     }
 
     /// After a start: what the store has remembered of sessions that ended cleanly since is settled, and what belongs to VDIs
@@ -335,6 +383,12 @@ impl Replica {
             ctx.store(ObjectOp::Settle { vid, stamp: all }, StoreUse::Forget);
         }
     }
+}
+
+/// Does the object belong to a VDI that never changes?
+fn is_frozen(ctx: &Context, oid: Oid) -> bool {
+    let is_needed = ctx.view.vdi_or_remains(oid.vid()).is_some();
+    is_needed && ctx.view.vdi(oid.vid()).is_none_or(|vdi| vdi.is_snapshot())
 }
 
 fn covered_blocks(change: &Change) -> Option<BlockRange> {

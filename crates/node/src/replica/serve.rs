@@ -53,7 +53,7 @@ impl Replica {
         self.serving.fetches.insert(fetch, Fetch { to, call, oid, marks, awaited, found: None });
         let op = match blocks {
             Some(blocks) => ObjectOp::Read { oid, blocks },
-            None => ObjectOp::Checksums { oid },
+            None => ObjectOp::Checksums { oid, blocks: BlockRange::ALL },
         };
         ctx.store(op, StoreUse::Fetch { fetch });
     }
@@ -63,6 +63,11 @@ impl Replica {
             fetch.found = Some(reply);
             self.answer_fetches(ctx);
         }
+    }
+
+    /// It is not answered any more.
+    pub fn end_fetch(&mut self, id: u64) {
+        self.serving.fetches.remove(&id);
     }
 
     /// The store has carried out a change, or has not.
@@ -88,11 +93,15 @@ impl Replica {
                     ctx.reply(to, call, PeerReply::Failed(failure));
                     continue;
                 }
-                ObjectReply::Done | ObjectReply::Objects(_) | ObjectReply::Differing(_) => {
+                ObjectReply::Done
+                | ObjectReply::Verified(_)
+                | ObjectReply::Objects(_)
+                | ObjectReply::Differing(_) => {
                     unreachable!("not an answer to a read")
                 }
             };
-            ctx.reply(to, call, PeerReply::Fetched { found, marks, data });
+            let pressure = ctx.out.strain.pressure();
+            ctx.reply(to, call, PeerReply::Fetched { found, marks, pressure, data });
         }
     }
 

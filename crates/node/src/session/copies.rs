@@ -3,20 +3,24 @@
 //! A change is complete when every copy that the view counts (in sync, or catching up) has it on stable storage, under
 //! the PG's current `since`. Sets change under way: then all answers so far are void and the change is sent again
 //! to the new set; a copy that has it already says so at once. Nothing is sent while the PG may not be written.
+//!
+//! A copy whose disk is full refuses a change. If no copy has it, all are still alike, and the client is told. If another one has it, those that
+//! refused are asked again and may take the room that stores hold back for just that ([`Tag::last_room`]). That room is for what was under way when a
+//! disk became full: from then on copies on disks that are known to be full are asked first, and the others only when those have it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto::checksum::block_checksums;
-use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, Stamp, StoreFailure, Tag, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{NodeId, Oid, PgId, Seq, Since};
 
 use super::Session;
 use crate::Time;
-use crate::context::{Context, ProposalUse, Purpose};
+use crate::context::{Context, Purpose};
+use crate::view::Pg;
 
 /// A copy that has not answered for this long is dropped, if enough others remain.
 ///
@@ -33,6 +37,9 @@ pub(super) enum ChangeUse {
     Page(u32),
     Seal {
         attempt: u64,
+        /// The mend, as in [`super::reads::ReadUse::Seal`].
+        oid: Oid,
+        first: u32,
     },
 }
 
@@ -56,11 +63,42 @@ pub(super) struct InFlight {
     copies: BTreeMap<NodeId, Copy>,
     /// Since when it waits for a copy that is down.
     blocked: Option<Time>,
+    /// Copies that may have it: it was sent to them, and they did not refuse it.
+    spread: BTreeSet<NodeId>,
+    /// Copies that refused it for want of room though others may have it: they may take the last room.
+    cramped: BTreeSet<NodeId>,
 }
 
 impl InFlight {
-    pub(super) fn is_for(&self, oid: Oid) -> bool {
-        self.oid == oid
+    /// Whom to send it to now. While nobody else may have it, copies on full disks come first.
+    fn to_ask(&self, pg: &Pg, full_disks: &BTreeSet<NodeId>, me: NodeId) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> = pg.writers().collect();
+        let has_it = |n: &NodeId| matches!(self.copies.get(n), Some(Copy::Done));
+        let is_doubtful = |n: &NodeId| full_disks.contains(n) && !pg.is_catching(*n) && !has_it(n);
+        let takes_room = matches!(self.change, Change::Write { .. }) && self.cramped.is_empty();
+        let is_spread = self.spread.iter().any(|n| !full_disks.contains(n));
+        // Some full disks had room for it and others had not: nothing is gained by waiting.
+        let is_mixed = self.copies.keys().any(has_it)
+            && self.copies.values().any(|copy| matches!(copy, Copy::Failed(_)));
+        if takes_room && !is_spread && !is_mixed && nodes.iter().any(is_doubtful) {
+            nodes.retain(is_doubtful);
+        }
+        // The others first: their way is longer than the one to this node's own disk.
+        nodes.sort_by_key(|n| *n == me);
+        nodes
+    }
+
+    /// Does it tell that this copy's disk has room again, that it took the change? An overwrite does not.
+    fn shows_room(&self, node: NodeId) -> bool {
+        let needs_room =
+            matches!(self.change, Change::Write { base: WriteBase::Empty | WriteBase::CloneOf(_), .. });
+        needs_room && !self.cramped.contains(&node)
+    }
+
+    /// Have all that were asked refused it for want of room?
+    fn is_refused(&self) -> bool {
+        let refuses = |copy: &Copy| matches!(copy, Copy::Failed(StoreFailure::NoSpace));
+        !self.copies.is_empty() && self.copies.values().all(refuses)
     }
 }
 
@@ -88,6 +126,8 @@ impl Session {
             since: None,
             copies: BTreeMap::new(),
             blocked: None,
+            spread: BTreeSet::new(),
+            cramped: BTreeSet::new(),
         };
         self.in_flight.insert(seq, in_flight);
         self.transmit(ctx, seq);
@@ -111,6 +151,7 @@ impl Session {
     /// Sends a change to every copy that has not got it under the current `since`.
     fn transmit(&mut self, ctx: &mut Context, seq: Seq) {
         let settled = self.settled();
+        let may_take_last_room = self.may_take_last_room(seq);
         let Some(flight) = self.in_flight.get_mut(&seq) else { return };
         let Some(pg) = ctx.view.pg(flight.pg) else { return };
         if flight.since != Some(pg.since) {
@@ -130,24 +171,40 @@ impl Session {
             stamp: Stamp { generation: self.generation, seq },
             settled,
             origin: flight.origin,
+            last_room: false,
         };
-        let body = PeerRequest::Change {
+        let body = |last_room| PeerRequest::Change {
             pg: flight.pg,
             since: pg.since,
             oid: flight.oid,
             change: flight.change.clone(),
-            tag,
+            tag: Tag { last_room, ..tag },
             data: flight.data.clone(),
         };
-        // The others first: their way is longer than the one to this node's own disk.
-        let mut nodes: Vec<NodeId> = pg.writers().collect();
-        nodes.sort_by_key(|n| *n == ctx.me);
-        for node in nodes {
-            if let std::collections::btree_map::Entry::Vacant(e) = flight.copies.entry(node) {
-                let call = ctx.call(node, body.clone(), Purpose::Copy { vid: self.vid, seq });
-                e.insert(Copy::Sent { call, at: ctx.now });
-            }
+        if may_take_last_room {
+            flight.cramped.extend(pg.writers());
         }
+        let nodes = flight.to_ask(pg, &ctx.out.full_disks, ctx.me);
+        let mut sent = Vec::new();
+        for node in nodes.into_iter().filter(|node| !flight.copies.contains_key(node)) {
+            let body = body(flight.cramped.contains(&node));
+            let call = ctx.call(node, body, Purpose::Copy { vid: self.vid, seq });
+            sent.push((node, Copy::Sent { call, at: ctx.now }));
+        }
+        flight.spread.extend(sent.iter().map(|(node, _)| *node));
+        flight.copies.extend(sent);
+    }
+
+    /// What a seal or a check copies, another copy has already, and without a seal nothing of the VDI can be read. A block of the table says
+    /// what is on all copies by then: an owner that goes on without having written it shows what the next one would not know of.
+    fn may_take_last_room(&self, seq: Seq) -> bool {
+        let mends = |task: &u64| self.tasks.get(task).is_some_and(|task| task.is_check());
+        self.state == super::State::Sealing
+            || match self.in_flight.get(&seq).map(|flight| flight.purpose) {
+                Some(ChangeUse::Table(_) | ChangeUse::Page(_) | ChangeUse::Seal { .. }) => true,
+                Some(ChangeUse::Task(task)) => mends(&task),
+                None => false,
+            }
     }
 
     pub fn handle_copy_reply(&mut self, ctx: &mut Context, seq: Seq, from: NodeId, reply: PeerReply) {
@@ -155,15 +212,27 @@ impl Session {
         match reply {
             PeerReply::Done => {
                 flight.copies.insert(from, Copy::Done);
+                if flight.shows_room(from) {
+                    ctx.out.full_disks.remove(&from);
+                }
             }
             PeerReply::Failed(failure) => {
                 flight.copies.insert(from, Copy::Failed(failure));
+                if failure == StoreFailure::NoSpace {
+                    // Nothing was changed there.
+                    flight.spread.remove(&from);
+                    ctx.out.full_disks.insert(from);
+                }
             }
             // The view will say more; until then it counts as not sent.
             _ => {
                 flight.copies.remove(&from);
+                self.complete_if_done(ctx, seq);
+                return self.run(ctx);
             }
         }
+        // It may have been asked before the others.
+        self.transmit(ctx, seq);
         self.complete_if_done(ctx, seq);
         self.run(ctx);
     }
@@ -181,18 +250,25 @@ impl Session {
         };
         if writers.iter().all(|n| matches!(flight.copies.get(n), Some(Copy::Done))) {
             self.finish_change(ctx, seq, Ok(()));
-        } else if writers.iter().all(|n| failed_on(n) == Some(StoreFailure::NoSpace)) {
+        } else if flight.is_refused() && !writers.iter().any(|n| flight.spread.contains(n)) {
             // No copy was changed, so all are still alike: the client may be told.
             self.finish_change(ctx, seq, Err(StoreFailure::NoSpace));
         } else if writers.iter().all(|n| matches!(flight.copies.get(n), Some(Copy::Done | Copy::Failed(_)))) {
-            // Some have it and some cannot take it: those are dropped, or the change waits and is tried again.
+            // Some have it and some cannot take it: those find room after all or are dropped, or the change waits and is tried again.
             let id = flight.pg;
             let since = pg.since;
+            let lacks_room =
+                |n: &&NodeId| failed_on(n) == Some(StoreFailure::NoSpace) && !pg.is_catching(**n);
+            let cramped: BTreeSet<NodeId> =
+                writers.iter().filter(lacks_room).filter(|n| !flight.cramped.contains(n)).copied().collect();
+            if !cramped.is_empty() {
+                let flight = self.in_flight.get_mut(&seq).expect("seen above");
+                flight.copies.retain(|node, _| !cramped.contains(node));
+                flight.cramped.extend(cramped);
+                return self.transmit(ctx, seq);
+            }
             for node in writers.iter().filter(|n| failed_on(n).is_some()) {
-                ctx.propose(
-                    Action::DropCopies { node: *node, pgs: vec![(id, since)] },
-                    ProposalUse::DropCopies,
-                );
+                ctx.drop_copies(*node, vec![(id, since)]);
             }
         }
     }
@@ -203,24 +279,10 @@ impl Session {
             ChangeUse::Task(task) => self.task_change_done(task, result),
             ChangeUse::Table(block) => self.table_write_done(ctx, block, result),
             ChangeUse::Page(page) => self.page_write_done(ctx, page, result),
-            ChangeUse::Seal { attempt } => self.seal_change_done(ctx, attempt, result),
+            ChangeUse::Seal { attempt, oid, first } => {
+                self.seal_change_done(ctx, attempt, (oid, first), result)
+            }
         }
-    }
-
-    /// Everything up to here is on all copies, and no gateway will ask for it again; nor is it a part of what a request has only begun:
-    /// an object that is on all copies and not in the table yet is still to be found by the next owner.
-    pub(super) fn settled(&self) -> Seq {
-        if self.state == super::State::Sealing || !self.survived.is_empty() {
-            return Seq(0);
-        }
-        let first_in_flight = self.in_flight.keys().next().map_or(self.next_seq.0, |s| s.0);
-        let unconfirmed = self.forwarded.values().filter_map(|f| match f {
-            super::Forwarded::Done { first_seq, .. } => *first_seq,
-            super::Forwarded::Running { .. } => None,
-        });
-        let begun = self.tasks.values().filter_map(|task| task.first_seq);
-        let unconfirmed = unconfirmed.chain(self.jobs.values().filter_map(|job| job.first_seq)).chain(begun);
-        Seq(unconfirmed.map(|s| s.0).min().unwrap_or(u64::MAX).min(first_in_flight) - 1)
     }
 
     pub(super) fn replan_changes(&mut self, ctx: &mut Context) {
@@ -261,7 +323,8 @@ impl Session {
             }
             if let Some(since) = flight.since {
                 for (node, copy) in &flight.copies {
-                    let waits = matches!(copy, Copy::Sent { at, .. } if ctx.now.since(*at) > COPY_TIMEOUT);
+                    let waits = matches!(copy, Copy::Sent { at, .. }
+                        if ctx.now.since(*at) > COPY_TIMEOUT || ctx.is_silent(*node));
                     if waits && *node != ctx.me {
                         slow.entry(*node).or_default().insert(flight.pg, since);
                     }
@@ -269,28 +332,14 @@ impl Session {
             }
             self.transmit(ctx, seq);
         }
-        if !ctx.is_proposed(&ProposalUse::DropCopies) {
+        // Whoever hears from nobody would drop those that can go on.
+        if !ctx.is_cut_off() {
             for (node, pgs) in slow {
-                tracing::warn!(%node, vdi = %self.vid, pgs = pgs.len(), "a copy does not answer; going on without it");
-                ctx.propose(
-                    Action::DropCopies { node, pgs: pgs.into_iter().collect() },
-                    ProposalUse::DropCopies,
-                );
+                let count = pgs.len();
+                if ctx.drop_copies(node, pgs.into_iter().collect()) {
+                    tracing::warn!(%node, vdi = %self.vid, pgs = count, "a copy does not answer; going on without it");
+                }
             }
-        }
-    }
-
-    /// Lets idle copies forget what is settled; busy ones learn it from the next change.
-    pub(super) fn tell_settled(&mut self, ctx: &mut Context) {
-        let settled = self.settled();
-        if settled == self.told_settled || !self.in_flight.is_empty() {
-            return;
-        }
-        self.told_settled = settled;
-        let stamp = Stamp { generation: self.generation, seq: settled };
-        let tag = Tag { vid: self.vid, stamp, settled, origin: Origin::default() };
-        for node in self.members_of_pool(ctx) {
-            ctx.tell(node, PeerRequest::Settle { vid: self.vid, tag });
         }
     }
 

@@ -12,7 +12,7 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{Incarnation, ObjectKind, Oid, Seq};
 use volume::{Piece, pieces};
 
-use super::seal::Touched;
+use super::seal::{Touched, blocks_of};
 use super::span::Span;
 use super::task::{Kind, WriteMode};
 use super::{Forwarded, Inner, Request, Requester, Session};
@@ -34,8 +34,8 @@ pub(super) struct Job {
     parts: BTreeMap<u64, Bytes>,
     reply: Option<ClientReply>,
     error: Option<ClientError>,
-    /// The first change it made: until its gateway has the answer, that and later ones are not settled.
-    pub first_seq: Option<Seq>,
+    /// The changes it made: until its gateway has the answer, they are not settled.
+    pub changes: Vec<Seq>,
     /// Of a long request each task is settled by itself: else everything that is written meanwhile would have to be remembered.
     is_long: bool,
 }
@@ -79,7 +79,7 @@ impl Session {
             parts: BTreeMap::new(),
             reply: None,
             error: None,
-            first_seq: None,
+            changes: Vec::new(),
             is_long: false,
         };
         match plan {
@@ -184,10 +184,20 @@ impl Session {
             {
                 Err(ClientError::NoObject)
             }
-            (Some(ObjectKind::Inode | ObjectKind::BTree), NativeOp::Check { repair }) => Ok(vec![(
-                oid.index(),
-                Kind::Check { blocks: BlockRange::new(0, volume::PAGE_BLOCKS), repair: *repair, inode: true },
-            )]),
+            (Some(ObjectKind::Data), NativeOp::Check { .. })
+                if u64::from(oid.index()) >= self.object_count(ctx) =>
+            {
+                Err(ClientError::NoObject)
+            }
+            (Some(_), NativeOp::Check { repair, part }) => {
+                let size = blocks_of(oid, self.shift);
+                let all = BlockRange::new(0, size);
+                let blocks = part.unwrap_or(all);
+                if blocks.end() > u64::from(size) {
+                    return Err(ClientError::InvalidParameters);
+                }
+                Ok(vec![(oid.index(), Kind::Check { oid, blocks, repair: *repair })])
+            }
             (Some(ObjectKind::Inode), _) => self.plan_inode(ctx, op),
             (Some(ObjectKind::Data), _) if u64::from(oid.index()) >= self.object_count(ctx) => {
                 beyond_the_end(op)
@@ -236,10 +246,7 @@ impl Session {
             NativeOp::Discard => {
                 Kind::Zero { piece: Piece { index, offset: 0, len: size as u32, at: 0 }, whole: true }
             }
-            NativeOp::Check { repair } => {
-                let blocks = BlockRange::new(0, (size / proto::BLOCK_BYTES as u64) as u32);
-                Kind::Check { blocks, repair: *repair, inode: false }
-            }
+            NativeOp::Check { .. } => return Err(ClientError::InvalidParameters),
         };
         Ok(vec![(index, task)])
     }
@@ -269,14 +276,13 @@ impl Session {
 
     /// Checks a part of an object after a copy of it turned out damaged, and mends it.
     pub(super) fn mend(&mut self, ctx: &mut Context, oid: Oid, blocks: BlockRange) {
-        let inode = matches!(oid.kind(), Some(ObjectKind::Inode | ObjectKind::BTree));
         let request = Request {
             requester: Requester::Nobody,
             origin: Default::default(),
-            op: ClientOp::Object { oid, op: NativeOp::Check { repair: true } },
+            op: ClientOp::Object { oid, op: NativeOp::Check { repair: true, part: Some(blocks) } },
         };
         let id = self.fresh_id();
-        let task = (oid.index(), Kind::Check { blocks, repair: true, inode });
+        let task = (oid.index(), Kind::Check { oid, blocks, repair: true });
         let job = Job {
             request,
             waiting: VecDeque::from([task]),
@@ -285,7 +291,7 @@ impl Session {
             parts: BTreeMap::new(),
             reply: None,
             error: None,
-            first_seq: None,
+            changes: Vec::new(),
             is_long: false,
         };
         self.jobs.insert(id, job);
@@ -293,8 +299,12 @@ impl Session {
     }
 
     pub(super) fn note_change(&mut self, job: u64, seq: Seq) {
-        if let Some(job) = self.jobs.get_mut(&job).filter(|job| !job.is_long) {
-            job.first_seq.get_or_insert(seq);
+        let Some(job) = self.jobs.get_mut(&job) else { return };
+        if !job.is_long {
+            job.changes.push(seq);
+        }
+        if self.settling.found.contains(&job.request.origin) {
+            self.settling.repeated.insert(seq);
         }
     }
 
@@ -340,7 +350,7 @@ impl Session {
                 self.survived.remove(&job.request.origin);
                 ctx.answer(request, result);
             }
-            to @ (Requester::Session { .. } | Requester::Reclaim { .. }) => {
+            to @ (Requester::Session { .. } | Requester::Reclaim { .. } | Requester::Scrub { .. }) => {
                 ctx.out.inner.push_back(Inner::Done { to, result });
             }
             Requester::Nobody => self.adoption_ended(ctx, id, result.is_ok()),
@@ -350,8 +360,8 @@ impl Session {
                     calls.extend(repeats);
                     // A gateway that is gone will not ask again.
                     if ctx.view.is_incarnation_alive(job.request.origin.incarnation) {
-                        let (result, first_seq) = (result.clone(), job.first_seq);
-                        let done = Forwarded::Done { result, first_seq, to: node, call, told: ctx.now };
+                        let (result, changes) = (result.clone(), job.changes);
+                        let done = Forwarded::Done { result, changes, to: node, call, told: ctx.now };
                         self.forwarded.insert(job.request.origin, done);
                     } else {
                         self.survived.remove(&job.request.origin);
@@ -397,7 +407,7 @@ impl Session {
             parts: BTreeMap::new(),
             reply: None,
             error: None,
-            first_seq: None,
+            changes: Vec::new(),
             is_long: false,
         };
         self.jobs.insert(id, job);
@@ -433,7 +443,7 @@ fn client_reply(request: &Request, result: &ClientResult) -> PeerReply {
     PeerReply::Client { request: request.origin.request, result: result.clone(), data }
 }
 
-fn is_mutation(op: &ClientOp) -> bool {
+pub(super) fn is_mutation(op: &ClientOp) -> bool {
     match op {
         ClientOp::Volume { op, .. } => !matches!(
             op,

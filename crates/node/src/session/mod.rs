@@ -15,6 +15,7 @@ mod locks;
 mod reads;
 mod rest;
 mod seal;
+mod settled;
 mod span;
 mod table_io;
 mod table_view;
@@ -36,6 +37,7 @@ use job::Job;
 use locks::Locks;
 use reads::Read;
 use seal::Seal;
+use settled::Settling;
 use table_io::{Pages, TableWrite};
 use task::Task;
 
@@ -44,7 +46,7 @@ pub(crate) use seal::blocks_of;
 
 /// The first change of a session after its seal. 1 stands for the seal, and those between are the seal's own: so it shows of every
 /// change whether it is a copy that a seal made.
-const FIRST_SEQ: Seq = Seq(1 << 32);
+pub(crate) const FIRST_SEQ: Seq = Seq(1 << 32);
 const FIRST_SEQ_OF_SEAL: Seq = Seq(2);
 
 /// How long a session without clients of its own is kept.
@@ -61,6 +63,8 @@ pub(crate) enum Requester {
     Session { vid: Vid, task: u64, first: u32 },
     /// The reclaimer of this sheep.
     Reclaim { job: u64, ask: u64 },
+    /// The scrub of this sheep.
+    Scrub { ask: u64 },
     /// The session itself.
     Nobody,
 }
@@ -82,7 +86,7 @@ enum Forwarded {
     /// Kept until the gateway has confirmed the answer: it may ask again.
     Done {
         result: ClientResult,
-        first_seq: Option<Seq>,
+        changes: Vec<Seq>,
         to: NodeId,
         call: u64,
         told: Time,
@@ -117,7 +121,7 @@ pub(crate) struct Session {
     pub frozen: bool,
     pub generation: Generation,
     state: State,
-    /// Requests that came before the seal was complete, or while the session rests.
+    /// Requests that came before the seal was complete, while the session rests, or while copies have to remember too much.
     queue: VecDeque<Request>,
     next_id: u64,
     jobs: BTreeMap<u64, Job>,
@@ -142,7 +146,7 @@ pub(crate) struct Session {
     recalled: Option<Time>,
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
-    told_settled: Seq,
+    settling: Settling,
     /// Since when it has been coming to rest, and whether it has said that it is.
     resting: Option<rest::Resting>,
     last_used: Time,
@@ -197,7 +201,7 @@ impl Session {
             survived: BTreeMap::new(),
             recalled: None,
             runnable: VecDeque::new(),
-            told_settled: Seq(0),
+            settling: Settling::default(),
             resting: None,
             last_used: ctx.now,
             last_used_locally: ctx.now,
@@ -218,14 +222,39 @@ impl Session {
         if matches!(request.requester, Requester::Local(_)) {
             self.last_used_locally = ctx.now;
         }
+        if self.gathers() {
+            self.settle_around(ctx);
+        }
+        let is_new = !self.forwarded.contains_key(&request.origin);
         match self.state {
             // A repeat may only be waiting for the confirmation without which there is no rest.
-            State::Resting if !self.forwarded.contains_key(&request.origin) => self.queue.push_back(request),
-            State::Sealing => self.queue.push_back(request),
+            State::Resting if is_new => self.enqueue(request),
+            State::Sealing => self.enqueue(request),
+            // Neither may a request overtake itself: what is carried out, answered and confirmed while it waits here as well would be
+            // carried out again, over what was written since.
+            State::Serving if is_new && job::is_mutation(&request.op) && self.holds_changes() => {
+                self.enqueue(request);
+            }
             _ => self.start_job(ctx, request),
         }
         self.run(ctx);
         Ok(())
+    }
+
+    fn holds_changes(&self) -> bool {
+        self.settling.holds || !self.queue.is_empty()
+    }
+
+    /// A gateway's repeat takes the place of its request: that is whom to answer.
+    fn enqueue(&mut self, request: Request) {
+        let is_repeat = |waiting: &&mut Request| {
+            matches!((waiting.requester, request.requester), (Requester::Gateway { node, .. }, Requester::Gateway { node: of, .. }) if node == of)
+                && waiting.origin == request.origin
+        };
+        match self.queue.iter_mut().find(is_repeat) {
+            Some(waiting) => *waiting = request,
+            None => self.queue.push_back(request),
+        }
     }
 
     fn seal_is_complete(&mut self, ctx: &mut Context) {
@@ -304,6 +333,10 @@ impl Session {
         self.retry_reads(ctx);
         self.retry_seal(ctx);
         self.tell_settled(ctx);
+        self.settle_around(ctx);
+        if self.state == State::Serving && !self.settling.holds && !self.queue.is_empty() {
+            self.serve_queue(ctx);
+        }
         self.ask_for_confirmation(ctx);
         self.recall_survived(ctx);
         self.look_for_rest(ctx);
@@ -324,11 +357,15 @@ impl Session {
     }
 
     /// Has it been idle long enough to be given back, `opens` clients of this sheep having it open?
-    pub fn should_close(&self, now: Time, opens: u32, at_once: bool) -> bool {
+    pub fn should_close(&self, ctx: &Context, opens: u32, at_once: bool) -> bool {
+        let now = ctx.now;
         let idle = at_once || (now.since(self.last_used_locally) > IDLE && now.since(self.last_used) > IDLE);
         // Others use it and nobody here does: they are better served by a session of their own.
-        let foreign = now.since(self.last_used_locally) > IDLE;
-        opens == 0 && self.state == State::Serving && ((idle && !self.is_busy()) || foreign)
+        let between = ctx.view.session(self.vid).between;
+        let foreign = !between && now.since(self.last_used_locally) > IDLE;
+        // Whoever is to be told how an earlier owner's request ended may still ask, and only here. So may those who are held.
+        let owes = !self.survived.is_empty() || !self.queue.is_empty();
+        opens == 0 && !owes && self.state == State::Serving && ((idle && !self.is_busy()) || foreign)
     }
 
     /// Of a reader: has nobody used it for a while?

@@ -1,7 +1,8 @@
 //! Reads of whole blocks, and comparisons of objects, from one in-sync copy: this node's own first, another one if that fails.
 
 use bytes::Bytes;
-use proto::object::BlockRange;
+use proto::checksum::block_checksums;
+use proto::object::{BlockRange, Verified};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{NodeId, Oid, Since, Vid};
 
@@ -20,11 +21,21 @@ pub(super) enum ReadUse {
     },
     Seal {
         attempt: u64,
+        /// Of the mend, in its object.
+        first: u32,
     },
     /// One copy's part of a check.
     Check {
         task: u64,
         node: NodeId,
+    },
+    /// Good content of what a check has found to be wrong.
+    CheckContent {
+        task: u64,
+    },
+    /// A copy is to put content back that it has lost.
+    PutBack {
+        task: u64,
     },
     /// Where an object differs from another VDI's.
     Compare {
@@ -37,15 +48,20 @@ pub(super) enum ReadUse {
 #[derive(Clone, Debug)]
 pub(super) enum Found {
     Data(Bytes),
+    Verified(Verified),
     /// No copy has the object.
     Absent,
     /// Not one in-sync copy could give the blocks.
     Failed,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum What {
     Blocks(BlockRange),
+    /// What is there of them, without the content.
+    Checksums(BlockRange),
+    /// Not read but put back.
+    Mend(BlockRange, Bytes),
     /// Where the object differs from this one, or from zeros.
     DifferenceFrom(Option<Oid>),
 }
@@ -57,14 +73,15 @@ pub(super) struct Read {
     purpose: ReadUse,
     /// Only this copy will do.
     only: Option<NodeId>,
-    /// Copies that failed.
+    /// Copies that failed since the in-sync set is what it is.
     failed: Vec<NodeId>,
+    failed_since: Since,
     asked: Option<(NodeId, u64, Since)>,
 }
 
 impl Read {
-    pub(super) fn is_for(&self, oid: Oid) -> bool {
-        self.oid == oid
+    fn new(oid: Oid, what: What, only: Option<NodeId>, purpose: ReadUse) -> Read {
+        Read { oid, what, purpose, only, failed: Vec::new(), failed_since: Since::default(), asked: None }
     }
 }
 
@@ -77,25 +94,50 @@ impl Session {
         only: Option<NodeId>,
         purpose: ReadUse,
     ) {
+        self.start(ctx, oid, What::Blocks(blocks), only, purpose);
+    }
+
+    /// Asks a copy what it has of these blocks, without the content.
+    pub(super) fn start_verify(
+        &mut self,
+        ctx: &mut Context,
+        oid: Oid,
+        blocks: BlockRange,
+        node: NodeId,
+        purpose: ReadUse,
+    ) {
+        self.start(ctx, oid, What::Checksums(blocks), Some(node), purpose);
+    }
+
+    /// Gives a copy content that it cannot read any more, of an object that never changes.
+    pub(super) fn start_mend(
+        &mut self,
+        ctx: &mut Context,
+        oid: Oid,
+        blocks: BlockRange,
+        data: Bytes,
+        node: NodeId,
+        purpose: ReadUse,
+    ) {
+        self.start(ctx, oid, What::Mend(blocks, data), Some(node), purpose);
+    }
+
+    fn start(&mut self, ctx: &mut Context, oid: Oid, what: What, only: Option<NodeId>, purpose: ReadUse) {
         let id = self.fresh_id();
-        let what = What::Blocks(blocks);
-        self.reads.insert(id, Read { oid, what, purpose, only, failed: Vec::new(), asked: None });
+        self.reads.insert(id, Read::new(oid, what, only, purpose));
         self.ask(ctx, id);
     }
 
     /// Asks one copy where two objects of a PG differ.
     pub(super) fn start_compare(&mut self, ctx: &mut Context, oid: Oid, with: Option<Oid>, purpose: ReadUse) {
-        let id = self.fresh_id();
-        let what = What::DifferenceFrom(with);
-        self.reads.insert(id, Read { oid, what, purpose, only: None, failed: Vec::new(), asked: None });
-        self.ask(ctx, id);
+        self.start(ctx, oid, What::DifferenceFrom(with), None, purpose);
     }
 
     /// A read that is tried at the next tick: it has just failed on every copy.
     pub(super) fn read_later(&mut self, oid: Oid, blocks: BlockRange, purpose: ReadUse) {
         let id = self.fresh_id();
         let what = What::Blocks(blocks);
-        self.reads.insert(id, Read { oid, what, purpose, only: None, failed: Vec::new(), asked: None });
+        self.reads.insert(id, Read::new(oid, what, None, purpose));
     }
 
     /// Asks the next copy. If none can be asked now, the read waits for the view to change.
@@ -103,11 +145,16 @@ impl Session {
         let Some(read) = self.reads.get_mut(&id) else { return };
         let pg_id = ctx.view.pg_of(read.oid).expect("the VDI of a session has a pool");
         let Some(pg) = ctx.view.pg(pg_id) else { return };
+        // A disk that could not read then may be able to now, and may by now be the last to have the blocks.
+        if read.failed_since != pg.since {
+            read.failed.clear();
+            read.failed_since = pg.since;
+        }
         let candidates: Vec<NodeId> =
             pg.in_sync.iter().copied().filter(|n| read.only.is_none_or(|only| only == *n)).collect();
         let mut usable: Vec<NodeId> =
             candidates.iter().copied().filter(|n| ctx.view.is_up(*n) && !read.failed.contains(n)).collect();
-        usable.sort_by_key(|n| *n != ctx.me);
+        usable.sort_by_key(|n| (*n != ctx.me, ctx.is_silent(*n)));
         let Some(node) = usable.first().copied() else {
             read.asked = None;
             if candidates.iter().all(|n| read.failed.contains(n)) && !pg.in_sync.is_empty() {
@@ -116,9 +163,14 @@ impl Session {
             return;
         };
         let (oid, since) = (read.oid, pg.since);
-        let body = match read.what {
-            What::Blocks(blocks) => PeerRequest::Read { pg: pg_id, since, oid, blocks },
-            What::DifferenceFrom(with) => PeerRequest::Compare { pg: pg_id, since, oid, with },
+        let body = match &read.what {
+            &What::Blocks(blocks) => PeerRequest::Read { pg: pg_id, since, oid, blocks },
+            &What::Checksums(blocks) => PeerRequest::Verify { pg: pg_id, since, oid, blocks },
+            What::Mend(blocks, data) => {
+                let checksums = block_checksums(data);
+                PeerRequest::Mend { pg: pg_id, since, oid, blocks: *blocks, checksums, data: data.clone() }
+            }
+            &What::DifferenceFrom(with) => PeerRequest::Compare { pg: pg_id, since, oid, with },
         };
         let call = ctx.call(node, body, Purpose::Read { vid: self.vid, read: id });
         read.asked = Some((node, call, since));
@@ -127,18 +179,25 @@ impl Session {
     pub fn handle_read_reply(&mut self, ctx: &mut Context, id: u64, from: NodeId, reply: PeerReply) {
         let Some(read) = self.reads.get_mut(&id) else { return };
         read.asked = None;
-        match (reply, read.what) {
-            (PeerReply::Data { data, .. }, What::Blocks(blocks))
+        match (reply, &read.what) {
+            (PeerReply::Data { data, .. }, &What::Blocks(blocks))
                 if data.len() == blocks.count as usize * proto::BLOCK_BYTES =>
             {
                 let damaged = std::mem::take(&mut read.failed);
                 let oid = read.oid;
                 self.finish_read(ctx, id, Found::Data(data));
-                // Of an ancestor's object only a check by its own owner, or a scrub, may mend a copy.
-                if !damaged.is_empty() && !self.frozen && oid.vid() == self.vid {
+                // An ancestor's object is not this session's to check. The copy that could not give it has it mended (see `scrub`).
+                if !damaged.is_empty() && oid.vid() == self.vid {
                     self.mend(ctx, oid, blocks);
                 }
             }
+            (PeerReply::Verified(verified), What::Checksums(blocks))
+                if verified.checksums.len() == blocks.count as usize =>
+            {
+                self.finish_read(ctx, id, Found::Verified(verified));
+            }
+            // What has become of it is asked then.
+            (PeerReply::Done, What::Mend(..)) => self.finish_read(ctx, id, Found::Absent),
             (PeerReply::Differing(blocks), What::DifferenceFrom(_)) => self.finish_compare(ctx, id, blocks),
             (PeerReply::Absent, _) => self.finish_read(ctx, id, Found::Absent),
             (PeerReply::Failed(failure), _) => {
@@ -160,14 +219,18 @@ impl Session {
     fn finish_read(&mut self, ctx: &mut Context, id: u64, found: Found) {
         let read = self.reads.remove(&id).expect("looked up by the caller");
         let blocks = match read.what {
-            What::Blocks(blocks) => blocks,
+            What::Blocks(blocks) | What::Checksums(blocks) | What::Mend(blocks, _) => blocks,
             What::DifferenceFrom(_) => BlockRange::new(0, 0),
         };
         match read.purpose {
             ReadUse::Task(task) => self.task_read_done(ctx, task, blocks, found),
             ReadUse::Table { from, first, count } => self.table_loaded(ctx, from, first, count, found),
-            ReadUse::Seal { attempt } => self.seal_read_done(ctx, attempt, read.oid, blocks, found),
+            ReadUse::Seal { attempt, first } => {
+                self.seal_read_done(ctx, attempt, (read.oid, first), blocks, found)
+            }
             ReadUse::Check { task, node } => self.check_read_done(ctx, task, node, found),
+            ReadUse::CheckContent { task } => self.check_content_read(ctx, task, blocks, found),
+            ReadUse::PutBack { task } => self.was_put_back(ctx, task),
             ReadUse::Compare { task, index } => self.object_compared(ctx, task, index, None),
         }
     }
@@ -195,7 +258,26 @@ impl Session {
 
     pub(super) fn retry_reads(&mut self, ctx: &mut Context) {
         for id in self.reads.keys().copied().collect::<Vec<_>>() {
-            if self.reads.get(&id).is_some_and(|r| r.asked.is_none()) {
+            let Some(read) = self.reads.get_mut(&id) else { continue };
+            let pg = ctx.view.pg_of(read.oid).and_then(|pg| ctx.view.pg(pg));
+            let answers = |n: &NodeId| ctx.view.is_up(*n) && !ctx.is_silent(*n) && !read.failed.contains(n);
+            let others = read.only.is_none() && pg.is_some_and(|pg| pg.in_sync.iter().any(answers));
+            // This very copy is wanted, to compare it: it is as good as lost, as it is to whoever writes.
+            if let (Some(node), Some(pg_id)) = (read.only, ctx.view.pg_of(read.oid))
+                && ctx.is_silent(node)
+                && !ctx.is_cut_off()
+                && let Some(since) = pg.filter(|pg| pg.in_sync.contains(&node)).map(|pg| pg.since)
+                && ctx.drop_copies(node, vec![(pg_id, since)])
+            {
+                tracing::warn!(%node, vdi = %self.vid, "a copy that is to be checked does not answer; going on without it");
+            }
+            // No copy is the worse for its silence.
+            if let Some((node, call, _)) = read.asked.filter(|(node, ..)| others && ctx.is_silent(*node)) {
+                tracing::debug!(%node, oid = %read.oid, "a copy does not answer; reading from another");
+                ctx.out.calls.remove(&call);
+                read.asked = None;
+            }
+            if read.asked.is_none() {
                 self.ask(ctx, id);
             }
         }

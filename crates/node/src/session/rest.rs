@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use proto::cluster::Action;
-use proto::{Generation, Seq, Vid};
+use proto::{Generation, Vid};
 
 use super::{FIRST_SEQ, Request, Session, State};
 use crate::Time;
@@ -67,7 +67,7 @@ impl Session {
         self.vid = head;
         self.generation = Generation(1);
         self.next_seq = FIRST_SEQ;
-        self.told_settled = Seq(0);
+        self.settling = Default::default();
         self.resting = None;
         self.state = State::Serving;
         self.last_used = ctx.now;

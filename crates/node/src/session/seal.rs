@@ -14,7 +14,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, Stamp, StoreFailure, Unsettled, WriteBase};
 use proto::peer::{PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, ObjectKind, Oid, ViewVersion};
@@ -24,30 +23,45 @@ use super::copies::{COPY_TIMEOUT, ChangeUse};
 use super::reads::{Found, ReadUse};
 use super::{FIRST_SEQ, Session, Survivor};
 use crate::Time;
-use crate::context::{Context, ProposalUse, Purpose};
+use crate::context::{Context, Purpose};
+use crate::view::View;
 
 /// Blocks copied at once: 1 MiB.
 const MEND_BLOCKS: u32 = 256;
-/// Ranges mended at the same time.
-const MENDS_MAX: usize = 32;
+/// Ranges mended at the same time, and how many blocks of them may be on their way: 32 MiB.
+const MENDS_MAX: usize = 256;
+const MENDED_BLOCKS_MAX: u32 = 8192;
 
 #[derive(Debug)]
 pub(super) struct Seal {
     attempt: u64,
-    asked: BTreeMap<NodeId, (u64, Time, ViewVersion)>,
+    asked: BTreeMap<NodeId, Asked>,
     /// Each as of a view at least this new.
     answers: BTreeMap<NodeId, (ViewVersion, Vec<Unsettled>)>,
     started: Time,
     planned: bool,
     restart: bool,
-    todo: VecDeque<Mend>,
-    /// Mends under way, by object (one at a time for each object).
-    running: BTreeMap<Oid, Mend>,
+    todo: BTreeMap<Oid, VecDeque<Mend>>,
+    /// Objects of which a mend may begin.
+    ready: VecDeque<Oid>,
+    /// Mends under way. Of one object several at a time, if they are blocks that the same copy gives: they have no block in common.
+    running: BTreeMap<MendId, Running>,
     /// Data objects with unsettled changes: the table must name those that exist.
     touched: BTreeMap<u32, Touched>,
     adoption: Option<u64>,
     /// Copies that could not be read.
     bad: BTreeSet<(Oid, NodeId)>,
+}
+
+/// A copy that has not told everything yet.
+#[derive(Debug)]
+struct Asked {
+    call: u64,
+    at: Time,
+    /// When it was asked for the first page.
+    version: ViewVersion,
+    /// Of the pages so far. All are of one life of the copy: they go with it when it goes down.
+    found: Vec<Unsettled>,
 }
 
 /// What owners have done to a data object, as copies tell that can be read. What a seal copied does not count, since a copy may be of a
@@ -78,6 +92,72 @@ struct Mend {
     origin: Origin,
 }
 
+/// The object, and the first block of the mend as it was planned.
+type MendId = (Oid, u32);
+
+#[derive(Debug)]
+struct Running {
+    /// What of it is still to be copied, with the piece that is under way.
+    mend: Mend,
+    piece: BlockRange,
+    /// Changes of this piece that copies have not answered.
+    changes: usize,
+}
+
+impl Mend {
+    fn piece(&self) -> BlockRange {
+        BlockRange::new(self.blocks.first, self.blocks.count.min(mend_blocks(self.oid)))
+    }
+
+    fn has_company(&self) -> bool {
+        !self.whole && !is_page(self.oid)
+    }
+}
+
+impl Seal {
+    /// Can it go on beside what is under way?
+    fn may_run(&self, mend: &Mend) -> bool {
+        let mut others =
+            self.running.range((mend.oid, 0)..=(mend.oid, u32::MAX)).map(|(_, running)| &running.mend);
+        others.all(|other| other.source == mend.source && other.has_company() && mend.has_company())
+    }
+
+    /// Is something still to be read from a copy that does not count any more?
+    fn reads_from_a_copy_that_left(&self, view: &View) -> bool {
+        let to_come = self.todo.values().flatten().chain(self.running.values().map(|running| &running.mend));
+        to_come.into_iter().any(|mend| {
+            let pg = view.pg_of(mend.oid).and_then(|id| view.pg(id));
+            !pg.is_some_and(|pg| pg.in_sync.contains(&mend.source))
+        })
+    }
+
+    /// Begins what can be begun, and says what that is.
+    fn begin_mends(&mut self) -> Vec<MendId> {
+        let mut begun = Vec::new();
+        let mut blocks: u32 = self.running.values().map(|running| running.piece.count).sum();
+        while let Some(oid) = self.ready.front().copied() {
+            let next = self.todo.get(&oid).and_then(|mends| mends.front()).copied();
+            let Some(mend) = next.filter(|mend| self.may_run(mend)) else {
+                self.ready.pop_front();
+                continue;
+            };
+            if self.running.len() >= MENDS_MAX || blocks >= MENDED_BLOCKS_MAX {
+                break;
+            }
+            let mends = self.todo.get_mut(&oid).expect("just seen");
+            mends.pop_front();
+            if mends.is_empty() {
+                self.todo.remove(&oid);
+            }
+            let (id, piece) = ((oid, mend.blocks.first), mend.piece());
+            blocks += piece.count;
+            self.running.insert(id, Running { mend, piece, changes: 0 });
+            begun.push(id);
+        }
+        begun
+    }
+}
+
 impl Session {
     pub(super) fn start_seal(&mut self, ctx: &mut Context) {
         let attempt = self.fresh_id();
@@ -91,7 +171,8 @@ impl Session {
             started: ctx.now,
             planned: false,
             restart: false,
-            todo: VecDeque::new(),
+            todo: BTreeMap::new(),
+            ready: VecDeque::new(),
             running: BTreeMap::new(),
             touched: BTreeMap::new(),
             adoption: None,
@@ -106,6 +187,8 @@ impl Session {
         let (vid, generation) = (self.vid, self.generation);
         let Some(seal) = self.seal.as_mut() else { return };
         if seal.planned {
+            // What it has told of is not there any more when it has left the set, even if it comes back.
+            seal.restart |= seal.reads_from_a_copy_that_left(ctx.view);
             return self.advance_seal(ctx);
         }
         // An answer from before a change of sets is of no account: its copy may have begun anew since, or, while it was catching up, have
@@ -118,12 +201,14 @@ impl Session {
         seal.answers.retain(|node, (version, _)| needed.contains(node) && !changed_since(*node, *version));
         for node in &needed {
             if !ctx.view.is_up(*node) {
-                if let Some((call, ..)) = seal.asked.remove(node) {
-                    ctx.out.calls.remove(&call);
+                if let Some(asked) = seal.asked.remove(node) {
+                    ctx.out.calls.remove(&asked.call);
                 }
             } else if !seal.answers.contains_key(node) && !seal.asked.contains_key(node) {
-                let call = ctx.call(*node, PeerRequest::Seal { vid, generation }, Purpose::Seal { vid });
-                seal.asked.insert(*node, (call, ctx.now, ctx.view.version()));
+                let ask = PeerRequest::Seal { vid, generation, after: None };
+                let call = ctx.call(*node, ask, Purpose::Seal { vid });
+                let version = ctx.view.version();
+                seal.asked.insert(*node, Asked { call, at: ctx.now, version, found: Vec::new() });
             }
         }
         // A PG without any copy in sync cannot be told alike; it is waited for as well.
@@ -137,8 +222,18 @@ impl Session {
     pub fn handle_seal_reply(&mut self, ctx: &mut Context, from: NodeId, reply: PeerReply) {
         let Some(seal) = self.seal.as_mut() else { return };
         let asked = seal.asked.remove(&from);
-        if let (PeerReply::Unsettled(changes), Some((_, _, version))) = (reply, asked) {
-            seal.answers.insert(from, (version, changes));
+        if let (PeerReply::Unsettled { changes, complete }, Some(mut asked)) = (reply, asked) {
+            asked.found.extend(changes);
+            match asked.found.last().filter(|_| !complete).map(|change| change.stamp) {
+                None => drop(seal.answers.insert(from, (asked.version, asked.found))),
+                // Whether the sets have changed since the first page is looked at when the last one is there.
+                after => {
+                    let ask = PeerRequest::Seal { vid: self.vid, generation: self.generation, after };
+                    asked.call = ctx.call(from, ask, Purpose::Seal { vid: self.vid });
+                    asked.at = ctx.now;
+                    seal.asked.insert(from, asked);
+                }
+            }
         }
         self.replan_seal(ctx);
         self.run(ctx);
@@ -153,7 +248,9 @@ impl Session {
         let silent: Vec<NodeId> = seal
             .asked
             .iter()
-            .filter(|(node, (_, at, _))| **node != ctx.me && ctx.now.since(*at) > COPY_TIMEOUT)
+            .filter(|(node, asked)| {
+                **node != ctx.me && (ctx.now.since(asked.at) > COPY_TIMEOUT || ctx.is_silent(**node))
+            })
             .map(|(node, _)| *node)
             .collect();
         let mut silent = silent;
@@ -164,7 +261,7 @@ impl Session {
         let Some(vdi) = ctx.view.vdi(self.vid) else { return };
         let pool = vdi.pool;
         for node in silent {
-            if ctx.is_proposed(&ProposalUse::DropCopies) {
+            if ctx.is_cut_off() {
                 break;
             }
             let pgs = ctx.view.pools()[usize::from(pool.0)].pgs.iter().enumerate();
@@ -172,8 +269,9 @@ impl Session {
                 .filter(|(_, pg)| pg.writers().any(|n| n == node))
                 .map(|(index, pg)| (proto::PgId { pool, index: index as u32 }, pg.since))
                 .collect();
-            tracing::warn!(%node, vdi = %self.vid, "no answer to a seal; going on without its copies");
-            ctx.propose(Action::DropCopies { node, pgs }, ProposalUse::DropCopies);
+            if ctx.drop_copies(node, pgs) {
+                tracing::warn!(%node, vdi = %self.vid, "no answer to a seal; going on without its copies");
+            }
         }
         self.replan_seal(ctx);
     }
@@ -196,23 +294,28 @@ impl Session {
                 continue;
             }
             let known: Vec<Unsettled> = counted.iter().map(|(_, c)| *c).collect();
+            let copies: Vec<Unsettled> = known.iter().copied().filter(is_copy).collect();
+            self.settling.found.extend(known.iter().map(|c| c.origin).filter(|o| *o != Origin::default()));
             if oid.kind() == Some(ObjectKind::Data) && oid.vid() == self.vid {
                 let touched = seal.touched.entry(oid.index()).or_default();
                 // What only a copy has that does not count is undone.
                 let is_readable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
-                let counts = |c: &Unsettled| !is_copy(c) && !is_undone(c, &known);
-                for (_, change) in counted.iter().filter(|(n, c)| is_readable(n) && counts(c)) {
+                for (_, change) in counted.iter().filter(|(n, c)| is_readable(n) && !is_copy(c)) {
                     let whole =
                         if change.origin == Origin::default() { Whole::Prepared } else { Whole::Asked };
-                    touched.whole = touched.whole.max(change.blocks.is_none().then_some(whole));
-                    touched.ranges.extend(change.blocks);
+                    for blocks in kept_of(change, &copies, &known) {
+                        touched.whole = touched.whole.max(blocks.is_none().then_some(whole));
+                        touched.ranges.extend(blocks);
+                    }
                 }
             }
             let usable = |n: &NodeId| pg.in_sync.contains(n) && !seal.bad.contains(&(oid, *n));
-            for (node, change) in counted.iter().filter(|(_, c)| !is_undone(c, &known)) {
+            for (node, change) in &counted {
                 if usable(node) && ctx.view.is_incarnation_alive(change.origin.incarnation) {
-                    let survivor = Survivor { oid, blocks: change.blocks, is_copy: is_copy(change) };
-                    self.survived.entry(change.origin).or_default().push(survivor);
+                    for blocks in kept_of(change, &copies, &known) {
+                        let survivor = Survivor { oid, blocks, is_copy: is_copy(change) };
+                        self.survived.entry(change.origin).or_default().push(survivor);
+                    }
                 }
             }
             let writers: Vec<NodeId> = pg.writers().collect();
@@ -224,7 +327,11 @@ impl Session {
             } else {
                 blocks_of(oid, self.shift)
             };
-            seal.todo.extend(plan_object(oid, blocks, &counted, &writers, usable, fallback));
+            let mends = plan_object(oid, blocks, &counted, &writers, usable, fallback);
+            if !mends.is_empty() {
+                seal.todo.insert(oid, mends.into());
+                seal.ready.push_back(oid);
+            }
         }
     }
 
@@ -234,25 +341,10 @@ impl Session {
         if seal.restart {
             return;
         }
-        let mut start = Vec::new();
-        let mut skipped = VecDeque::new();
-        while let Some(mend) = seal.todo.pop_front() {
-            if seal.running.len() >= MENDS_MAX || seal.running.contains_key(&mend.oid) {
-                skipped.push_back(mend);
-                if seal.running.len() >= MENDS_MAX {
-                    break;
-                }
-                continue;
-            }
-            seal.running.insert(mend.oid, mend);
-            start.push(mend);
-        }
-        while let Some(mend) = skipped.pop_back() {
-            seal.todo.push_front(mend);
-        }
+        let begun = seal.begin_mends();
         let complete = seal.todo.is_empty() && seal.running.is_empty();
-        for mend in start {
-            self.read_for_mend(ctx, mend);
+        for id in begun {
+            self.read_for_mend(ctx, id);
         }
         if complete {
             self.adopt(ctx);
@@ -283,47 +375,55 @@ impl Session {
         seal.restart = true;
     }
 
-    fn read_for_mend(&mut self, ctx: &mut Context, mend: Mend) {
-        let attempt = self.seal.as_ref().expect("called while sealing").attempt;
-        let blocks = BlockRange::new(mend.blocks.first, mend.blocks.count.min(mend_blocks(mend.oid)));
-        self.start_read(ctx, mend.oid, blocks, Some(mend.source), ReadUse::Seal { attempt });
+    fn read_for_mend(&mut self, ctx: &mut Context, id: MendId) {
+        let seal = self.seal.as_ref().expect("called while sealing");
+        let (attempt, running) = (seal.attempt, &seal.running[&id]);
+        let (oid, piece, source) = (running.mend.oid, running.piece, running.mend.source);
+        self.start_read(ctx, oid, piece, Some(source), ReadUse::Seal { attempt, first: id.1 });
     }
 
     pub(super) fn seal_read_done(
         &mut self,
         ctx: &mut Context,
         attempt: u64,
-        oid: Oid,
+        id: MendId,
         blocks: BlockRange,
         found: Found,
     ) {
         let Some(seal) = self.seal.as_mut().filter(|s| s.attempt == attempt) else { return };
-        let Some(mend) = seal.running.get(&oid).copied() else { return };
-        let purpose = ChangeUse::Seal { attempt };
+        if seal.restart {
+            // It may have left the set since, and be back without what it had: the next attempt reads what counts then.
+            seal.running.remove(&id);
+            return;
+        }
+        let Some(running) = seal.running.get_mut(&id) else { return };
+        let (oid, origin) = (id.0, running.mend.origin);
+        let purpose = ChangeUse::Seal { attempt, oid, first: id.1 };
         match found {
             Found::Data(data) => {
                 // Never `Empty`: the source itself takes part, and its later pieces are still to be read. The pieces of a
                 // whole object cover it with zeros where it has none, which take no space.
                 let runs = if is_page(oid) { vec![(blocks, false)] } else { runs_of_zeros(blocks, &data) };
+                running.changes = runs.len();
                 for (run, is_zero) in runs {
                     let at = (run.first - blocks.first) as usize * BLOCK_BYTES;
                     let part = data.slice(at..at + run.count as usize * BLOCK_BYTES);
                     if is_zero {
                         let discard = Change::Discard { blocks: run };
-                        self.send_change(ctx, oid, discard, Bytes::new(), mend.origin, purpose);
+                        self.send_change(ctx, oid, discard, Bytes::new(), origin, purpose);
                     } else {
-                        self.send_write(ctx, oid, run, part, WriteBase::Keep, mend.origin, purpose);
+                        self.send_write(ctx, oid, run, part, WriteBase::Keep, origin, purpose);
                     }
                 }
             }
             Found::Absent => {
-                let rest = seal.running.get_mut(&oid).expect("just seen");
-                rest.blocks.count = blocks.count;
-                self.send_change(ctx, oid, Change::Delete, Bytes::new(), mend.origin, purpose);
+                running.mend.blocks.count = blocks.count;
+                running.changes = 1;
+                self.send_change(ctx, oid, Change::Delete, Bytes::new(), origin, purpose);
             }
-            Found::Failed => {
-                seal.bad.insert((oid, mend.source));
-                seal.running.remove(&oid);
+            Found::Failed | Found::Verified(_) => {
+                seal.bad.insert((oid, running.mend.source));
+                seal.running.remove(&id);
                 seal.restart = true;
                 self.advance_seal(ctx);
             }
@@ -334,6 +434,7 @@ impl Session {
         &mut self,
         ctx: &mut Context,
         attempt: u64,
+        id: MendId,
         result: Result<(), StoreFailure>,
     ) {
         let Some(seal) = self.seal.as_mut().filter(|s| s.attempt == attempt) else { return };
@@ -341,29 +442,19 @@ impl Session {
             // Full everywhere: the copies stay as they are, so the seal cannot end. It is tried again when space is freed.
             seal.restart = true;
         }
-        // Which mend it was follows from what is under way: the changes of one piece per object.
-        let finished: Vec<Oid> = seal
-            .running
-            .keys()
-            .copied()
-            .filter(|oid| {
-                !self.in_flight.values().any(|f| f.is_for(*oid))
-                    && !self.reads.values().any(|r| r.is_for(*oid))
-            })
-            .collect();
-        let mut next = Vec::new();
-        for oid in finished {
-            let mend = seal.running.get_mut(&oid).expect("from the keys");
-            let copied = mend.blocks.count.min(mend_blocks(mend.oid));
-            mend.blocks = BlockRange::new(mend.blocks.first + copied, mend.blocks.count - copied);
-            if mend.blocks.count == 0 || seal.restart {
-                seal.running.remove(&oid);
-            } else {
-                next.push(*mend);
-            }
+        let Some(running) = seal.running.get_mut(&id) else { return };
+        running.changes -= 1;
+        if running.changes > 0 {
+            return;
         }
-        for mend in next {
-            self.read_for_mend(ctx, mend);
+        let (mend, copied) = (&mut running.mend, running.piece.count);
+        mend.blocks = BlockRange::new(mend.blocks.first + copied, mend.blocks.count - copied);
+        if mend.blocks.count == 0 || seal.restart {
+            seal.running.remove(&id);
+            seal.ready.push_back(id.0);
+        } else {
+            running.piece = mend.piece();
+            return self.read_for_mend(ctx, id);
         }
         self.advance_seal(ctx);
     }
@@ -374,21 +465,38 @@ fn is_copy(change: &Unsettled) -> bool {
     change.stamp.seq < FIRST_SEQ
 }
 
-/// Has a seal that did not end put something in its place that was not newer? `known` are the changes of the same object. Of what no
-/// request asked for it need not be known whether it was that itself: to do without it is harmless.
-fn is_undone(change: &Unsettled, known: &[Unsettled]) -> bool {
-    known.iter().filter(|copy| is_copy(copy) && copy.stamp > change.stamp).any(|copy| {
-        let overlaps = match (copy.blocks, change.blocks) {
-            (Some(copied), Some(blocks)) => copied.overlaps(blocks),
-            _ => true,
-        };
+/// In whose place has no seal that did not end put something that was not newer? Of blocks, the runs that are left of them; `None` stands for the
+/// object as a whole, of which nothing counts if a part is undone. `known` are the changes of the same object, `copies` those that seals made. Of
+/// what no request asked for it need not be known whether it was that itself: to do without it is harmless.
+fn kept_of(change: &Unsettled, copies: &[Unsettled], known: &[Unsettled]) -> Vec<Option<BlockRange>> {
+    let undoes = |copy: &&Unsettled| {
         let is_of = |c: &Unsettled| c.origin == copy.origin && c.origin != Origin::default();
         let is_of_newer = || known.iter().any(|c| !is_copy(c) && is_of(c) && c.stamp > change.stamp);
-        overlaps && !is_of(change) && !is_of_newer()
-    })
+        copy.stamp > change.stamp && !is_of(change) && !is_of_newer()
+    };
+    let mut undone = copies.iter().filter(undoes);
+    let Some(blocks) = change.blocks else {
+        return if undone.next().is_none() { vec![None] } else { Vec::new() };
+    };
+    let mut left = vec![blocks];
+    for copy in undone {
+        let Some(copied) = copy.blocks else { return Vec::new() };
+        left = left.into_iter().flat_map(|blocks| without(blocks, copied)).collect();
+    }
+    left.into_iter().map(Some).collect()
 }
 
-fn is_page(oid: Oid) -> bool {
+/// What is left of `blocks`.
+fn without(blocks: BlockRange, cut: BlockRange) -> impl Iterator<Item = BlockRange> {
+    let (start, end) = (u64::from(blocks.first), blocks.end());
+    let (from, to) = (u64::from(cut.first).clamp(start, end), cut.end().clamp(start, end));
+    let parts = if from < to { [(start, from), (to, end)] } else { [(start, end), (end, end)] };
+    let parts = parts.into_iter().filter(|(first, end)| first < end);
+    parts.map(|(first, end)| BlockRange::new(first as u32, (end - first) as u32))
+}
+
+/// Is it a part of a block table?
+pub(super) fn is_page(oid: Oid) -> bool {
     matches!(oid.kind(), Some(ObjectKind::Inode | ObjectKind::BTree))
 }
 
@@ -431,10 +539,11 @@ fn plan_object(
 ) -> Vec<Mend> {
     let newest_whole = changes.iter().filter(|(_, c)| c.blocks.is_none()).map(|(_, c)| c.stamp).max();
     let newest = changes.iter().map(|(_, c)| c.stamp).max().expect("an object is planned for its changes");
-    let holds = |node: &NodeId, stamp: Stamp| changes.iter().any(|(n, c)| n == node && c.stamp == stamp);
-    let origin_of = |stamp: Stamp| {
-        changes.iter().find(|(_, c)| c.stamp == stamp).map(|(_, c)| c.origin).unwrap_or_default()
-    };
+    // There may be a hundred thousand.
+    let held: BTreeSet<(NodeId, Stamp)> = changes.iter().map(|(n, c)| (*n, c.stamp)).collect();
+    let holds = |node: &NodeId, stamp: Stamp| held.contains(&(*node, stamp));
+    let origins: BTreeMap<Stamp, Origin> = changes.iter().rev().map(|(_, c)| (c.stamp, c.origin)).collect();
+    let origin_of = |stamp: Stamp| origins.get(&stamp).copied().unwrap_or_default();
     let source_of_whole = newest_whole.map(|whole| {
         changes.iter().map(|(n, _)| *n).find(|n| usable(n) && holds(n, whole)).unwrap_or(fallback)
     });
@@ -490,6 +599,8 @@ fn plan_object(
             }
         }
     }
+    // Those of one source can go on at the same time.
+    mends.sort_by_key(|mend| mend.source);
     mends
 }
 
@@ -532,8 +643,8 @@ mod tests {
             plan(&both),
             vec![
                 (node(1), BlockRange::new(0, 1), false),
-                (node(2), BlockRange::new(1, 1), false),
                 (node(1), BlockRange::new(2, 1), false),
+                (node(2), BlockRange::new(1, 1), false),
             ]
         );
     }
@@ -547,18 +658,25 @@ mod tests {
             origin,
             ..change(9, blocks)
         };
+        let kept = |change: &Unsettled, known: &[Unsettled]| {
+            let copies: Vec<Unsettled> = known.iter().copied().filter(is_copy).collect();
+            kept_of(change, &copies, known)
+        };
+        let undone = |change: &Unsettled, known: &[Unsettled]| kept(change, known).is_empty();
         let (written, none) = (made(1, by(7), Some((0, 16))), Origin::default());
-        assert!(is_undone(&written, &[made(2, none, Some((8, 1)))]));
-        assert!(is_undone(&written, &[made(2, by(8), None)]));
-        assert!(!is_undone(&written, &[made(2, none, Some((16, 1)))]), "of other blocks");
-        assert!(!is_undone(&written, &[made(2, by(7), Some((0, 8)))]), "it is that change");
-        assert!(!is_undone(&made(3, by(7), Some((0, 16))), &[made(2, none, None)]), "it came later");
-        assert!(is_undone(&made(1, none, None), &[made(2, none, Some((0, 1)))]));
+        let around = vec![Some(BlockRange::new(0, 8)), Some(BlockRange::new(9, 7))];
+        assert_eq!(kept(&written, &[made(2, none, Some((8, 1)))]), around);
+        assert!(undone(&written, &[made(2, none, Some((8, 20))), made(3, none, Some((0, 8)))]));
+        assert!(undone(&written, &[made(2, by(8), None)]));
+        assert!(!undone(&written, &[made(2, none, Some((16, 1)))]), "of other blocks");
+        assert!(!undone(&written, &[made(2, by(7), Some((0, 8)))]), "it is that change");
+        assert!(!undone(&made(3, by(7), Some((0, 16))), &[made(2, none, None)]), "it came later");
+        assert!(undone(&made(1, none, None), &[made(2, none, Some((0, 1)))]));
         let newer = Unsettled {
             stamp: Stamp { generation: Generation(1), seq: Seq(FIRST_SEQ.0 + 9) },
             ..made(1, by(8), None)
         };
-        assert!(!is_undone(&written, &[made(2, by(8), None), newer]), "that came later and won");
+        assert!(!undone(&written, &[made(2, by(8), None), newer]), "that came later and won");
     }
 
     #[test]

@@ -17,12 +17,13 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use proto::cluster::Action;
 use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
-use proto::{BLOCK_BYTES, Vid};
+use proto::{BLOCK_BYTES, Oid, Vid};
 use volume::{Entry, PAGE_BLOCKS, place_of_block, table_blocks};
 
 use super::Session;
 use super::copies::ChangeUse;
 use super::reads::{Found, ReadUse};
+use super::seal::is_page;
 use super::task::Kind;
 use crate::context::{Context, ProposalUse};
 
@@ -67,6 +68,8 @@ pub(super) struct Pages {
     wanted: BTreeSet<u32>,
     /// Pages that are being entered into the view.
     entering: BTreeSet<u32>,
+    /// Of pages whose copies are being compared: blocks within that were on their way to the copies meanwhile.
+    seen_moving: BTreeMap<u32, BTreeSet<u32>>,
     /// Blocks that were in memory when some had last been let go.
     blocks_left: usize,
 }
@@ -291,14 +294,47 @@ impl Session {
         let mut pinned: BTreeSet<u32> = needed.flat_map(|(first, end)| first..end).collect();
         pinned.extend(self.table_writes.keys());
         // A check takes a block that is not loaded for one that this session has not changed.
-        let checked = self.tasks.values().filter(|task| matches!(task.kind, Kind::Check { inode: true, .. }));
+        let is_checked = |kind: &Kind| matches!(kind, Kind::Check { oid, .. } if is_page(*oid));
+        let checked = self.tasks.values().filter(|task| is_checked(&task.kind));
         pinned.extend(checked.flat_map(|task| blocks_of_page(task.index())));
         pinned.extend(self.pages.wanted.iter().flat_map(|page| blocks_of_page(*page)));
         self.table.shrink_to(KEPT_BLOCKS, |block| pinned.contains(&block));
         self.pages.blocks_left = self.table.loaded_count();
     }
 
+    /// From now on it is noted which blocks of this page are on their way to the copies.
+    pub(super) fn watch_table_writes(&mut self, oid: Oid) {
+        let page = oid.index();
+        if self.frozen || !is_page(oid) {
+            return;
+        }
+        let is_made = matches!(self.pages.known.get(&page), Some(Page::InTheMaking(_)));
+        let under_way = self.table_writes.range(blocks_of_page(page)).filter(|(_, w)| w.under_way);
+        let moving = match is_made {
+            true => (0..PAGE_BLOCKS).collect(),
+            false => under_way.map(|(block, _)| block % PAGE_BLOCKS).collect(),
+        };
+        self.pages.seen_moving.insert(page, moving);
+    }
+
+    /// What was noted; the watch is over.
+    pub(super) fn table_writes_seen(&mut self, oid: Oid) -> BTreeSet<u32> {
+        let seen = if is_page(oid) { self.pages.seen_moving.remove(&oid.index()) } else { None };
+        seen.unwrap_or_default()
+    }
+
+    /// The page's object comes into being with all that an ancestor's has.
+    fn begin_page(&mut self, page: u32, ancestor: Vid) {
+        self.pages.known.insert(page, Page::InTheMaking(ancestor));
+        if let Some(moving) = self.pages.seen_moving.get_mut(&page) {
+            moving.extend(0..PAGE_BLOCKS);
+        }
+    }
+
     fn begin_table_write(&mut self, block: u32) {
+        if let Some(moving) = self.pages.seen_moving.get_mut(&(block / PAGE_BLOCKS)) {
+            moving.insert(block % PAGE_BLOCKS);
+        }
         let write = self.table_writes.get_mut(&block).expect("made by the caller");
         write.under_way = true;
         write.current = std::mem::take(&mut write.next);
@@ -322,7 +358,7 @@ impl Session {
         let lineage = |vid| ctx.view.vdi_or_remains(vid).map(|v| v.lineage);
         let (oid, _) = place_of_block(self.vid, first);
         if lineage(ancestor) == lineage(self.vid) {
-            self.pages.known.insert(page, Page::InTheMaking(ancestor));
+            self.begin_page(page, ancestor);
             let (from, within) = place_of_block(ancestor, first);
             self.begin_table_write(first);
             let bytes = Bytes::copy_from_slice(self.table.block(first).expect("a changed block is loaded"));
@@ -342,7 +378,7 @@ impl Session {
             return;
         }
         self.pages.wanted.remove(&page);
-        self.pages.known.insert(page, Page::InTheMaking(ancestor));
+        self.begin_page(page, ancestor);
         let bytes_of = |block| self.table.block(block).expect("just seen");
         // What lies around is zeros in an object that begins empty, and takes no space.
         let is_blank = |block: &u32| bytes_of(*block).iter().all(|byte| *byte == 0);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use proto::ObjectKind;
 use proto::client::{Extent, Table};
 use volume::{ENTRIES_PER_BLOCK, Entry, PAGE_BLOCKS, block_of_entry};
 
@@ -59,7 +60,8 @@ impl Session {
             Kind::Table { first } => part(self.table_window(ctx, *first)),
             Kind::Usage { next, .. } => part(self.window(ctx, *next, self.table_end(ctx))),
             Kind::Survey { first, end } => (*first, *end),
-            Kind::Check { inode: true, .. } | Kind::VmState { .. } => (0, 0),
+            Kind::Check { oid, .. } if oid.kind() != Some(ObjectKind::Data) => (0, 0),
+            Kind::VmState { .. } => (0, 0),
             _ => (block_of_entry(index), block_of_entry(index) + 1),
         }
     }

@@ -24,11 +24,11 @@ use proto::object::{BlockRange, Change, Origin, StoreFailure, WriteBase};
 use proto::{BLOCK_BYTES, NodeId, Oid, Seq, Vid};
 use volume::{Entry, Piece, block_of_entry};
 
-use super::Session;
 use super::copies::ChangeUse;
 use super::locks::Claim;
 use super::reads::{Found, ReadUse};
-use super::seal::{Touched, Whole};
+use super::seal::{Touched, Whole, is_page};
+use super::{Session, Survivor};
 use crate::context::Context;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +69,11 @@ pub(super) enum Kind {
     Claimed,
     /// An earlier owner may have made the object, or parts of it, and not lived to say so in the table.
     Adopt(Touched),
+    /// Of any object of the VDI: data, a page of the table, a saved machine's state.
     Check {
+        oid: Oid,
         blocks: BlockRange,
         repair: bool,
-        inode: bool,
     },
     ReadInode {
         offset: u32,
@@ -135,8 +136,8 @@ pub(super) struct Task {
     stage: Stage,
     /// Reads, changes and table writes that have not ended.
     outstanding: usize,
-    /// Its first change: until it ends, that and later ones are not settled.
-    pub first_seq: Option<Seq>,
+    /// Its changes: until it ends, they are not settled.
+    pub changes: Vec<Seq>,
     /// What was read, by first block.
     ends: BTreeMap<u32, Bytes>,
     failure: Option<ClientError>,
@@ -148,13 +149,17 @@ impl Task {
     pub(super) fn index(&self) -> u32 {
         self.index
     }
+
+    pub(super) fn is_check(&self) -> bool {
+        matches!(self.kind, Kind::Check { .. })
+    }
 }
 
 impl Session {
     pub(super) fn start_task(&mut self, job: u64, index: u32, kind: Kind) {
         let id = self.fresh_id();
         let oid = match kind {
-            Kind::Check { inode: true, .. } => Oid::table_page(self.vid, index),
+            Kind::Check { oid, .. } => oid,
             Kind::VmState { .. } => Oid::vmstate(self.vid, index),
             _ => Oid::data(self.vid, index),
         };
@@ -165,7 +170,7 @@ impl Session {
             kind,
             stage: Stage::Start,
             outstanding: 0,
-            first_seq: None,
+            changes: Vec::new(),
             ends: BTreeMap::new(),
             failure: None,
             check: Default::default(),
@@ -257,7 +262,9 @@ impl Session {
                     change(piece)
                 }
                 Kind::Zero { piece, whole: false } if exists => change(piece),
-                Kind::Check { blocks, inode: false, .. } => Claim { blocks: *blocks, exclusive: true },
+                Kind::Check { oid, blocks, .. } if !is_page(*oid) => {
+                    Claim { blocks: *blocks, exclusive: true }
+                }
                 Kind::VmState { piece, data: None, .. } => Claim { blocks: piece.blocks(), exclusive: false },
                 _ => Claim::WHOLE,
             }
@@ -515,7 +522,7 @@ impl Session {
             Found::Failed if matches!(task.kind, Kind::Adopt(_)) => Bytes::from_static(&[0]),
             // The table says that there is an object and nothing was ever written to it.
             Found::Absent => Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES]),
-            Found::Failed => {
+            Found::Failed | Found::Verified(_) => {
                 task.failure = Some(ClientError::Io);
                 Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES])
             }
@@ -590,9 +597,8 @@ impl Session {
                 bytes[..before.len()].copy_from_slice(&before);
                 let skip = piece.offset as usize % BLOCK_BYTES;
                 bytes[skip..skip + data.len()].copy_from_slice(&data);
-                let checksums = proto::checksum::block_checksums(&bytes);
                 let base = if replace { WriteBase::Empty } else { WriteBase::Keep };
-                self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, bytes.freeze());
+                self.change_blocks(ctx, id, oid, blocks, bytes.freeze(), base);
             }
             Kind::Claimed => self.write(ctx, id, BlockRange::new(0, 0), Bytes::new(), true),
             Kind::Zero { piece, .. } => self.write_zeros(ctx, id, &piece),
@@ -610,8 +616,7 @@ impl Session {
         } else {
             WriteBase::CloneOf(Oid::data(entry.owner, index))
         };
-        let checksums = proto::checksum::block_checksums(&data);
-        self.change(ctx, id, oid, Change::Write { blocks, checksums, base }, data);
+        self.change_blocks(ctx, id, oid, blocks, data, base);
         let unsaved = entry.owner == self.vid && self.is_table_unsaved(block_of_entry(index));
         if entry.is_hole() || unsaved {
             // Beside the data: whichever of the two a crash leaves alone, the object reads as the zeros it was before.
@@ -620,6 +625,25 @@ impl Session {
             self.write_entry(ctx, index, now, id);
         }
         // An inherited object's entry follows when the clone is there: before that it must lead to the ancestor.
+    }
+
+    /// Not what an earlier owner has carried out of it: that has been seen, and perhaps written over.
+    fn change_blocks(
+        &mut self,
+        ctx: &mut Context,
+        id: u64,
+        oid: Oid,
+        blocks: BlockRange,
+        data: Bytes,
+        base: WriteBase,
+    ) {
+        let parts = if base == WriteBase::Keep { self.not_survived(id, blocks) } else { vec![blocks] };
+        for part in parts {
+            let at = (part.first - blocks.first) as usize * BLOCK_BYTES;
+            let data = data.slice(at..at + part.count as usize * BLOCK_BYTES);
+            let checksums = proto::checksum::block_checksums(&data);
+            self.change(ctx, id, oid, Change::Write { blocks: part, checksums, base }, data);
+        }
     }
 
     fn write_zeros(&mut self, ctx: &mut Context, id: u64, piece: &Piece) {
@@ -644,8 +668,9 @@ impl Session {
                 bytes.into(),
             );
         }
-        if piece.whole_blocks().count > 0 && !self.has_survived(id, piece.whole_blocks()) {
-            self.change(ctx, id, oid, Change::Discard { blocks: piece.whole_blocks() }, Bytes::new());
+        let whole = Some(piece.whole_blocks()).filter(|blocks| blocks.count > 0);
+        for blocks in whole.map_or(Vec::new(), |blocks| self.not_survived(id, blocks)) {
+            self.change(ctx, id, oid, Change::Discard { blocks }, Bytes::new());
         }
         if self.tasks[&id].outstanding == 0 {
             self.end_task(ctx, id, Ok(()));
@@ -674,7 +699,7 @@ impl Session {
         let job = task.job;
         let seq = self.send_change(ctx, oid, change, data, origin, ChangeUse::Task(id));
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.first_seq.get_or_insert(seq);
+            task.changes.push(seq);
         }
         self.note_change(job, seq);
     }
@@ -764,6 +789,19 @@ impl Session {
                 now = now.with_present(blocks, chunk, object);
             }
         }
+        // Of a chunk that the table does not name nothing is seen, so nothing in it counts as carried out: whoever writes there first fills it anew.
+        if now.is_partial() {
+            for changes in self.survived.values_mut() {
+                let seen = changes.drain(..).flat_map(|change| match change.blocks {
+                    Some(blocks) if change.oid == oid => {
+                        let runs = runs_of(blocks, |block| now.has_block(block, chunk));
+                        runs.into_iter().map(|run| Survivor { blocks: Some(run), ..change }).collect()
+                    }
+                    _ => vec![change],
+                });
+                *changes = seen.collect();
+            }
+        }
         if now == entry {
             return self.end_task(ctx, id, Ok(()));
         }
@@ -784,7 +822,7 @@ impl Session {
         self.task_ended(ctx, task.job, result);
     }
 
-    /// Was this part of a repeated request carried out by an earlier owner? The seal has made it the same everywhere.
+    /// Was all of this part of a repeated request carried out by an earlier owner? The seal has made it the same everywhere.
     fn has_survived(&self, id: u64, blocks: BlockRange) -> bool {
         let task = &self.tasks[&id];
         let Some(job) = self.jobs.get(&task.job) else { return false };
@@ -792,13 +830,22 @@ impl Session {
             return false;
         }
         let Some(changes) = self.survived.get(&job.request.origin) else { return false };
-        let covers = |block: u32| {
-            changes.iter().any(|c| c.oid == task.oid && c.blocks.is_none_or(|done| done.contains(block)))
-        };
         match blocks.count {
             // A creation without data.
             0 => changes.iter().any(|c| c.oid == task.oid && c.blocks.is_none()),
-            _ => (blocks.first..blocks.end() as u32).all(covers),
+            _ => (blocks.first..blocks.end() as u32).all(|block| is_covered(changes, task.oid, block)),
+        }
+    }
+
+    /// The runs of these blocks that are still to be changed.
+    fn not_survived(&self, id: u64, blocks: BlockRange) -> Vec<BlockRange> {
+        let task = &self.tasks[&id];
+        let origin = self.jobs.get(&task.job).map(|job| job.request.origin).unwrap_or_default();
+        let survived = self.survived.get(&origin).filter(|_| origin != Origin::default());
+        let Some(changes) = survived else { return vec![blocks] };
+        match blocks.count {
+            0 => vec![blocks],
+            _ => runs_of(blocks, |block| !is_covered(changes, task.oid, block)),
         }
     }
 
@@ -826,6 +873,22 @@ impl Session {
         let pg = ctx.view.pg_of(oid).and_then(|pg| ctx.view.pg(pg));
         pg.map(|pg| pg.in_sync.iter().copied().filter(|n| ctx.view.is_up(*n)).collect()).unwrap_or_default()
     }
+}
+
+/// Those of the blocks of which something is so.
+fn runs_of(blocks: BlockRange, is_so: impl Fn(u32) -> bool) -> Vec<BlockRange> {
+    let mut runs: Vec<BlockRange> = Vec::new();
+    for block in (blocks.first..blocks.end() as u32).filter(|block| is_so(*block)) {
+        match runs.last_mut() {
+            Some(run) if run.end() == u64::from(block) => run.count += 1,
+            _ => runs.push(BlockRange::new(block, 1)),
+        }
+    }
+    runs
+}
+
+fn is_covered(changes: &[Survivor], oid: Oid, block: u32) -> bool {
+    changes.iter().any(|c| c.oid == oid && c.blocks.is_none_or(|done| done.contains(block)))
 }
 
 /// Runs of blocks, one after another.

@@ -19,7 +19,7 @@ impl View {
         }
     }
 
-    fn pg_ids(&self) -> impl Iterator<Item = PgId> + '_ {
+    pub(super) fn pg_ids(&self) -> impl Iterator<Item = PgId> + '_ {
         self.pools.iter().enumerate().flat_map(|(number, pool)| {
             (0..pool.pgs.len() as u32).map(move |index| PgId { pool: PoolId(number as u8), index })
         })
@@ -32,6 +32,7 @@ impl View {
             epoch: self.epoch,
             nodes: self.node_infos(),
             epochs: self.epochs.iter().rev().cloned().collect(),
+            repair: self.repair,
             this_node,
         }
     }

@@ -1,8 +1,8 @@
 //! Members: who is up, in which life, and the epochs that users count.
 
-use proto::client::{EpochInfo, NodeInfo};
+use proto::client::{EpochInfo, NodeInfo, Out};
 use proto::cluster::{FormatOptions, MemberInfo};
-use proto::{Epoch, Incarnation, NodeId};
+use proto::{Epoch, Incarnation, NodeId, ViewVersion};
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Applied, Outcome, View, pg::Pool};
@@ -16,6 +16,12 @@ pub struct MemberState {
     pub info: MemberInfo,
     /// `None` while it is down.
     pub incarnation: Option<Incarnation>,
+    /// Version at which its last life ended.
+    pub left: ViewVersion,
+    /// Nothing is to be stored there.
+    pub out: Option<Out>,
+    /// Since its last join: it goes on as a gateway.
+    pub disk_failed: bool,
 }
 
 impl View {
@@ -29,13 +35,22 @@ impl View {
         let capacity_changed = known.is_none_or(|m| {
             m.info.zone != info.zone || coarse(m.info.space_bytes) != coarse(info.space_bytes)
         });
-        self.members.insert(info.id, MemberState { info: info.clone(), incarnation: Some(incarnation) });
+        let was_out = known.and_then(|m| m.out);
+        // Who was given up for being away is back; what an operator said holds until an operator says otherwise.
+        let out = was_out.filter(|out| *out == Out::ByOperator);
+        let left = known.map_or(ViewVersion(0), |m| m.left);
+        let member =
+            MemberState { info: info.clone(), incarnation: Some(incarnation), left, out, disk_failed: false };
+        self.members.insert(info.id, member);
         if lost_its_data {
             self.forget_copies_of(info.id, applied);
         }
-        if capacity_changed {
+        if capacity_changed || was_out != out {
             self.retarget(applied);
         }
+        // It may have what only a failed disk had so far.
+        self.drop_failed_copies(applied);
+        self.drop_surplus(applied);
         applied.membership = true;
         // Members of the last epoch that come back after a power loss or an orderly stop are no news.
         self.shut_down = false;
@@ -62,15 +77,34 @@ impl View {
         }
     }
 
+    /// A member's disk has failed: its copies are made elsewhere.
+    pub(super) fn fail_disk(&mut self, from: NodeId, store_id: u64, applied: &mut Applied) -> Outcome {
+        let Some(member) = self.members.get_mut(&from).filter(|m| m.info.store_id == store_id) else {
+            return Ok(Accepted::Refused);
+        };
+        member.info.space_bytes = 0;
+        member.disk_failed = true;
+        self.drop_failed_copies(applied);
+        self.retarget(applied);
+        Ok(Accepted::Done)
+    }
+
+    /// Did its disk fail since it joined last?
+    pub(super) fn has_failed_disk(&self, id: NodeId) -> bool {
+        self.members.get(&id).is_some_and(|m| m.disk_failed)
+    }
+
     fn end_lives(&mut self, lives: &[(NodeId, Incarnation)], applied: &mut Applied) {
         for (id, _) in lives {
             if let Some(member) = self.members.get_mut(id) {
                 member.incarnation = None;
+                member.left = self.version;
             }
             self.orphan_sessions_of(*id, applied);
             self.unlock_all_of(*id);
         }
-        self.shrink_after_loss(applied);
+        let lost: Vec<NodeId> = lives.iter().map(|(id, _)| *id).collect();
+        self.shrink_after_loss(&lost, applied);
     }
 
     pub(super) fn apply_format(
@@ -85,6 +119,7 @@ impl View {
         }
         self.members.retain(|_, m| m.incarnation.is_some());
         self.format = Some(*options);
+        self.repair = Default::default();
         self.shut_down = false;
         self.vdis.clear();
         self.sessions.clear();
@@ -92,6 +127,7 @@ impl View {
         self.attributes.clear();
         self.pools.clear();
         self.epochs.clear();
+        self.history = Default::default();
         self.epoch = Epoch(0);
         if storing > 0 {
             let pool = self.new_pool(options.policy);

@@ -4,11 +4,16 @@
 //! view in another way. The rules that protect data stand here: who may leave an in-sync set ([`pg`]), who owns a
 //! session ([`session`]), which vid a name gets ([`vdi`]).
 
+mod adopt;
 mod attribute;
+mod health;
+mod history;
 mod info;
 mod member;
+mod out;
 mod pages;
 mod pg;
+mod replace;
 mod session;
 mod snapshot;
 mod vdi;
@@ -16,13 +21,13 @@ mod vdi;
 use std::collections::BTreeMap;
 
 use proto::client::ClientError;
-use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry};
+use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, RepairOptions};
 use proto::{Epoch, Generation, Incarnation, Lineage, NodeId, Oid, PgId, Vid, ViewVersion};
 use serde::{Deserialize, Serialize};
 
 pub use member::MemberState;
 pub use pages::EnteredPages;
-pub use pg::{CatchingUp, Pg, Pool};
+pub use pg::{Absent, CatchingUp, Pg, Pool};
 pub use session::SessionState;
 pub use vdi::{Life, Vdi};
 
@@ -45,6 +50,9 @@ pub struct View {
     /// By VDI name and key.
     attributes: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>,
     epochs: Vec<proto::client::EpochInfo>,
+    repair: RepairOptions,
+    /// Of targets, over the epochs.
+    history: history::History,
 }
 
 /// What an entry did, for the node that holds this view.
@@ -54,6 +62,8 @@ pub struct Applied {
     pub outcomes: Vec<(NodeId, Incarnation, u64, Outcome)>,
     /// PGs whose targets, in-sync or catching-up copies changed.
     pub pgs: Vec<PgId>,
+    /// Targets that PGs had before and have no more.
+    pub former_targets: Vec<(PgId, Vec<NodeId>)>,
     /// VDIs whose session or existence changed.
     pub vdis: Vec<Vid>,
     /// Working VDIs that were frozen, and what took their place.
@@ -107,6 +117,7 @@ impl View {
             }
         }
         self.advance_freezes(entry.time_ns, &mut applied);
+        self.remember_places(std::mem::take(&mut applied.former_targets));
         applied
     }
 
@@ -121,11 +132,14 @@ impl View {
         if let Action::Format(options) = action {
             return self.apply_format(options, time_ns, applied);
         }
+        if let Action::DiskFailed { store_id } = action {
+            return self.fail_disk(from, *store_id, applied);
+        }
         if self.format.is_none() {
             return Err(ClientError::WaitForFormat);
         }
         match action {
-            Action::Format(_) => unreachable!("handled above"),
+            Action::Format(_) | Action::DiskFailed { .. } => unreachable!("handled above"),
             Action::Shutdown => {
                 self.shut_down = true;
                 applied.shut_down = true;
@@ -145,6 +159,9 @@ impl View {
             Action::CloneVdi { base, name, size, policy } => {
                 self.clone_vdi(*base, name, *size, *policy, time_ns, applied)
             }
+            Action::TakePlace { old, new } => self.take_place(*old, *new, applied),
+            Action::Adopt { snapshot, name, tag } => self.adopt(*snapshot, name, tag, applied),
+            Action::SetDefaultPolicy { policy } => self.set_default_policy(*policy),
             Action::Rollback { to, force } => self.roll_back(*to, *force, time_ns, applied),
             Action::DescribeVdi { vid, tag, vm_state_size, vm_clock_nsec } => {
                 self.describe_vdi(*vid, tag, *vm_state_size, *vm_clock_nsec)
@@ -156,6 +173,17 @@ impl View {
             Action::DeleteAttribute { name, key } => self.delete_attribute(name, key),
             Action::OpenSession { vid, last } => self.open_session(*vid, *last, from, incarnation, applied),
             Action::CloseSession { vid, generation } => self.close_session(*vid, *generation, from, applied),
+            Action::SetRepair(change) => {
+                self.repair.change(change);
+                Ok(Accepted::Done)
+            }
+            Action::TimeOut { node, left } => self.time_out(*node, *left, applied),
+            Action::SetOut { node, out } => self.set_out(*node, *out, applied),
+            Action::ForceRecovery => self.force_recovery(applied),
+            Action::TakeSession { vid, generation, taker } => {
+                self.take_session(*vid, *generation, *taker, from, applied)
+            }
+            Action::Resign { vid, generation } => self.resign(*vid, *generation, from, applied),
             Action::DropCopies { node, pgs } => self.drop_copies(*node, pgs, applied),
             Action::StartCatchUp { pgs } => self.start_catch_up(from, pgs, applied),
             Action::FinishCatchUp { pgs } => self.finish_catch_up(from, pgs, applied),
@@ -174,6 +202,10 @@ impl View {
 
     pub fn format(&self) -> Option<&FormatOptions> {
         self.format.as_ref()
+    }
+
+    pub fn repair(&self) -> &RepairOptions {
+        &self.repair
     }
 
     pub fn is_shut_down(&self) -> bool {
@@ -226,6 +258,11 @@ impl View {
 
     pub fn is_up(&self, id: NodeId) -> bool {
         self.incarnation(id).is_some()
+    }
+
+    /// Is there a sheep that can read what it stores?
+    pub fn is_serving(&self, id: NodeId) -> bool {
+        self.is_up(id) && !self.has_failed_disk(id)
     }
 
     pub fn is_alive(&self, id: NodeId, incarnation: Incarnation) -> bool {

@@ -26,6 +26,18 @@ pub struct Pg {
     pub catching: Vec<CatchingUp>,
     /// View version of the last change.
     pub since: Since,
+    /// Targets that were in sync once and of which it is known what they lack at most.
+    pub absent: Vec<Absent>,
+}
+
+/// A copy that left the in-sync set with all that was acknowledged till then. It lacks what was changed since, and may have what
+/// was never acknowledged: of that it has marks itself, as long as it lives. One that ends its life before it has caught up has
+/// neither forgotten nor remembered it for sure, and is copied whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    pub node: NodeId,
+    /// Version at which it left.
+    pub since: Since,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +55,21 @@ impl Pg {
     /// Whom a write awaits.
     pub fn writers(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.in_sync.iter().copied().chain(self.catching.iter().map(|c| c.node))
+    }
+
+    /// Since when this copy lacks what was changed, if that is all it lacks.
+    pub fn absent_since(&self, node: NodeId) -> Option<Since> {
+        self.absent.iter().find(|a| a.node == node).map(|a| a.since)
+    }
+
+    /// Copies leave the in-sync set.
+    pub(super) fn let_go(&mut self, now: Since, leaves: impl Fn(NodeId) -> bool) {
+        for node in self.in_sync.extract_if(.., |n| leaves(*n)) {
+            self.absent.retain(|a| a.node != node);
+            if self.targets.contains(&node) {
+                self.absent.push(Absent { node, since: now });
+            }
+        }
     }
 
     /// Is the node's copy of any use now or later?
@@ -74,7 +101,7 @@ impl View {
     pub fn is_writable(&self, pg: PgId) -> bool {
         let Some(state) = self.pg(pg) else { return false };
         !state.in_sync.is_empty()
-            && state.writers().all(|n| self.is_up(n))
+            && state.writers().all(|n| self.is_serving(n))
             && state.in_sync.len() >= self.min_copies(pg)
     }
 
@@ -111,13 +138,15 @@ impl View {
                 targets,
                 catching: Vec::new(),
                 since: Since(self.version.0),
+                absent: Vec::new(),
             })
             .collect::<Vec<_>>();
         if pgs.iter().any(|pg| pg.in_sync.is_empty()) { Pool::empty(policy) } else { Pool { policy, pgs } }
     }
 
     fn placement_members(&self) -> Vec<placement::Member> {
-        self.members.values().map(|m: &MemberState| placement_member(&m.info)).collect()
+        let stays = self.members.values().filter(|m: &&MemberState| m.out.is_none());
+        stays.map(|m| placement_member(&m.info)).collect()
     }
 
     /// Computes the targets anew after members or capacities changed. Data follows by catching up.
@@ -135,13 +164,33 @@ impl View {
                 placement::place_from(&previous, &members, format.pg_count, seed, pool.policy.width());
             for (index, (pg, targets)) in pool.pgs.iter_mut().zip(wanted).enumerate() {
                 if pg.targets != targets {
-                    pg.targets = targets;
+                    let id = PgId { pool: PoolId(number as u8), index: index as u32 };
+                    applied.former_targets.push((id, std::mem::replace(&mut pg.targets, targets)));
                     pg.catching.retain(|c| pg.targets.contains(&c.node));
+                    pg.absent.retain(|a| pg.targets.contains(&a.node));
                     pg.since = since;
-                    applied.pgs.push(PgId { pool: PoolId(number as u8), index: index as u32 });
+                    applied.pgs.push(id);
                 }
             }
         }
+        self.drop_surplus(applied);
+    }
+
+    /// Copies elsewhere have served their time where all targets are in sync and up: also where those were never behind, as when a member was
+    /// put out and came in again. What was acknowledged is on every in-sync copy, so on all that stay.
+    pub(super) fn drop_surplus(&mut self, applied: &mut Applied) {
+        self.change_pgs(applied, |view, _, pg| {
+            let works = |n: NodeId| view.is_up(n) && !view.has_failed_disk(n);
+            let is_there = |target: &NodeId| pg.in_sync.contains(target) && works(*target);
+            // Without any target (the only disk has failed) the copy that is left is all there is.
+            let is_surplus = !pg.targets.is_empty()
+                && pg.in_sync.len() > pg.targets.len()
+                && pg.targets.iter().all(is_there);
+            if is_surplus {
+                pg.in_sync = pg.targets.clone();
+            }
+            is_surplus
+        });
     }
 
     /// Members have just gone down: they leave the in-sync sets at once, unless too few copies would remain.
@@ -149,17 +198,18 @@ impl View {
     /// A set that would fall below `min_copies` stays as it is: its writes wait, so nothing is acknowledged without the
     /// missing copies, and when they return nothing has to be fetched. That is also why a power loss of all, which
     /// arrives as one event, changes no set.
-    pub(super) fn shrink_after_loss(&mut self, applied: &mut Applied) {
+    pub(super) fn shrink_after_loss(&mut self, lost: &[NodeId], applied: &mut Applied) {
         self.change_pgs(applied, |view, id, pg| {
-            let up = |n: &NodeId| view.is_up(*n);
-            let had = (pg.in_sync.len(), pg.catching.len());
+            let had = (pg.in_sync.len(), pg.catching.len(), pg.absent.len());
             pg.catching.retain(|c| view.is_up(c.node));
-            let remaining = pg.in_sync.iter().filter(|n| up(n)).count();
+            // They had begun to change, and what they remembered of that is lost: see `Absent`.
+            pg.absent.retain(|a| !lost.contains(&a.node));
+            let remaining = pg.in_sync.iter().filter(|n| view.is_serving(**n)).count();
             // After an orderly stop nothing is acknowledged any more, so whoever leaves lacks nothing.
             if remaining >= view.min_copies(id) && !view.shut_down {
-                pg.in_sync.retain(up);
+                pg.let_go(Since(view.version.0), |n| !view.is_up(n));
             }
-            had != (pg.in_sync.len(), pg.catching.len())
+            had != (pg.in_sync.len(), pg.catching.len(), pg.absent.len())
         });
     }
 
@@ -168,14 +218,39 @@ impl View {
     /// A PG left without any in-sync copy serves nothing: an older copy must not pass for the data silently.
     pub(super) fn forget_copies_of(&mut self, node: NodeId, applied: &mut Applied) {
         self.change_pgs(applied, |_, _, pg| {
-            let had = pg.writers().any(|n| n == node);
+            let had = pg.writers().any(|n| n == node) || pg.absent_since(node).is_some();
             pg.in_sync.retain(|n| *n != node);
             pg.catching.retain(|c| c.node != node);
+            pg.absent.retain(|a| a.node != node);
             had
         });
     }
 
-    fn change_pgs(&mut self, applied: &mut Applied, mut change: impl FnMut(&View, PgId, &mut Pg) -> bool) {
+    /// Copies on failed disks leave the sets where another copy that can be read from has every acknowledged write. Where none has, the set
+    /// stays as it is: nothing can be acknowledged, as that copy takes no write, and none that is older passes for the data. It is
+    /// whole again when the disk is repaired; or when another of the set joins, which this is called for again.
+    pub(super) fn drop_failed_copies(&mut self, applied: &mut Applied) {
+        if !self.members.values().any(|m| m.disk_failed) {
+            return;
+        }
+        self.change_pgs(applied, |view, _, pg| {
+            let works = |n: &NodeId| !view.has_failed_disk(*n);
+            let had = (pg.in_sync.len(), pg.catching.len(), pg.absent.len());
+            pg.catching.retain(|c| works(&c.node));
+            // Nothing is known of what is on a failed disk.
+            pg.absent.retain(|a| works(&a.node));
+            if pg.in_sync.iter().any(|n| works(n) && view.is_up(*n)) {
+                pg.in_sync.retain(works);
+            }
+            had != (pg.in_sync.len(), pg.catching.len(), pg.absent.len())
+        });
+    }
+
+    pub(super) fn change_pgs(
+        &mut self,
+        applied: &mut Applied,
+        mut change: impl FnMut(&View, PgId, &mut Pg) -> bool,
+    ) {
         for number in 0..self.pools.len() {
             for index in 0..self.pools[number].pgs.len() {
                 let id = PgId { pool: PoolId(number as u8), index: index as u32 };
@@ -191,6 +266,13 @@ impl View {
         }
     }
 
+    /// Can this copy leave its PG, whose last change was at `since`, with enough others left?
+    pub fn may_drop(&self, node: NodeId, id: PgId, since: Since) -> bool {
+        let Some(pg) = self.pg(id).filter(|pg| pg.since == since) else { return false };
+        let remaining = pg.in_sync.iter().filter(|n| **n != node && self.is_serving(**n)).count();
+        pg.is_catching(node) || (pg.in_sync.contains(&node) && remaining >= self.min_copies(id))
+    }
+
     /// Goes on without a copy that is slow or cut off. Each PG is a compare-and-set; those that fail are left alone.
     pub(super) fn drop_copies(
         &mut self,
@@ -199,17 +281,12 @@ impl View {
         applied: &mut Applied,
     ) -> Outcome {
         for (id, since) in pgs {
-            let Some(pg) = self.pg(*id) else { continue };
-            if pg.since != *since || !pg.writers().any(|n| n == node) {
-                continue;
-            }
-            let remaining = pg.in_sync.iter().filter(|n| **n != node && self.is_up(**n)).count();
-            if pg.in_sync.contains(&node) && remaining < self.min_copies(*id) {
+            if !self.may_drop(node, *id, *since) {
                 continue;
             }
             let version = self.version;
             let pg = self.pg_mut(*id);
-            pg.in_sync.retain(|n| *n != node);
+            pg.let_go(Since(version.0), |n| n == node);
             pg.catching.retain(|c| c.node != node);
             pg.since = Since(version.0);
             applied.pgs.push(*id);
@@ -253,16 +330,14 @@ impl View {
             let version = self.version;
             let pg = self.pg_mut(*id);
             pg.catching.retain(|c| *c != attempt);
+            pg.absent.retain(|a| a.node != from);
             pg.in_sync.push(from);
-            // With all targets in sync, copies elsewhere have served their time.
-            if pg.targets.iter().all(|t| pg.in_sync.contains(t)) {
-                pg.in_sync = pg.targets.clone();
-            }
             pg.since = Since(version.0);
             applied.pgs.push(*id);
         }
+        self.drop_surplus(applied);
         // Copies that are down and were kept for want of others can go now.
-        self.shrink_after_loss(applied);
+        self.shrink_after_loss(&[], applied);
         Ok(Accepted::Done)
     }
 

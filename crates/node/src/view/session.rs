@@ -16,9 +16,17 @@ pub struct SessionState {
     pub owner: Option<(NodeId, Incarnation)>,
     /// Generations up to this one ended with every write settled. Equal to `generation`: no need to seal.
     pub clean: Generation,
+    /// Who takes the session as soon as its owner resigns, or is gone: the owner does not answer it.
+    pub taker: Option<(NodeId, Incarnation)>,
+    /// The owner has it for the sake of others that do not reach each other, and keeps it as long as they use it.
+    pub between: bool,
 }
 
 impl View {
+    pub fn session_owners(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.sessions.values().filter_map(|session| session.owner).map(|(node, _)| node)
+    }
+
     /// A compare-and-set on the generation, so that of several who saw an owner die one succeeds it.
     pub(super) fn open_session(
         &mut self,
@@ -38,7 +46,8 @@ impl View {
             return Ok(Accepted::Refused);
         }
         let generation = Generation(last.0 + 1);
-        let opened = SessionState { generation, owner: Some((from, incarnation)), clean: session.clean };
+        let owner = Some((from, incarnation));
+        let opened = SessionState { generation, owner, clean: session.clean, ..SessionState::default() };
         self.sessions.insert(vid, opened);
         applied.vdis.push(vid);
         Ok(Accepted::Session { generation })
@@ -55,17 +64,69 @@ impl View {
         if session.generation != generation || session.owner.map(|(node, _)| node) != Some(from) {
             return Ok(Accepted::Refused);
         }
-        self.sessions.insert(vid, SessionState { generation, owner: None, clean: generation });
+        self.sessions.insert(vid, SessionState { generation, clean: generation, ..SessionState::default() });
         applied.vdis.push(vid);
         Ok(Accepted::Done)
     }
 
+    /// The owner goes on until it hears of this, so it is asked to resign and not just replaced: until then it may answer reads.
+    pub(super) fn take_session(
+        &mut self,
+        vid: Vid,
+        generation: Generation,
+        taker: NodeId,
+        from: NodeId,
+        applied: &mut Applied,
+    ) -> Outcome {
+        let frozen = self.is_freezing(vid);
+        let Some(incarnation) = self.incarnation(taker) else { return Ok(Accepted::Refused) };
+        let Some(session) = self.sessions.get_mut(&vid).filter(|s| s.generation == generation && !frozen)
+        else {
+            return Ok(Accepted::Refused);
+        };
+        if session.taker.is_some() || session.owner.is_none_or(|(owner, _)| [from, taker].contains(&owner)) {
+            return Ok(Accepted::Refused);
+        }
+        session.taker = Some((taker, incarnation));
+        session.between = taker != from;
+        applied.vdis.push(vid);
+        Ok(Accepted::Done)
+    }
+
+    pub(super) fn resign(
+        &mut self,
+        vid: Vid,
+        generation: Generation,
+        from: NodeId,
+        applied: &mut Applied,
+    ) -> Outcome {
+        let session = self.session(vid);
+        if session.generation != generation || session.owner.is_none_or(|(owner, _)| owner != from) {
+            return Ok(Accepted::Refused);
+        }
+        self.pass_on(vid);
+        applied.vdis.push(vid);
+        Ok(Accepted::Done)
+    }
+
+    /// The session's owner serves it no more, and nothing is known to be settled.
+    fn pass_on(&mut self, vid: Vid) {
+        let session = self.session(vid);
+        let taker = session.taker.filter(|(node, incarnation)| self.is_alive(*node, *incarnation));
+        let generation = Generation(session.generation.0 + u64::from(taker.is_some()));
+        self.sessions.insert(vid, SessionState { generation, owner: taker, taker: None, ..session });
+    }
+
     pub(super) fn orphan_sessions_of(&mut self, node: NodeId, applied: &mut Applied) {
-        for (vid, session) in &mut self.sessions {
-            if session.owner.is_some_and(|(owner, _)| owner == node) {
-                session.owner = None;
-                applied.vdis.push(*vid);
-            }
+        let is_of = |holder: Option<(NodeId, Incarnation)>| holder.is_some_and(|(of, _)| of == node);
+        for session in self.sessions.values_mut().filter(|s| is_of(s.taker)) {
+            session.taker = None;
+        }
+        let orphaned: Vec<Vid> =
+            self.sessions.iter().filter(|(_, s)| is_of(s.owner)).map(|(vid, _)| *vid).collect();
+        for vid in orphaned {
+            self.pass_on(vid);
+            applied.vdis.push(vid);
         }
     }
 

@@ -205,8 +205,7 @@ impl View {
             let ended = SessionState { owner: None, clean: session.generation, ..session };
             self.sessions.insert(*vid, ended);
             if session.owner.is_some() {
-                let goes_on =
-                    SessionState { generation: Generation(1), owner: session.owner, clean: Generation(0) };
+                let goes_on = SessionState { generation: Generation(1), clean: Generation(0), ..session };
                 self.sessions.insert(*head, goes_on);
             }
             applied.frozen.push((*vid, *head));

@@ -126,6 +126,17 @@ impl View {
         Ok(Accepted::Vdi(vid))
     }
 
+    /// What VDIs get that are made without a word about it. Those there are keep theirs.
+    pub(super) fn set_default_policy(&mut self, policy: CopyPolicy) -> Outcome {
+        let format = self.format.as_mut().expect("checked by the caller");
+        match policy {
+            CopyPolicy::Replicated { copies: 1..=31 } => format.policy = policy,
+            CopyPolicy::Replicated { .. } => return Err(ClientError::InvalidParameters),
+            _ => return Err(ClientError::Unsupported("erasure-coded VDIs".into())),
+        }
+        Ok(Accepted::Done)
+    }
+
     /// A working VDI without parent, in a lineage of its own.
     pub(super) fn new_vdi(
         &mut self,

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::checksum::block_checksums;
 use proto::client::*;
-use proto::cluster::{ClusterEvent, FormatOptions, LogEntry, MemberInfo};
+use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, Proposal};
 use proto::object::{
-    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, WriteBase,
+    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, Verified, WriteBase,
+    runs_of,
 };
-use proto::peer::PeerMessage;
+use proto::peer::{CONTROL_BYTES_MAX, FRAME_HEAD_BYTES, PeerMessage, PeerReply};
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
 
 pub const OBJECT_BYTES: u64 = 1 << 20;
@@ -21,8 +22,18 @@ pub struct Store {
     pub objects: BTreeMap<Oid, BTreeMap<u32, Bytes>>,
     /// Changes by owners, with how many bytes each brought.
     pub changes: Vec<(Oid, Change, usize)>,
+    /// Blocks that cannot be read.
+    pub rotten: BTreeSet<(Oid, u32)>,
+    /// Content that was put back: object, blocks.
+    pub mended: Vec<(Oid, BlockRange)>,
+    /// Bytes that were read and given out.
+    pub given_bytes: u64,
     /// Takes no more data.
     pub is_full: bool,
+    /// Takes no more data but what may take the last room.
+    pub is_crowded: bool,
+    /// Takes data only where there is some: it has no room for more.
+    pub is_without_room: bool,
     /// Changes that may be missing elsewhere.
     pub remembered: Vec<Unsettled>,
 }
@@ -31,6 +42,18 @@ impl Store {
     fn apply(&mut self, op: ObjectOp) -> ObjectReply {
         match op {
             ObjectOp::Change { data, .. } if self.is_full && !data.is_empty() => {
+                ObjectReply::Failed(StoreFailure::NoSpace)
+            }
+            ObjectOp::Change { oid, change: Change::Write { blocks, .. }, .. }
+                if self.is_without_room
+                    && (blocks.first..blocks.end() as u32)
+                        .any(|b| !self.objects.get(&oid).is_some_and(|object| object.contains_key(&b))) =>
+            {
+                ObjectReply::Failed(StoreFailure::NoSpace)
+            }
+            ObjectOp::Change { data, tag, .. }
+                if self.is_crowded && !data.is_empty() && !tag.is_some_and(|tag| tag.last_room) =>
+            {
                 ObjectReply::Failed(StoreFailure::NoSpace)
             }
             ObjectOp::Change { oid, change, data, tag } => {
@@ -48,19 +71,45 @@ impl Store {
             }
             ObjectOp::Read { oid, blocks } => {
                 let Some(object) = self.objects.get(&oid) else { return ObjectReply::Absent };
+                if let Some(block) = self.damaged(oid, blocks).first().map(|run| run.first) {
+                    return ObjectReply::Failed(StoreFailure::Corrupt { oid, block });
+                }
+                self.given_bytes += u64::from(blocks.count) * BLOCK_BYTES as u64;
                 let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
                 let range = blocks.first..blocks.end() as u32;
                 let data: Vec<u8> =
                     range.flat_map(|b| object.get(&b).unwrap_or(&zeros).clone().to_vec()).collect();
                 ObjectReply::Data { checksums: block_checksums(&data), data: data.into() }
             }
-            ObjectOp::Checksums { oid } => match self.objects.get(&oid) {
+            ObjectOp::Verify { oid, blocks, .. } => {
+                let Some(object) = self.objects.get(&oid) else { return ObjectReply::Absent };
+                let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                let block = |b| block_checksums(object.get(&b).unwrap_or(&zeros))[0];
+                let checksums = (blocks.first..blocks.end() as u32).map(block).collect();
+                let damaged = self.damaged(oid, blocks);
+                let written = object.keys().filter(|block| blocks.contains(**block)).count();
+                let read_bytes = (written * BLOCK_BYTES) as u64;
+                ObjectReply::Verified(Verified { checksums, damaged, read_bytes })
+            }
+            ObjectOp::Mend { oid, blocks, checksums, data } => {
+                assert_eq!(checksums, block_checksums(&data));
+                for (block, bytes) in (blocks.first..).zip(data.chunks(BLOCK_BYTES)) {
+                    let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                    let own = self.objects.get(&oid).and_then(|object| object.get(&block)).unwrap_or(&zeros);
+                    assert_eq!(own, bytes, "what is put back is what was there");
+                    self.rotten.remove(&(oid, block));
+                }
+                self.mended.push((oid, blocks));
+                ObjectReply::Done
+            }
+            ObjectOp::Checksums { oid, blocks } => match self.objects.get(&oid) {
                 None => ObjectReply::Absent,
                 Some(object) => {
                     let end = object.keys().next_back().map_or(0, |last| last + 1);
+                    let end = u64::from(end).min(blocks.end()) as u32;
                     let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
                     let block = |b| block_checksums(object.get(&b).unwrap_or(&zeros))[0];
-                    ObjectReply::Checksums((0..end).map(block).collect())
+                    ObjectReply::Checksums((blocks.first..end).map(block).collect())
                 }
             },
             ObjectOp::Compare { oid, with } => {
@@ -91,7 +140,16 @@ impl Store {
         }
     }
 
+    fn damaged(&self, oid: Oid, blocks: BlockRange) -> Vec<BlockRange> {
+        runs_of((blocks.first..blocks.end() as u32).filter(|block| self.rotten.contains(&(oid, *block))))
+    }
+
     fn change(&mut self, oid: Oid, change: Change, data: &Bytes) {
+        let covered = match &change {
+            Change::Write { blocks, .. } | Change::Discard { blocks } => *blocks,
+            Change::Delete => BlockRange::new(0, u32::MAX),
+        };
+        self.rotten.retain(|(of, block)| *of != oid || !covered.contains(*block));
         match change {
             Change::Write { blocks, base, .. } => {
                 let base = match base {
@@ -125,9 +183,21 @@ pub struct Cluster {
     pub cut_links: BTreeSet<(NodeId, NodeId)>,
     /// A sheep that can send so many messages more.
     pub dying: Option<(NodeId, usize)>,
+    /// This sheep's store does not answer changes of its own, which no owner asked for.
+    pub slow: Option<NodeId>,
+    /// This sheep's store does not answer owners' changes.
+    pub stalled: Option<NodeId>,
+    pub held: Vec<(NodeId, Ticket, ObjectReply)>,
     /// Does nothing until it is woken; messages to it are lost. It had heard so many entries of the log.
     asleep: Option<(NodeId, usize)>,
+    /// Hears no more of the order of events than so many entries; messages reach it.
+    behind: Option<(NodeId, usize)>,
     log: Vec<LogEntry>,
+    /// Messages of which this is true, with their receiver, are under way until they are delivered.
+    pub delays: Option<Box<dyn Fn(NodeId, &PeerMessage) -> bool>>,
+    pub delayed: Vec<(NodeId, NodeId, PeerMessage)>,
+    /// What was sent, if somebody wants to know.
+    pub recorded: Option<Vec<(NodeId, NodeId, PeerMessage)>>,
 }
 
 fn member(i: u16, space_bytes: u64) -> MemberInfo {
@@ -139,6 +209,14 @@ fn member(i: u16, space_bytes: u64) -> MemberInfo {
         store_id: u64::from(i) + 1,
         life: u64::from(i) * 1000 + 1,
         io_addr: None,
+    }
+}
+
+/// A receiver ends the link otherwise.
+fn assert_fits(message: &PeerMessage) {
+    if let PeerMessage::Reply { body: PeerReply::Unsettled { .. }, .. } = message {
+        let (control, _) = message.encode();
+        assert!(control.len() <= FRAME_HEAD_BYTES + CONTROL_BYTES_MAX as usize, "{} bytes", control.len());
     }
 }
 
@@ -163,7 +241,17 @@ impl Cluster {
         Cluster::of((0..5).map(|i| member(i, space(i))).collect(), 3)
     }
 
+    /// As with one gateway, and an object takes several pieces to fetch.
+    #[allow(dead_code)]
+    pub fn with_large_objects() -> (Cluster, Vid) {
+        Cluster::with_shift((0..4).map(|i| member(i, if i == 0 { 0 } else { 1 << 30 })).collect(), 3, 22)
+    }
+
     fn of(members: Vec<MemberInfo>, copies: u8) -> (Cluster, Vid) {
+        Cluster::with_shift(members, copies, 20)
+    }
+
+    fn with_shift(members: Vec<MemberInfo>, copies: u8, block_size_shift: u8) -> (Cluster, Vid) {
         let node = |m: &MemberInfo| Node::new(NodeConfig { member: m.clone(), formatted: None }, Vec::new());
         let mut cluster = Cluster {
             sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
@@ -174,19 +262,26 @@ impl Cluster {
             cut: false,
             cut_links: BTreeSet::new(),
             dying: None,
+            slow: None,
+            stalled: None,
+            held: Vec::new(),
             asleep: None,
+            behind: None,
             log: Vec::new(),
+            delays: None,
+            delayed: Vec::new(),
+            recorded: None,
         };
         members.into_iter().for_each(|member| cluster.append(ClusterEvent::Join(member)));
         let format = FormatOptions {
             ctime: 1,
             policy: CopyPolicy::Replicated { copies },
-            block_size_shift: 20,
+            block_size_shift,
             flags: 0,
             pg_count: 8,
         };
         cluster.ask(0, ClientOp::Cluster(ClusterOp::Format(format))).unwrap();
-        let (name, size) = (b"disk".to_vec(), 8 * OBJECT_BYTES);
+        let (name, size) = (b"disk".to_vec(), 8 << block_size_shift);
         let create = VdiOp::Create { name, size, policy: None, block_size_shift: None };
         let Ok(ClientReply::Vdi(vdi)) = cluster.ask(0, ClientOp::Vdi(create)) else { panic!("no VDI") };
         (cluster, vdi.vid)
@@ -207,6 +302,11 @@ impl Cluster {
         store
     }
 
+    pub fn lose_and_come_back(&mut self, i: u16) {
+        let store = self.lose(id_of(i));
+        self.come_back(i, store);
+    }
+
     /// A sheep that was lost comes back.
     pub fn come_back(&mut self, i: u16, store: Store) {
         let info = MemberInfo { life: self.version * 1000, ..member(i, 1 << 30) };
@@ -225,11 +325,32 @@ impl Cluster {
         self.run();
     }
 
+    /// As if that sheep had proposed it.
+    #[allow(dead_code)]
+    pub fn propose_as(&mut self, from: NodeId, action: Action) {
+        let view = self.sheep.iter().find(|(id, ..)| *id == from).expect("a sheep of this cluster").1.view();
+        let incarnation = view.members()[&from].incarnation.expect("it is up");
+        let proposal = Proposal { id: u64::MAX, action };
+        self.append(ClusterEvent::Message { from, incarnation, proposal });
+    }
+
     fn deliver(&mut self, entry: LogEntry) {
         self.log.push(entry.clone());
-        let asleep = self.asleep.map(|(id, _)| id);
-        let awake = self.sheep.iter_mut().filter(|(id, ..)| Some(*id) != asleep);
-        awake.for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+        let deaf = [self.asleep, self.behind].map(|sheep| sheep.map(|(id, _)| id));
+        let others = self.sheep.iter_mut().filter(|(id, ..)| !deaf.contains(&Some(*id)));
+        others.for_each(|(_, node, _)| node.handle_log(entry.clone(), self.now));
+    }
+
+    pub fn fall_behind(&mut self, id: NodeId) {
+        self.behind = Some((id, self.log.len()));
+    }
+
+    pub fn catch_up(&mut self) {
+        let Some((id, heard)) = self.behind.take() else { return };
+        let now = self.now;
+        let missed = self.log[heard..].to_vec();
+        missed.into_iter().for_each(|entry| self.node(id).handle_log(entry, now));
+        self.run();
     }
 
     pub fn put_to_sleep(&mut self, id: NodeId) {
@@ -258,14 +379,34 @@ impl Cluster {
                         Effect::Send { .. } if self.cut => {}
                         Effect::Send { to, .. } if self.cut_links.contains(&(*id, to)) => {}
                         Effect::Send { .. } if self.dying == Some((*id, 0)) => {}
+                        Effect::Send { to, message }
+                            if self.delays.as_ref().is_some_and(|is| is(to, &message)) =>
+                        {
+                            self.delayed.push((*id, to, message));
+                        }
                         Effect::Send { to, message } => {
                             if let Some((_, left)) = self.dying.as_mut().filter(|(dying, _)| dying == id) {
                                 *left -= 1;
                             }
+                            assert_fits(&message);
+                            if let Some(recorded) = &mut self.recorded {
+                                recorded.push((*id, to, message.clone()));
+                            }
                             sent.push_back((*id, to, message));
                         }
                         Effect::Propose(proposal) => proposed.push_back((*id, proposal)),
-                        Effect::Store { ticket, op } => stored.push_back((*id, ticket, store.apply(op))),
+                        Effect::Store { ticket, op } => {
+                            let holder = match &op {
+                                ObjectOp::Change { tag: None, .. } => self.slow,
+                                ObjectOp::Change { tag: Some(_), .. } => self.stalled,
+                                _ => None,
+                            };
+                            let answer = (*id, ticket, store.apply(op));
+                            match holder == Some(*id) {
+                                true => self.held.push(answer),
+                                false => stored.push_back(answer),
+                            }
+                        }
                         Effect::Answer { request, result } => {
                             self.answers.insert(request, result);
                         }
@@ -292,6 +433,28 @@ impl Cluster {
                 return;
             }
         }
+    }
+
+    /// The slow store gives the answers that it has held.
+    pub fn answer_held(&mut self) {
+        for (id, ticket, reply) in std::mem::take(&mut self.held) {
+            let now = self.now;
+            self.node(id).handle_store(ticket, reply, now);
+        }
+        self.run();
+    }
+
+    /// Nothing is delayed any longer.
+    pub fn deliver_delayed(&mut self) {
+        self.delays = None;
+        std::mem::take(&mut self.delayed).into_iter().for_each(|message| self.repeat(message));
+    }
+
+    /// A message comes once more.
+    pub fn repeat(&mut self, (from, to, message): (NodeId, NodeId, PeerMessage)) {
+        let now = self.now;
+        self.node(to).handle_peer(from, message, now);
+        self.run();
     }
 
     fn node(&mut self, id: NodeId) -> &mut Node {

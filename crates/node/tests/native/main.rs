@@ -135,7 +135,7 @@ fn an_object_beyond_the_vdi_is_none_and_is_not_made() {
     for op in [read_object(beyond, 0, 1), write_object(beyond, 0, &[1])] {
         assert_eq!(cluster.ask(1, op), Err(ClientError::NoObject));
     }
-    let check = NativeOp::Check { repair: true };
+    let check = NativeOp::Check { repair: true, part: None };
     assert_eq!(cluster.ask(0, ClientOp::Object { oid: beyond, op: check }), Err(ClientError::NoObject));
     // As its clients expect: nothing was allocated there.
     let discard = ClientOp::Object { oid: beyond, op: NativeOp::Discard };

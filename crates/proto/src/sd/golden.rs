@@ -388,6 +388,11 @@ fn counters_and_recovery() {
     let recovery = RecoveryState { in_recovery: true, state: 1, nr_finished: 5, nr_total: 9 };
     assert_eq!(recovery.encode()[..], hex("01000000 01000000 05000000 00000000 09000000 00000000"));
     assert_eq!(RecoveryState::decode(&recovery.encode()), Some(recovery));
+
+    let throttling = RecoveryThrottling { max_exec_count: 10, queue_work_interval: 1000, throttling: true };
+    assert_eq!(throttling.encode()[..], hex("0a000000 00000000 e8030000 00000000 01000000 00000000"));
+    assert_eq!(RecoveryThrottling::decode(&throttling.encode()), Some(throttling));
+    assert_eq!(RecoveryThrottling::decode(&throttling.encode()[1..]), None);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use super::header::{
     ClusterRequest, HEADER_BYTES, ObjRequest, RequestHeader, RequestVariant, VdiRequest, flag,
 };
 use super::structs::{
-    CLUSTER_INFO_BYTES, EpochLog, RECOVERY_STATE_BYTES, SD_MD_INFO_BYTES, SD_NODE_BYTES, SD_NODES_MAX,
-    SD_STAT_BYTES, VDI_STATE_BYTES,
+    CLUSTER_INFO_BYTES, EpochLog, RECOVERY_STATE_BYTES, RECOVERY_THROTTLING_BYTES, RecoveryThrottling,
+    SD_MD_INFO_BYTES, SD_NODE_BYTES, SD_NODES_MAX, SD_STAT_BYTES, VDI_STATE_BYTES,
 };
 use super::{Opcode, VID_BITMAP_BYTES};
 use crate::client::{ClientOp, Point};
@@ -203,6 +203,14 @@ impl Request {
 
     pub fn stat_recovery() -> Request {
         Request::plain(Opcode::StatRecovery, RECOVERY_STATE_BYTES as u32)
+    }
+
+    pub fn get_recovery() -> Request {
+        Request::plain(Opcode::GetRecovery, RECOVERY_THROTTLING_BYTES as u32)
+    }
+
+    pub fn set_recovery(throttling: RecoveryThrottling) -> Request {
+        Request::with_payload(Opcode::SetRecovery, throttling.encode().to_vec().into())
     }
 
     // Extensions.

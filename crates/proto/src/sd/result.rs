@@ -144,6 +144,8 @@ impl From<&ClientError> for ResultCode {
             ClientError::ShuttingDown => ResultCode::SHUTDOWN,
             ClientError::NoStorage => ResultCode::HALT,
             ClientError::Unsupported(_) => ResultCode::NO_SUPPORT,
+            ClientError::NoNode => ResultCode::INVALID_PARMS,
+            ClientError::NotStuck => ResultCode::FORCE_RECOVER,
             ClientError::Io => ResultCode::EIO,
         }
     }

@@ -16,6 +16,7 @@ pub const EPOCH_LOG_HEAD_BYTES: usize = 48;
 pub const VDI_STATE_BYTES: usize = 1428;
 pub const PARTICIPANTS_MAX: usize = 31;
 pub const RECOVERY_STATE_BYTES: usize = 24;
+pub const RECOVERY_THROTTLING_BYTES: usize = 24;
 pub const MD_INFO_BYTES: usize = 4120;
 pub const MD_DISKS_MAX: usize = 64;
 pub const SD_MD_INFO_BYTES: usize = 263_688;
@@ -335,6 +336,34 @@ impl RecoveryState {
             state: u32_at(bytes, 4),
             nr_finished: u64_at(bytes, 8),
             nr_total: u64_at(bytes, 16),
+        })
+    }
+}
+
+/// GET_RECOVERY, SET_RECOVERY.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryThrottling {
+    /// Objects in each interval.
+    pub max_exec_count: u32,
+    /// Milliseconds.
+    pub queue_work_interval: u64,
+    pub throttling: bool,
+}
+
+impl RecoveryThrottling {
+    pub fn encode(&self) -> [u8; RECOVERY_THROTTLING_BYTES] {
+        let mut out = [0; RECOVERY_THROTTLING_BYTES];
+        put(&mut out, 0, &self.max_exec_count.to_le_bytes());
+        put(&mut out, 8, &self.queue_work_interval.to_le_bytes());
+        out[16] = self.throttling.into();
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<RecoveryThrottling> {
+        (bytes.len() >= RECOVERY_THROTTLING_BYTES).then(|| RecoveryThrottling {
+            max_exec_count: u32_at(bytes, 0),
+            queue_work_interval: u64_at(bytes, 8),
+            throttling: bytes[16] != 0,
         })
     }
 }

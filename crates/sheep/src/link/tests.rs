@@ -25,6 +25,7 @@ fn write(id: u64, data: Bytes) -> PeerMessage {
     PeerMessage::Request {
         id,
         version: ViewVersion(1),
+        life: Default::default(),
         body: PeerRequest::Change {
             pg: PgId { pool: PoolId(0), index: 0 },
             since: Since(1),
@@ -35,6 +36,7 @@ fn write(id: u64, data: Bytes) -> PeerMessage {
                 stamp: Stamp::default(),
                 settled: Default::default(),
                 origin: Default::default(),
+                last_room: false,
             },
             data,
         },
@@ -148,7 +150,10 @@ fn garbage_ends_the_link_and_nothing_else() {
 fn what_was_fetched_is_compared_with_its_checksums() {
     let fetched = |found, len| {
         let data = Bytes::from(vec![0; len]);
-        verify(&PeerMessage::Reply { id: 1, body: PeerReply::Fetched { found, marks: Vec::new(), data } })
+        verify(&PeerMessage::Reply {
+            id: 1,
+            body: PeerReply::Fetched { found, marks: Vec::new(), pressure: Default::default(), data },
+        })
     };
     assert!(fetched(Fetched::Blocks(vec![proto::checksum::ZERO_BLOCK_CRC]), 4096).is_ok());
     assert!(matches!(fetched(Fetched::Blocks(vec![1]), 4096), Err(ReceiveError::Payload { block: 0 })));

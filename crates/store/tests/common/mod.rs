@@ -47,6 +47,7 @@ pub fn tag(vid: u32, generation: u64, seq: u64, settled: u64) -> Tag {
         stamp: Stamp { generation: Generation(generation), seq: Seq(seq) },
         settled: Seq(settled),
         origin: Origin { incarnation: Incarnation(1), request: RequestId(seq) },
+        last_room: false,
     }
 }
 
@@ -98,6 +99,8 @@ pub struct Machine {
     pub store: Store,
     pub rng: SimRng,
     pub replies: BTreeMap<u64, ObjectReply>,
+    /// Often there is a moment to write ahead of use.
+    pub writes_ahead: bool,
     next_ticket: u64,
 }
 
@@ -112,17 +115,22 @@ impl Machine {
         Store::format(&mut disk, &options).unwrap();
         let (store, recovered) = Store::open(&mut disk).unwrap();
         assert!(recovered.unsettled.is_empty());
-        Machine { disk, store, rng: SimRng::new(seed), replies: BTreeMap::new(), next_ticket: 0 }
+        let (rng, replies) = (SimRng::new(seed), BTreeMap::new());
+        Machine { disk, store, rng, replies, writes_ahead: true, next_ticket: 0 }
     }
 
     /// A disk that was formatted before.
     pub fn open(mut disk: SimDisk) -> Result<Machine, OpenError> {
         let (store, _) = Store::open(&mut disk)?;
-        Ok(Machine { disk, store, rng: SimRng::new(1), replies: BTreeMap::new(), next_ticket: 0 })
+        let (rng, replies) = (SimRng::new(1), BTreeMap::new());
+        Ok(Machine { disk, store, rng, replies, writes_ahead: false, next_ticket: 0 })
     }
 
     pub fn submit(&mut self, op: ObjectOp) -> u64 {
         self.next_ticket += 1;
+        if self.writes_ahead && self.store.wants_to_write_ahead() && self.rng.chance(10) {
+            self.store.write_ahead();
+        }
         self.store.submit(self.next_ticket, op);
         self.pump();
         self.next_ticket
@@ -218,7 +226,7 @@ pub fn decode_compare(reply: ObjectReply) -> Option<BTreeSet<u32>> {
 }
 
 fn value_of(block: &[u8]) -> Value {
-    if block.iter().all(|b| *b == 0) {
+    if block == [0; BLOCK_BYTES] {
         return 0;
     }
     let first = u64::from_le_bytes(block[..8].try_into().unwrap());

@@ -1,14 +1,17 @@
 //! What `dog` asks.
 
+use proto::client::ScrubStatus;
 use proto::client::{
-    CheckReport, ClientOp, ClientReply, ClientResult, ClusterInfo, ClusterOp, ClusterStatus, Guest, Point,
-    VdiInfo, VolumeOp,
+    CheckReport, ClientError, ClientOp, ClientReply, ClientResult, ClusterInfo, ClusterOp, ClusterStatus,
+    Guest, Point, Traffic, VdiInfo, VolumeOp,
 };
+use proto::cluster::{RepairChange, RepairOptions};
 use proto::hash::vid_of_name;
 use proto::sd::extension::{UsageReply, decode_list};
 use proto::sd::header::{ClusterRequest, HashReply, NodeReply, ReplyVariant};
 use proto::sd::structs::{
-    self, EpochLog, MdInfo, RecoveryState, SdNode, SdStat, VdiState, decode_md_info, lock_state,
+    self, EpochLog, MdInfo, RecoveryState, RecoveryThrottling, SdNode, SdStat, VdiState, decode_md_info,
+    lock_state,
 };
 use proto::sd::{Opcode, Request, ResultCode, cluster_flag};
 use proto::{CopyPolicy, NodeId, Oid, Vid};
@@ -112,7 +115,7 @@ fn a_node_is_described() {
         let other = Request::plain(Opcode::MdInfo, 263_687);
         assert_eq!(sheep.result(&other).await, ResultCode::INVALID_PARMS);
         let (_, recovery) = sheep.once(&Request::stat_recovery()).await;
-        let expected = RecoveryState { in_recovery: true, state: 1, nr_finished: 6, nr_total: 8 };
+        let expected = RecoveryState { in_recovery: true, state: 1, nr_finished: 6, nr_total: 9 };
         assert_eq!(RecoveryState::decode(&recovery), Some(expected));
 
         let oid = Oid::data(VID, 0);
@@ -127,20 +130,49 @@ fn a_node_is_described() {
 }
 
 #[test]
-fn counters_tell_what_was_done() {
+fn counters_stand_in_their_fields() {
     run(async {
         let sheep = Sheep::new(Fake::formatted(1, 0));
-        sheep.once(&Request::new_vdi(b"alice", 1 << 20, None, None).unwrap()).await;
-        let oid = Oid::data(VID, 0);
-        sheep.once(&Request::create_obj(oid, 0, None, vec![1; 1000].into())).await;
-        sheep.once(&Request::write_obj(oid, 0, vec![1; 500].into())).await;
-        sheep.once(&Request::read_obj(oid, 0, 300)).await;
-        sheep.once(&Request::discard_obj(oid)).await;
+        let clients = Traffic {
+            active: 1,
+            total: 2,
+            writes: 3,
+            reads: 4,
+            removes: 5,
+            flushes: 6,
+            written_bytes: 7,
+            read_bytes: 8,
+        };
+        let peers = Traffic {
+            active: 9,
+            total: 10,
+            writes: 11,
+            reads: 12,
+            removes: 13,
+            written_bytes: 14,
+            read_bytes: 15,
+            ..Traffic::default()
+        };
+        (sheep.fake.world().stat.clients, sheep.fake.world().stat.peers) = (clients, peers);
         let (_, bytes) = sheep.once(&Request::stat()).await;
-        let stat = SdStat::decode(&bytes).unwrap();
-        assert_eq!((stat.gateway_write, stat.gateway_read, stat.gateway_remove), (2, 1, 1));
-        assert_eq!((stat.gateway_rx_bytes, stat.gateway_tx_bytes), (256 + 1500, 300));
-        assert_eq!((stat.gateway_active, stat.gateway_total), (1, 6), "the asking request is under way");
+        let expect = SdStat {
+            gateway_active: 1,
+            gateway_total: 2,
+            gateway_write: 3,
+            gateway_read: 4,
+            gateway_remove: 5,
+            gateway_flush: 6,
+            gateway_rx_bytes: 7,
+            gateway_tx_bytes: 8,
+            peer_active: 9,
+            peer_total: 10,
+            peer_write: 11,
+            peer_read: 12,
+            peer_remove: 13,
+            peer_rx_bytes: 14,
+            peer_tx_bytes: 15,
+        };
+        assert_eq!(SdStat::decode(&bytes), Some(expect));
     });
 }
 
@@ -222,6 +254,63 @@ fn operations_that_do_not_exist_say_so_and_those_of_other_sheep_are_not_supporte
                 assert_eq!(reply.result, expected, "{value:#x}");
             }
         }
+    });
+}
+
+#[test]
+fn how_the_cluster_repairs_itself_is_said_with_ask() {
+    run(async {
+        let sheep = Sheep::new(Fake::formatted(1, 0));
+        let ask = async |op| {
+            let (_, bytes) = sheep.once(&Request::ask(&ClientOp::Cluster(op))).await;
+            decode_list::<ClientResult>(&bytes).expect("an answer to ASK")
+        };
+        // Two operators, each with an option of his own.
+        let slower = RepairChange { rate_bytes: Some(1 << 20), scrub_now: true, ..RepairChange::default() };
+        let less = RepairChange { out_time_s: Some(3), enabled: Some(false), ..RepairChange::default() };
+        for change in [slower, less] {
+            assert_eq!(ask(ClusterOp::SetRepair(change)).await, Ok(ClientReply::Done));
+        }
+        let expected = RepairOptions {
+            out_time_s: 3,
+            enabled: false,
+            rate_bytes: 1 << 20,
+            scrubs_asked: 1,
+            ..RepairOptions::default()
+        };
+        assert_eq!(sheep.fake.world().info.repair, expected);
+        assert_eq!(ask(ClusterOp::Scrub).await, Ok(ClientReply::Scrub(Box::<ScrubStatus>::default())));
+        let out = ClusterOp::SetOut { node: node_id(), out: true };
+        assert_eq!(ask(out).await, Ok(ClientReply::Done));
+        assert_eq!(ask(ClusterOp::ForceRecovery).await, Err(ClientError::NotStuck));
+    });
+}
+
+#[test]
+fn recovery_is_throttled_by_objects_and_milliseconds() {
+    run(async {
+        let sheep = Sheep::new(Fake::formatted(1, 0));
+        let get = async || {
+            let (_, bytes) = sheep.once(&Request::get_recovery()).await;
+            RecoveryThrottling::decode(&bytes).expect("24 bytes")
+        };
+        assert_eq!(get().await, RecoveryThrottling::default());
+        let wanted = RecoveryThrottling { max_exec_count: 10, queue_work_interval: 1000, throttling: true };
+        assert_eq!(sheep.result(&Request::set_recovery(wanted)).await, ResultCode::SUCCESS);
+        assert_eq!(get().await, wanted);
+        for refused in [
+            RecoveryThrottling { max_exec_count: 0, ..wanted },
+            RecoveryThrottling { queue_work_interval: 0, ..wanted },
+        ] {
+            let result = sheep.result(&Request::set_recovery(refused)).await;
+            assert_eq!(result, ResultCode::INVALID_PARMS, "{refused:?}");
+        }
+        assert_eq!(sheep.result(&Request::plain(Opcode::SetRecovery, 0)).await, ResultCode::INVALID_PARMS);
+        assert_eq!(sheep.result(&Request::plain(Opcode::GetRecovery, 23)).await, ResultCode::BUFFER_SMALL);
+        assert_eq!(get().await, wanted);
+        let off = RecoveryThrottling::default();
+        assert_eq!(sheep.result(&Request::set_recovery(off)).await, ResultCode::SUCCESS);
+        assert_eq!(get().await, off);
     });
 }
 

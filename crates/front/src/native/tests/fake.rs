@@ -42,6 +42,7 @@ pub struct World {
     pub tables: BTreeMap<Vid, BTreeMap<u32, Vid>>,
     pub objects: BTreeMap<Oid, Vec<u8>>,
     pub deleted: BTreeSet<Vid>,
+    pub throttle: RecoveryThrottle,
     /// Everything that was asked, in order; payloads included.
     pub log: Vec<ClientOp>,
     /// The answer to everything from now on.
@@ -91,6 +92,7 @@ impl Fake {
     pub fn unformatted() -> Fake {
         let info = ClusterInfo {
             status: ClusterStatus::WaitForFormat,
+            repair: Default::default(),
             format: None,
             epoch: Epoch(0),
             nodes: vec![NodeInfo { id: node_id(), zone: ZoneId(7), vnodes: 128, space_bytes: 1 << 30 }],
@@ -99,11 +101,20 @@ impl Fake {
         };
         let world = World {
             info,
-            stat: NodeStat { size_bytes: 1 << 30, used_bytes: 1 << 20, pgs_behind: 2, pgs: 8 },
+            stat: NodeStat {
+                size_bytes: 1 << 30,
+                used_bytes: 1 << 20,
+                pgs_behind: 2,
+                pgs: 8,
+                objects_done: 6,
+                objects_total: 9,
+                ..NodeStat::default()
+            },
             vdis: BTreeMap::new(),
             tables: BTreeMap::new(),
             objects: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            throttle: RecoveryThrottle::default(),
             log: vec![],
             refusal: None,
         };
@@ -161,13 +172,33 @@ impl World {
                 self.info.status = ClusterStatus::ShuttingDown;
                 ClientReply::Done
             }
+            ClusterOp::SetRepair(change) => {
+                self.info.repair.change(&change);
+                ClientReply::Done
+            }
+            ClusterOp::SetOut { .. } => ClientReply::Done,
+            ClusterOp::ForceRecovery => return Err(ClientError::NotStuck),
+            ClusterOp::SetRecoveryThrottle(bound) => {
+                self.throttle = bound;
+                ClientReply::Done
+            }
+            ClusterOp::RecoveryThrottle => ClientReply::RecoveryThrottle(self.throttle),
+            ClusterOp::Scrub => ClientReply::Scrub(Box::default()),
             ClusterOp::KillNode => ClientReply::Done,
-            ClusterOp::NodeStat => ClientReply::NodeStat(self.stat),
+            ClusterOp::NodeStat => ClientReply::NodeStat(Box::new(self.stat)),
             ClusterOp::Holds { oid } if self.objects.contains_key(&oid) => ClientReply::Done,
             ClusterOp::Holds { .. } => return Err(ClientError::NoObject),
             ClusterOp::LocalDigest { .. } => ClientReply::Digest(0x0403_0201),
             ClusterOp::Locate { .. } => ClientReply::Nodes(vec![node_id()]),
-            ClusterOp::Access => unreachable!("the desk answers this"),
+            ClusterOp::Access
+            | ClusterOp::Attach { .. }
+            | ClusterOp::Detach { .. }
+            | ClusterOp::Attached
+            | ClusterOp::Track { .. }
+            | ClusterOp::SetDefaultPolicy { .. }
+            | ClusterOp::Health => {
+                unreachable!("nobody asks the fake for it")
+            }
         })
     }
 
@@ -200,6 +231,7 @@ impl World {
             | VdiOp::Describe { .. }
             | VdiOp::Attribute { .. }
             | VdiOp::Table { .. } => Err(ClientError::Unsupported("by the fake".into())),
+            VdiOp::TakePlace { .. } | VdiOp::Adopt { .. } => unreachable!("no test does this"),
             VdiOp::DeletedVids => Ok(ClientReply::Vids(self.deleted.iter().copied().collect())),
         }
     }

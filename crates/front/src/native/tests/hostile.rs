@@ -67,7 +67,7 @@ fn talk(bytes: Vec<u8>) -> Vec<u8> {
         };
         let ((), replies) = tokio::join!(sending, receiving);
         let _ = client.serving.await.expect("the server does not panic");
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
         sender.send(replies).unwrap();
     });
     receiver.recv().unwrap()

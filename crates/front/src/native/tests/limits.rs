@@ -35,10 +35,10 @@ fn small_requests_are_answered_while_a_large_one_before_them_waits() {
         for id in 0..5 {
             assert_eq!(client.receive().await.0.id, id);
         }
-        assert_eq!(sheep.desk.stat().gateway_active, 1);
+        assert_eq!(sheep.desk.requests_in_flight(), 1);
         gate.add_permits(1);
         assert_eq!(client.receive().await.0.id, 100);
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
     });
 }
 
@@ -107,7 +107,7 @@ fn a_request_that_arrived_whole_is_carried_out_although_its_client_has_gone() {
         let ended = client.close().await;
         assert!(ended.is_err());
         assert_eq!(sheep.fake.world().objects.keys().copied().collect::<Vec<_>>(), [whole]);
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
     });
 }
 
@@ -119,7 +119,7 @@ fn a_connection_waits_a_while_for_its_requests_to_end() {
         let gate = sheep.fake.hold(slow);
         let mut client = sheep.connect();
         client.send(&Request::create_obj(slow, 0, None, vec![1; 4096].into())).await;
-        while sheep.desk.stat().gateway_active == 0 {
+        while sheep.desk.requests_in_flight() == 0 {
             yield_now().await;
         }
         drop(client.stream);
@@ -129,7 +129,7 @@ fn a_connection_waits_a_while_for_its_requests_to_end() {
         assert!(!client.serving.is_finished());
         gate.add_permits(1);
         let _ = client.serving.await.unwrap();
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
     });
 }
 
@@ -147,7 +147,7 @@ fn when_a_reply_cannot_be_delivered_the_requests_behind_it_are_dropped() {
             client.send(&Request::read_obj(slow, 0, IO_BYTES_MAX)).await;
             let duplicate = Oid::data(VID, 1);
             client.send(&Request::create_obj(duplicate, 0, None, vec![1; 512].into())).await;
-            while sheep.desk.stat().gateway_active == 0 {
+            while sheep.desk.requests_in_flight() == 0 {
                 yield_now().await;
             }
             drop(client.stream);
@@ -177,7 +177,7 @@ fn what_a_client_has_left_behind_in_its_socket_is_not_carried_out() {
             tcp.write_all(&request.encode_header()).await.unwrap();
             tcp.write_all(&request.payload).await.unwrap();
         }
-        while sheep.desk.stat().gateway_active < 2 {
+        while sheep.desk.requests_in_flight() < 2 {
             tokio::task::yield_now().await;
         }
         // The end of the connection is behind what was not read: replies still seem to get through.
@@ -185,7 +185,7 @@ fn what_a_client_has_left_behind_in_its_socket_is_not_carried_out() {
         gate.add_permits(1);
         assert!(serving.await.unwrap().is_err());
         assert!(sheep.fake.world().objects.is_empty(), "the client has sent its CREATE again elsewhere");
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
         assert_eq!(sheep.fake.given_up.get(), 1, "the second one");
     });
 }
@@ -197,7 +197,7 @@ fn what_cannot_be_answered_soon_after_the_client_has_gone_is_given_up() {
         sheep.fake.hold(Oid::data(VID, 0));
         let mut client = sheep.connect();
         client.send(&Request::create_obj(Oid::data(VID, 0), 0, None, vec![1; 512].into())).await;
-        while sheep.desk.stat().gateway_active == 0 {
+        while sheep.desk.requests_in_flight() == 0 {
             yield_now().await;
         }
         let started = tokio::time::Instant::now();
@@ -205,7 +205,7 @@ fn what_cannot_be_answered_soon_after_the_client_has_gone_is_given_up() {
         client.close().await.unwrap();
         assert_eq!(started.elapsed().as_millis() / 100, super::super::server::PARTING.as_millis() / 100);
         assert_eq!(sheep.fake.given_up.get(), 1);
-        assert_eq!(sheep.desk.stat().gateway_active, 0);
+        assert_eq!(sheep.desk.requests_in_flight(), 0);
     });
 }
 

@@ -1,0 +1,144 @@
+//! `dog node out ID|HOST:PORT [-f]` and `dog node in ID|HOST:PORT`: a node is emptied, and filled again.
+//!
+//! Out is not down: the node goes on serving what it holds until others hold it. A node that is down has no id, so its address names it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use proto::client::{Health, MemberHealth, Out};
+use proto::cluster::RepairOptions;
+use proto::{NodeId, ZoneId};
+
+use crate::command::{Action, Command, no_values, option};
+use crate::context::{Context, declined, notice};
+use crate::failure::{Failure, Outcome};
+use crate::getopt::Parsed;
+use crate::terminal::confirm;
+
+pub const OUT: Command = Command {
+    group: "node",
+    name: "out",
+    summary: "store nothing on a node any more, and empty it",
+    args: "<node id | host:port>",
+    args_min: 1,
+    options: &[option::ADDRESS, option::PORT, option::HELP, option::FORCE, option::TIME],
+    needs_nodes: true,
+    check: no_values,
+    action: Action::Run(|context, parsed| run(context, parsed, true)),
+    notes: "Ids are those of 'dog node list'; a node that is down is named by its address, as 'dog cluster health' does. It stays\n\
+            out, whatever happens to it, until 'dog node in'.",
+};
+
+pub const IN: Command = Command {
+    group: "node",
+    name: "in",
+    summary: "store on a node again",
+    args: "<node id | host:port>",
+    args_min: 1,
+    options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
+    needs_nodes: true,
+    check: no_values,
+    action: Action::Run(|context, parsed| run(context, parsed, false)),
+    notes: "The contrary of 'dog node out'.",
+};
+
+fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
+    let mut sheep = context.connect()?;
+    let health = sheep.health()?;
+    let member = find(context, &health, &parsed.positionals[0])?;
+    if member.out.is_some() == out && member.out != Some(Out::ByTime) {
+        notice(&format!(
+            "Node {} is {} already; nothing was changed.",
+            member.id,
+            if out { "out" } else { "in" }
+        ));
+        return Ok(());
+    }
+    if out && !parsed.has("force") {
+        let question = question(&health, &member);
+        if let Some(question) = question
+            && !confirm(&question, &mut context.out, &mut context.input)?
+        {
+            return declined();
+        }
+    }
+    sheep.set_out(member.id, out).map_err(|error| {
+        error.or_refused(|reason| {
+            format!("Failed to change node {}: {reason}; nothing was changed", member.id)
+        })
+    })?;
+    let repair = sheep.cluster_info()?.repair;
+    let text = if out { render_out(&member, &repair) } else { render_in(&member, &repair) };
+    context.print(&text)
+}
+
+fn find(context: &Context, health: &Health, text: &[u8]) -> Outcome<MemberHealth> {
+    let shown = String::from_utf8_lossy(text);
+    let id = match parse_address(&shown) {
+        Some(id) => id,
+        None => {
+            let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+            let node = shown.parse().ok().filter(|_| is_number).and_then(|id: usize| context.nodes.get(id));
+            node.ok_or_else(|| Failure::bad_value(format!("Invalid node id '{shown}'")))?.id
+        }
+    };
+    health.members.iter().find(|member| member.id == id).copied().ok_or_else(|| {
+        let members: Vec<String> = health.members.iter().map(|member| member.id.to_string()).collect();
+        Failure::refused(format!("{id} is no node of this cluster; its nodes are {}", members.join(", ")))
+    })
+}
+
+/// As addresses of nodes are printed; brackets do no harm.
+fn parse_address(text: &str) -> Option<NodeId> {
+    let (host, port) = text.rsplit_once(':')?;
+    let ip: IpAddr = host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
+    Some(NodeId::new(ip, port.parse().ok()?))
+}
+
+/// `None` where all VDIs keep as many copies as they have.
+fn question(health: &Health, leaving: &MemberHealth) -> Option<String> {
+    let zones = |but: Option<NodeId>| {
+        let stays =
+            |member: &&MemberHealth| member.space_bytes > 0 && member.out.is_none() && Some(member.id) != but;
+        health.members.iter().filter(stays).map(|member| member.zone).collect::<BTreeSet<ZoneId>>().len()
+    };
+    let (before, after) = (zones(None), zones(Some(leaving.id)));
+    let used = health.pools.iter().filter(|pool| pool.vdis > 0 || pool.is_default);
+    let copies = used.map(|pool| usize::from(pool.policy.width())).filter(|copies| *copies > after).max()?;
+    (after < before).then(|| {
+        format!(
+            "Without node {} there are {after} zones with disks: VDIs with {copies} copies get {after}.\nAre you sure you want to continue?",
+            leaving.id
+        )
+    })
+}
+
+fn render_out(member: &MemberHealth, repair: &RepairOptions) -> String {
+    let id = member.id;
+    let what = match member.is_up {
+        _ if member.pgs == 0 && member.pgs_in_sync == 0 => "Nothing is stored on it".to_string(),
+        true => format!(
+            "What it holds, its part of {} placement groups, is copied to other nodes; until then it serves that.\nIt may be \
+             stopped when 'dog cluster health' says that it holds nothing",
+            member.pgs_in_sync
+        ),
+        false => "What it held is made anew on other nodes from the copies that are left".to_string(),
+    };
+    format!("Node {id} is out. {what}.\n{}", how_to_watch(repair))
+}
+
+fn render_in(member: &MemberHealth, repair: &RepairOptions) -> String {
+    let when = if member.is_up {
+        "It makes its share of the copies now"
+    } else {
+        "It is down: it makes its share of the copies when its sheep is started"
+    };
+    format!("Node {} is in. {when}.\n{}", member.id, how_to_watch(repair))
+}
+
+fn how_to_watch(repair: &RepairOptions) -> &'static str {
+    match repair.enabled {
+        true => "Watch: dog node recovery\n",
+        false => "Recovery is disabled, so nothing is copied before: dog cluster recover enable\n",
+    }
+}

@@ -1,0 +1,75 @@
+//! Room that is held back from whoever can still be refused, and tables that take none for zeros.
+
+mod common;
+
+use common::*;
+use proto::object::*;
+use proto::{Oid, Vid};
+use store::testing::SimDisk;
+use store::{FormatOptions, Store};
+
+const DISK_BYTES: u64 = 16 << 20;
+
+fn device() -> Machine {
+    let options = FormatOptions { size_bytes: DISK_BYTES, journal_bytes: JOURNAL_BYTES, store_id: 2 };
+    let mut disk = SimDisk::new(DISK_BYTES);
+    Store::format(&mut disk, &options).unwrap();
+    Machine::open(disk).unwrap()
+}
+
+/// A write of the `n`th slot, under a stamp of its own.
+fn tagged(n: u64, last_room: bool) -> ObjectOp {
+    let mut op = write(Oid(1000 + n / 16), n as u32 % 16 * 16, &[n + 1; 16], WriteBase::Keep);
+    let ObjectOp::Change { tag: of_op, .. } = &mut op else { unreachable!() };
+    *of_op = Some(Tag { last_room, ..tag(1, 1, n + 2, n + 1) });
+    op
+}
+
+#[test]
+fn who_may_take_the_last_room_finds_some_on_a_full_disk_and_deletion_gives_it_back() {
+    let mut machine = device();
+    let no_space = ObjectReply::Failed(StoreFailure::NoSpace);
+    let refused = (0..).find(|n| machine.call(tagged(*n, false)) == no_space).unwrap();
+    assert_eq!(machine.call(write(Oid(5), 0, &[1; 16], WriteBase::Keep)), no_space, "nor has repair");
+    let end = (refused..).find(|n| machine.call(tagged(*n, true)) == no_space).unwrap();
+    assert!((8..40).contains(&(end - refused)), "{} of {end} were held back", end - refused);
+    machine.crash();
+    for n in 0..end {
+        assert_eq!(machine.read(Oid(1000 + n / 16), n as u32 % 16 * 16, 16), Some(vec![n + 1; 16]), "{n}");
+    }
+    assert_eq!(machine.call(write(Oid(1000), 3, &[7], WriteBase::Keep)), ObjectReply::Done, "an overwrite");
+    assert_eq!(machine.call(tagged(end, false)), no_space);
+    for n in 0..=(end - refused) / 16 {
+        assert_eq!(machine.call(change(Oid(1000 + n), Change::Delete)), ObjectReply::Done);
+    }
+    assert_eq!(machine.call(tagged(end + 1, false)), ObjectReply::Done);
+    machine.store.assert_invariants();
+}
+
+#[test]
+fn zeros_of_a_table_take_no_room_and_hide_what_was_there() {
+    let table = Oid::inode(Vid(5));
+    let mut values = vec![0; 4096];
+    (values[1], values[4000]) = (8, 9);
+    for base in [WriteBase::Empty, WriteBase::Keep] {
+        // All of it does not fit.
+        let mut machine = device();
+        assert_eq!(machine.call(write(table, 100, &[3; 16], WriteBase::Keep)), ObjectReply::Done);
+        assert_eq!(machine.call(write(table, 0, &values, base)), ObjectReply::Done);
+        machine.crash();
+        assert_eq!(machine.read(table, 0, 4096), Some(values.clone()));
+        machine.store.assert_invariants();
+        let objects = machine.call(ObjectOp::List { first: table, last: table, limit: 1 });
+        let ObjectReply::Objects(objects) = objects else { panic!("{objects:?}") };
+        assert!(objects[0].allocated_bytes <= 5 * store::SLOT_BYTES, "{objects:?}");
+    }
+    let mut machine = device();
+    let data = Oid::data(Vid(5), 0);
+    let mut zeros_of = |count: usize| machine.call(write(data, 0, &vec![0; count], WriteBase::Empty));
+    assert_eq!(zeros_of(64), ObjectReply::Done);
+    assert_eq!(
+        zeros_of(4096),
+        ObjectReply::Failed(StoreFailure::NoSpace),
+        "who writes zeros to data gets the room"
+    );
+}
