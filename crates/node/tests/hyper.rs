@@ -5,7 +5,6 @@
 mod cluster;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::{Cluster, id_of};
@@ -161,7 +160,7 @@ fn what_is_empty_of_16_pib_is_passed_over_at_once() {
     let (mut cluster, _) = Cluster::with_disk(2);
     let vid = create(&mut cluster, "large", SIZE);
     assert_eq!(data_of(&mut cluster, vid).0, []);
-    let began = Instant::now();
+    let before = cluster.steps;
     for op in [
         VolumeOp::Discard { offset: 0, len: SIZE },
         VolumeOp::WriteZeroes { offset: 0, len: SIZE, keep_allocated: false },
@@ -188,7 +187,9 @@ fn what_is_empty_of_16_pib_is_passed_over_at_once() {
     assert_eq!(end[..], [0, 0, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6]);
     assert_eq!(cluster.ask(0, on(vid, VolumeOp::Discard { offset: 0, len: SIZE })), Ok(ClientReply::Done));
     assert_eq!((data_of(&mut cluster, vid).0, usage(&mut cluster, vid)), (vec![], (0, 0)));
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // The table of 2^32 objects has 4096 pages.
+    let steps = cluster.steps - before;
+    assert!(steps < 1000, "{steps} steps");
 }
 
 #[test]
@@ -299,7 +300,7 @@ fn enter_all(cluster: &mut Cluster, vid: Vid) {
 #[test]
 fn a_snapshot_of_a_million_objects_changes_nothing_on_disks_and_takes_no_time() {
     let (mut cluster, _) = Cluster::with_disk(2);
-    let mut took = Vec::new();
+    let mut steps = Vec::new();
     for (name, is_full) in [("empty", false), ("full", true)] {
         let mut vid = create(&mut cluster, name, 4 * TIB);
         if is_full {
@@ -311,7 +312,7 @@ fn a_snapshot_of_a_million_objects_changes_nothing_on_disks_and_takes_no_time() 
         for sheep in &mut cluster.sheep {
             sheep.2.changes.clear();
         }
-        let began = Instant::now();
+        let before = cluster.steps;
         for round in 0..10 {
             let op = VdiOp::Snapshot { vids: vec![vid], tag: vec![b'a' + round] };
             match cluster.ask(1, ClientOp::Vdi(op)) {
@@ -319,15 +320,14 @@ fn a_snapshot_of_a_million_objects_changes_nothing_on_disks_and_takes_no_time() 
                 other => panic!("expected a VDI, got {other:?}"),
             }
         }
-        took.push(began.elapsed() / 10);
+        steps.push(cluster.steps - before);
         assert!(cluster.sheep.iter().all(|(_, _, store)| store.changes.is_empty()), "{name}");
         // The first write after it takes one change of the table's page and one of the object, whatever else there is.
         write(&mut cluster, 0, vid, 4096, 2);
         let changes: Vec<usize> = cluster.sheep.iter().map(|(_, _, store)| store.changes.len()).collect();
         assert_eq!(changes, [2, 2], "{name}");
     }
-    println!("a snapshot of an empty VDI takes {:?}, of one of 2^20 objects {:?}", took[0], took[1]);
-    assert!(took.iter().all(|time| *time < Duration::from_millis(100)), "{took:?}");
+    assert_eq!(steps[0], steps[1], "what the sheep do does not depend on what the VDI holds");
 }
 
 #[test]

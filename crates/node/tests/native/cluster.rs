@@ -176,6 +176,8 @@ pub struct Cluster {
     version: u64,
     pub now: Time,
     requests: u64,
+    /// So many effects of the sheep were carried out.
+    pub steps: u64,
     pub answers: BTreeMap<RequestId, ClientResult>,
     /// All links are cut: what is sent is lost.
     pub cut: bool,
@@ -258,6 +260,7 @@ impl Cluster {
             version: 0,
             now: Time(1),
             requests: 0,
+            steps: 0,
             answers: BTreeMap::new(),
             cut: false,
             cut_links: BTreeSet::new(),
@@ -375,6 +378,7 @@ impl Cluster {
         loop {
             for (id, node, store) in &mut self.sheep {
                 while let Some(effect) = node.poll_effect() {
+                    self.steps += 1;
                     match effect {
                         Effect::Send { .. } if self.cut => {}
                         Effect::Send { to, .. } if self.cut_links.contains(&(*id, to)) => {}

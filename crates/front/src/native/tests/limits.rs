@@ -200,8 +200,8 @@ fn what_cannot_be_answered_soon_after_the_client_has_gone_is_given_up() {
         while sheep.desk.requests_in_flight() == 0 {
             yield_now().await;
         }
-        let started = tokio::time::Instant::now();
         tokio::time::pause();
+        let started = tokio::time::Instant::now();
         client.close().await.unwrap();
         assert_eq!(started.elapsed().as_millis() / 100, super::super::server::PARTING.as_millis() / 100);
         assert_eq!(sheep.fake.given_up.get(), 1);
