@@ -565,7 +565,10 @@ fn apply_members(members: &mut Members, entries: &[LogEntry]) {
 fn watch_directory(directory: &Path) -> Option<OwnedFd> {
     let watch = || {
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&fd, directory, inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVED_TO)?;
+        // DELETE: whoever removes the directory removes the log in it first, and is noticed at once.
+        let changes =
+            inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
+        inotify::add_watch(&fd, directory, changes)?;
         Ok::<_, rustix::io::Errno>(fd)
     };
     watch().inspect_err(|error| tracing::warn!("no inotify ({error}): looking at the cluster log often")).ok()
