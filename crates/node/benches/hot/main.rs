@@ -12,6 +12,10 @@ use criterion::Criterion;
 
 use cases::CASES;
 
+/// As in the programs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Operations that are counted: enough for what happens now and then.
 const COUNTED: u32 = 500;
 
