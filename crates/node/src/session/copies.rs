@@ -163,7 +163,8 @@ impl Session {
             flight.copies.clear();
             flight.since = Some(pg.since);
         }
-        if !ctx.view.is_writable(flight.pg) {
+        // The usual case when an answer has come: nobody is left to be asked.
+        if pg.writers().all(|n| flight.copies.contains_key(&n)) || !ctx.view.is_writable(flight.pg) {
             return;
         }
         let tag = Tag {
@@ -240,7 +241,9 @@ impl Session {
     fn complete_if_done(&mut self, ctx: &mut Context, seq: Seq) {
         let Some(flight) = self.in_flight.get(&seq) else { return };
         let Some(pg) = ctx.view.pg(flight.pg) else { return };
-        if flight.since != Some(pg.since) || !ctx.view.is_writable(flight.pg) {
+        // Under this `since` only writers were asked, so each of them has answered once nobody is waited for.
+        let is_waiting = flight.copies.values().any(|copy| matches!(copy, Copy::Sent { .. }));
+        if is_waiting || flight.since != Some(pg.since) || !ctx.view.is_writable(flight.pg) {
             return;
         }
         let writers: Vec<NodeId> = pg.writers().collect();
