@@ -45,9 +45,7 @@ wait_for 60 "a healthy cluster" health_is ok
 
 chapter "The owner dies with another one"
 # The snapshot may have been made after all, when the copies came back before it was given up. The working VDI comes last.
-owner() { dog vdi list --json alice | sed -n 's/.*"owner": //p' | tail -1; }
-unowned() { [[ $(owner) == 'null,' ]]; }
-wait_for 40 "a VDI that nobody serves" unowned
+owner() { dog vdi list --json alice -p "${port}1" | sed -n 's/.*"owner": //p' | tail -1; }
 qemu-io -f raw -c 'write -P 5 16M 4k' -c "sleep 60000" "$(nbd_uri alice 1)" >"$dir/qemu-io" 2>&1 &
 own $!
 owned() { [[ $(owner) == "\"127.0.0.1:${port}1\"," ]]; }
