@@ -183,12 +183,13 @@ echo 'read 0 4k' >&9
 wait_for 10 "a first read" grep -q 'read 4096/4096' io.out
 kill_sheep 1
 echo 'write -P 7 39M 4k' >&9
-start_sheep 1
-printf '%s\n' 'read -P 7 39M 4k' quit >&9
+start_sheep 1 9>&-
+wait_for 60 "a write that outlives the restart" grep -q 'wrote 4096/4096' io.out
+echo 'read -P 7 39M 4k' >&9
+reads_are() { (($(grep -c 'read 4096/4096' io.out) == $1)); }
+wait_for 10 "what was written" reads_are 2
 exec 9>&-
 wait "$io" || die "qemu-io failed: $(cat io.out)"
-grep -q 'wrote 4096/4096' io.out || die "said: $(cat io.out)"
-(($(grep -c 'read 4096/4096' io.out) == 2)) || die "said: $(cat io.out)"
 wait_for 20 "3 members" members_are 3
 
 chapter "What cannot be"
