@@ -173,6 +173,25 @@ wait $machine || code=$?
 ((code == 0)) || die "the machine ended with $code"
 wait_for 5 "the end of it in vm list" runs Alice 'not running'
 
+chapter "A sheep is restarted beneath a program that dog run has started"
+mkfifo commands
+dog run -p "${port}1" -- qemu-io sheepdog:Charlie <commands >io.out 2>&1 &
+io=$!
+own "$io"
+exec 9>commands
+echo 'read 0 4k' >&9
+wait_for 10 "a first read" grep -q 'read 4096/4096' io.out
+kill_sheep 1
+echo 'write -P 7 39M 4k' >&9
+start_sheep 1 9>&-
+wait_for 60 "a write that outlives the restart" grep -q 'wrote 4096/4096' io.out
+echo 'read -P 7 39M 4k' >&9
+reads_are() { (($(grep -c 'read 4096/4096' io.out) == $1)); }
+wait_for 10 "what was written" reads_are 2
+exec 9>&-
+wait "$io" || die "qemu-io failed: $(cat io.out)"
+wait_for 20 "3 members" members_are 3
+
 chapter "What cannot be"
 before=$(dog vdi list -r | sort)
 expect 0 '^dog vdi create Dave 41943040' dog run -P -- qemu-img convert amd64.raw sheepdog:Dave

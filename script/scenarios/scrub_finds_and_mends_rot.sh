@@ -15,7 +15,7 @@ run dog cluster format --copies=3
 wait_for 20 "a running cluster" cluster_runs
 # Until it is asked for, nothing is to be found.
 run dog cluster scrub disable
-are_disabled() { [[ $(dog node scrub -r | grep -cE '^[0-2] [^ ]+ disabled 0 0 0 0 (-|[0-9]+) 0 0 0 0 0 0$') == 3 ]]; }
+are_disabled() { [[ $(dog node scrub -r | grep -cE '^[0-2] [^ ]+ disabled [0-9]+ [0-9]+ [0-9]+ [0-9]+ (-|[0-9]+) 0 0 0 0 0 0$') == 3 ]]; }
 wait_for 20 "no scrub anywhere" are_disabled
 
 # content WORD BLOCKS: blocks that name themselves.
@@ -67,6 +67,8 @@ wait_for 60 "the end of the passes" passes
 said() { grep -c 'does not match its checksum or cannot be read.*vdi: kept,.*block: 77,' "$dir/2/sheep.log"; }
 [[ $(said) == 1 ]] || die "sheep 2 did not say once which block it was: $(grep -i checksum "$dir/2/sheep.log")"
 dog node scrub
+say "a sheep that rests tells of its last pass"
+for i in 0 1 2; do expect 0 "^ +$i +127.* disabled +100\\.0% +[1-9][0-9.]* MB +[1-9][0-9.]* MB +20" dog node scrub; done
 expect 0 '^ok$' dog cluster health
 for name in work kept; do
     expect 0 "^finish check&repair $name\$" dog vdi check $name

@@ -2,6 +2,7 @@
 # A sheep that cannot start ends with 1 and says why, where it was typed; the sheep that run are not disturbed.
 . "$(dirname "$0")/../lib.sh"
 scenario_with_sheep 1 1
+no_sheep_at() { [[ -z $(sheep_pid "$1") ]]; }
 
 say "options"
 expect 1 "Invalid port number '70000'" sheep -p 70000 "$dir/x"
@@ -36,6 +37,20 @@ head -c 67108864 /dev/urandom >"$dir/foreign"
 cp "$dir/foreign" "$dir/foreign.before"
 expect 1 '.' sheep -c local "$dir/4,$dir/foreign" -z 4 -p "${port}4"
 cmp "$dir/foreign" "$dir/foreign.before" || die "a disk full of something else was overwritten"
+
+say "what is begun anew is said: a path may be mistyped"
+expect 0 "^$dir/5 is new: an empty store is begun there, for the cluster in $dir/cluster.local\$" sheep -c local "$dir/5" -z 5 -p "${port}5"
+wait_for 20 "two members" members_are 2
+run dog node kill -p "${port}5" -l
+wait_for 20 "one member" members_are 1
+wait_for 20 "an ended sheep" no_sheep_at 5
+said=$(sheep -c local "$dir/5" -z 5 -p "${port}5" 2>&1)
+[[ -z $said ]] || die "a sheep that comes back says: $said"
+wait_for 20 "two members" members_are 2
+run dog node kill -p "${port}5" -l
+wait_for 20 "one member" members_are 1
+expect 0 "^$dir/typo/0 is new: an empty store is begun there, and a new cluster in $dir/typo/cluster.local\$" sheep -c local "$dir/typo/0" -z 0 -p "${port}6"
+grep -q "is new: an empty store is begun there, and a new cluster" "$dir/typo/0/sheep.log" || die "its log says nothing of it"
 
 expect 0 'running' dog cluster info
 members_are 1 || die "a sheep that could not start is a member"

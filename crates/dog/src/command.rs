@@ -206,8 +206,11 @@ pub mod option {
         "name of the object store: plain (default) or tree.\nBoth stand for the one layout there is",
     );
     pub const LOCK: Opt = flag('l', "lock", "one client at a time may open a VDI");
-    pub const STRICT: Opt =
-        flag('t', "strict", "refuse writes while fewer nodes are up than copies\nare wanted");
+    pub const STRICT: Opt = flag(
+        't',
+        "strict",
+        "hold writes while not all copies that are wanted\nare there, until they are; reads go on",
+    );
     pub const DIFF: Opt = flag('d', "diff", "show each epoch as a change of the one before");
     pub const HYPER: Opt =
         flag('y', "hyper", "a hyper volume: up to 16 PiB, but not for clients\nof the native protocol");

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
 
+use proto::NodeId;
 use proto::client::NodeInfo;
 
 use crate::failure::Outcome;
@@ -43,6 +44,10 @@ impl Context {
             Some(sheep) => Ok(sheep),
             None => Sheep::connect(&self.target),
         }
+    }
+
+    pub fn node_ids(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.id).collect()
     }
 
     pub fn print(&mut self, text: &str) -> Outcome {

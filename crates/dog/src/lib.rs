@@ -10,10 +10,12 @@ pub mod command;
 pub mod dispatch;
 
 mod audit;
+mod awaited;
 mod clock;
 mod cluster;
 mod context;
 mod duration;
+mod everyone;
 mod failure;
 mod getopt;
 mod link;

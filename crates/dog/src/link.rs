@@ -1,15 +1,17 @@
 //! A blocking connection to one sheep: a request goes out, its reply comes back.
 //!
-//! Requests may be held while the cluster repairs itself, so a reply is awaited without limit; whoever
-//! watches is told after five seconds, unless the questions are such that a sheep answers at once ([`Link::hurry`]). A machine that has died is noticed by TCP keepalive. Nothing is
-//! allocated on the word of a reply: its length is checked against what was asked for, and memory grows with
+//! Requests may be held while the cluster repairs itself, so their replies are awaited without limit; questions that a sheep answers at once,
+//! unless it is stopped, are not ([`Patience`]). Either way stderr tells soon who is waited for. A machine that has died is noticed by TCP
+//! keepalive. Nothing is allocated on the word of a reply: its length is checked against what was asked for, and memory grows with
 //! the bytes that really arrive.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use crate::context::notice;
 use crate::failure::{Failure, Outcome, reason};
 use crate::target::Target;
 
@@ -17,8 +19,37 @@ pub const HEADER_BYTES: usize = 48;
 const ID_AT: usize = 8;
 const LENGTH_AT: usize = 12;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After this long without an answer, whoever watches is told that it is not forgotten.
-const NOTICE_AFTER: Duration = Duration::from_secs(5);
+/// After this long without an answer, stderr tells who is waited for.
+const NOTICE_AFTER: Duration = Duration::from_secs(3);
+/// After this long without an answer to what a sheep answers at once, it counts as one that does not answer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+/// How often waiting is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Questions that are under way at one time.
+const WINDOW: usize = 64;
+/// So often nobody may answer in a row of questions before none is waited for.
+const SILENCES_MAX: u32 = 4;
+
+/// How long an answer is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// What a sheep knows itself: one that says nothing is stopped, cut off or overwhelmed.
+    Short,
+    /// What may have to wait for other sheep.
+    Endless,
+}
+
+/// Why a sheep may have a request wait. Said on stderr.
+pub type Explain = fn(&Target) -> String;
+
+/// What goes over a link, and the longest answer that makes sense.
+pub struct Message<'a> {
+    pub header: [u8; HEADER_BYTES],
+    pub payload: &'a [u8],
+    pub reply_max: usize,
+}
+
+pub type Answer = ([u8; HEADER_BYTES], Vec<u8>);
 
 enum Stream {
     Tcp(TcpStream),
@@ -29,24 +60,21 @@ pub struct Link {
     stream: Stream,
     target: Target,
     next_id: u32,
-    /// Silence means that nobody is there.
-    hurried: bool,
+    /// `None`: silence is not told of.
+    explain: Option<Explain>,
+    /// Requests whose answers nobody waits for any more. They may still come.
+    abandoned: BTreeSet<u32>,
 }
 
 impl Link {
-    pub fn connect(target: &Target) -> Outcome<Link> {
+    pub fn connect(target: &Target, explain: Option<Explain>) -> Outcome<Link> {
         let stream = match target {
             Target::Tcp { .. } => connect_tcp(target).map(Stream::Tcp),
             Target::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
         }
-        .and_then(|stream| stream.set_notice_timeout().map(|()| stream))
+        .and_then(|stream| stream.set_timeouts().map(|()| stream))
         .map_err(|error| Failure::system(format!("failed to connect to {target}: {}", reason(&error))))?;
-        Ok(Link { stream, target: target.clone(), next_id: 1, hurried: false })
-    }
-
-    /// From now on a sheep that says nothing for [`NOTICE_AFTER`] counts as one that does not answer. For questions that are never held.
-    pub fn hurry(&mut self) {
-        self.hurried = true;
+        Ok(Link { stream, target: target.clone(), next_id: 1, explain, abandoned: BTreeSet::new() })
     }
 
     /// Is the other end on this machine?
@@ -64,36 +92,87 @@ impl Link {
         &self.target
     }
 
-    /// Sends a request and waits for its reply, whose payload may have up to `reply_max` bytes.
-    pub fn exchange(
-        &mut self,
-        mut header: [u8; HEADER_BYTES],
-        payload: &[u8],
-        reply_max: usize,
-    ) -> Outcome<([u8; HEADER_BYTES], Vec<u8>)> {
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        header[ID_AT..ID_AT + 4].copy_from_slice(&id.to_le_bytes());
-        self.try_exchange(&header, payload, reply_max)
-            .and_then(|(reply, data)| match u32_at(&reply, ID_AT) {
-                found if found == id => Ok((reply, data)),
-                found => Err(bad_data(format!("it answered request {found} instead of {id}"))),
-            })
-            .map_err(|error| {
-                Failure::system(format!("Communication with {} failed: {}", self.target, explain(&error)))
-            })
+    /// Sends a request and waits for its reply.
+    pub fn exchange(&mut self, message: &Message, patience: Patience) -> Outcome<Answer> {
+        self.try_exchange(message, patience).map_err(|error| self.failure(&error))
     }
 
-    fn try_exchange(
+    /// Sends many requests and takes their replies as they come. `None`: none came, while others had time to; such a request may
+    /// be waiting for other sheep.
+    pub fn exchange_all(&mut self, messages: &[Message]) -> Outcome<Vec<Option<Answer>>> {
+        self.try_exchange_all(messages).map_err(|error| self.failure(&error))
+    }
+
+    fn failure(&self, error: &io::Error) -> Failure {
+        Failure::system(format!("Communication with {} failed: {}", self.target, explain(error)))
+    }
+
+    fn try_exchange(&mut self, message: &Message, patience: Patience) -> io::Result<Answer> {
+        let id = self.send(message, patience)?;
+        let mut wait = Wait::new(patience, self.explain);
+        loop {
+            let (found, reply, data) = self.receive(message.reply_max, &mut wait)?;
+            match found {
+                found if found == id => return Ok((reply, data)),
+                found if self.abandoned.remove(&found) => {}
+                found => return Err(bad_data(format!("it answered request {found} instead of {id}"))),
+            }
+        }
+    }
+
+    fn try_exchange_all(&mut self, messages: &[Message]) -> io::Result<Vec<Option<Answer>>> {
+        let reply_max = messages.iter().map(|message| message.reply_max).max().unwrap_or(0);
+        let mut answers: Vec<Option<Answer>> = messages.iter().map(|_| None).collect();
+        let mut awaited: BTreeMap<u32, usize> = BTreeMap::new();
+        let (mut next, mut silences) = (0, 0);
+        while !awaited.is_empty() || (next < messages.len() && silences < SILENCES_MAX) {
+            while awaited.len() < WINDOW && next < messages.len() && silences < SILENCES_MAX {
+                awaited.insert(self.send(&messages[next], Patience::Short)?, next);
+                next += 1;
+            }
+            // Whoever is silent once will be again: those behind it are not kept waiting as long.
+            let bound = if silences == 0 { NOTICE_AFTER } else { LOOK * 2 };
+            match self.receive(reply_max, &mut Wait::quiet(bound)) {
+                Ok((id, reply, data)) => match awaited.remove(&id) {
+                    Some(index) => answers[index] = Some((reply, data)),
+                    None if self.abandoned.remove(&id) => {}
+                    None => return Err(bad_data(format!("it answered request {id}, which nobody made"))),
+                },
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    self.abandoned.extend(std::mem::take(&mut awaited).into_keys());
+                    silences += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Returns the request's number.
+    fn send(&mut self, message: &Message, patience: Patience) -> io::Result<u32> {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut header = message.header;
+        header[ID_AT..ID_AT + 4].copy_from_slice(&id.to_le_bytes());
+        let mut wait = Wait::new(patience, self.explain);
+        for mut bytes in [&header[..], message.payload] {
+            while !bytes.is_empty() {
+                match self.stream.write(bytes) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => bytes = &bytes[count..],
+                    Err(error) => wait.bear(error, &self.target)?,
+                }
+            }
+        }
+        Ok(id)
+    }
+
+    fn receive(
         &mut self,
-        header: &[u8; HEADER_BYTES],
-        payload: &[u8],
         reply_max: usize,
-    ) -> io::Result<([u8; HEADER_BYTES], Vec<u8>)> {
-        self.stream.write_all(header)?;
-        self.stream.write_all(payload)?;
-        let mut patient =
-            Patient { stream: &mut self.stream, target: &self.target, told: false, hurried: self.hurried };
+        wait: &mut Wait,
+    ) -> io::Result<(u32, [u8; HEADER_BYTES], Vec<u8>)> {
+        let mut patient = Patient { stream: &mut self.stream, target: &self.target, wait };
         let mut reply = [0; HEADER_BYTES];
         patient.read_exact(&mut reply)?;
         let len = u32_at(&reply, LENGTH_AT) as usize;
@@ -105,52 +184,91 @@ impl Link {
         if data.len() < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((reply, data))
+        Ok((u32_at(&reply, ID_AT), reply, data))
     }
 }
 
-/// Waits as long as it takes, and says so once.
+/// Bears silence as long as it is to be borne, and tells once of it.
+struct Wait {
+    /// Counted, not measured: while this program is stopped itself, or its whole machine stands still, nobody is late.
+    waited: Duration,
+    bound: Option<Duration>,
+    /// How it is told of, if it still is to be.
+    explain: Option<Explain>,
+}
+
+impl Wait {
+    fn new(patience: Patience, explain: Option<Explain>) -> Wait {
+        let bound = (patience == Patience::Short).then_some(GIVE_UP_AFTER);
+        Wait { waited: Duration::ZERO, bound, explain }
+    }
+
+    /// Somebody else tells what was not answered.
+    fn quiet(bound: Duration) -> Wait {
+        Wait { waited: Duration::ZERO, bound: Some(bound), explain: None }
+    }
+
+    /// The other end is alive.
+    fn heard(&mut self) {
+        self.waited = Duration::ZERO;
+    }
+
+    fn bear(&mut self, error: io::Error, target: &Target) -> io::Result<()> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => return Ok(()),
+            io::ErrorKind::WouldBlock => {}
+            _ => return Err(error),
+        }
+        self.waited += LOOK;
+        if self.bound.is_some_and(|bound| self.waited >= bound) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if self.waited >= NOTICE_AFTER
+            && let Some(explain) = self.explain.take()
+        {
+            let seconds = NOTICE_AFTER.as_secs();
+            notice(&format!("Waiting for sheep {target}, which has not answered for {seconds} s"));
+            // Who is given up soon needs no reasons.
+            if self.bound.is_none() {
+                notice(&explain(target));
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Patient<'a> {
     stream: &'a mut Stream,
     target: &'a Target,
-    told: bool,
-    hurried: bool,
+    wait: &'a mut Wait,
 }
 
 impl Read for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.hurried => {
-                    return Err(io::ErrorKind::TimedOut.into());
+                Ok(count) => {
+                    self.wait.heard();
+                    return Ok(count);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.tell(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+                Err(error) => self.wait.bear(error, self.target)?,
             }
         }
     }
 }
 
-impl Patient<'_> {
-    fn tell(&mut self) {
-        if !self.told && io::stderr().is_terminal() {
-            let _ = writeln!(
-                io::stderr(),
-                "Still waiting for {}; the cluster may be repairing itself",
-                self.target
-            );
-        }
-        self.told = true;
-    }
-}
-
 impl Stream {
-    /// Reads return `WouldBlock` after a while, so that a notice can be given.
-    fn set_notice_timeout(&self) -> io::Result<()> {
+    /// Reads and writes return `WouldBlock` after a while, so that a notice can be given.
+    fn set_timeouts(&self) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.set_read_timeout(Some(NOTICE_AFTER)),
-            Stream::Unix(stream) => stream.set_read_timeout(Some(NOTICE_AFTER)),
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(Some(LOOK))?;
+                stream.set_write_timeout(Some(LOOK))
+            }
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(LOOK))?;
+                stream.set_write_timeout(Some(LOOK))
+            }
         }
     }
 
@@ -161,10 +279,10 @@ impl Stream {
         }
     }
 
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Tcp(stream) => io::Write::write(stream, bytes),
+            Stream::Unix(stream) => io::Write::write(stream, bytes),
         }
     }
 }

@@ -18,8 +18,9 @@ use proto::sd::{Opcode, ReplyHeader, Request, ResultCode, flag};
 use proto::{CopyPolicy, NodeId, Oid, Vid, ZoneId};
 use serde::de::DeserializeOwned;
 
+use crate::awaited;
 use crate::failure::{Failure, Outcome};
-use crate::link::Link;
+use crate::link::{Answer, Link, Message, Patience};
 use crate::target::Target;
 
 /// Which VDI of a name: snapshot id and tag as the wire has them, 0 and empty where not given.
@@ -85,14 +86,12 @@ pub struct Sheep {
 
 impl Sheep {
     pub fn connect(target: &Target) -> Outcome<Sheep> {
-        Ok(Sheep { link: Link::connect(target)? })
+        Ok(Sheep { link: Link::connect(target, Some(awaited::explain))? })
     }
 
-    /// For questions about the sheep itself, which are never held: one that is silent does not answer.
-    pub fn connect_in_a_hurry(target: &Target) -> Outcome<Sheep> {
-        let mut sheep = Sheep::connect(target)?;
-        sheep.link.hurry();
-        Ok(sheep)
+    /// The same, and stderr does not tell how long one waits for it.
+    pub fn connect_quietly(target: &Target) -> Outcome<Sheep> {
+        Ok(Sheep { link: Link::connect(target, None)? })
     }
 
     /// Is it a sheep of this machine?
@@ -102,7 +101,7 @@ impl Sheep {
 
     /// The members of the cluster, in their order.
     pub fn nodes(&mut self) -> Call<Vec<NodeInfo>> {
-        let (_, data) = self.call(&Request::get_node_list())?;
+        let (_, data) = self.call_now(&Request::get_node_list())?;
         let node = |node: SdNode| NodeInfo {
             id: node.id,
             zone: ZoneId(node.zone),
@@ -113,19 +112,19 @@ impl Sheep {
     }
 
     pub fn cluster_info(&mut self) -> Call<ClusterInfo> {
-        self.call_for_list(&Request::cluster_info_ex())
+        self.call_now_for_list(&Request::cluster_info_ex())
     }
 
     /// Name of the object store that the cluster was formatted with.
     pub fn store_name(&mut self) -> Call<String> {
-        let (_, data) = self.call(&Request::cluster_info())?;
+        let (_, data) = self.call_now(&Request::cluster_info())?;
         let info = structs::ClusterInfo::decode(&data).ok_or_else(|| self.nonsense())?;
         Ok(info.default_store)
     }
 
     /// Names of the object stores that a cluster can be formatted with.
     pub fn stores(&mut self) -> Call<Vec<String>> {
-        let (_, data) = self.call(&Request::get_store_list())?;
+        let (_, data) = self.call_now(&Request::get_store_list())?;
         let text = String::from_utf8_lossy(&data).into_owned();
         Ok(text.trim_end_matches('\0').split_whitespace().map(str::to_string).collect())
     }
@@ -146,7 +145,7 @@ impl Sheep {
 
     /// Which copies are missing, as the connected sheep's view has it.
     pub fn health(&mut self) -> Call<Health> {
-        match self.ask(&ClientOp::Cluster(ClusterOp::Health))? {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::Health))? {
             ClientReply::Health(health) => Ok(health),
             _ => Err(self.nonsense()),
         }
@@ -154,7 +153,7 @@ impl Sheep {
 
     /// The connected sheep's disk, what it lacks, and what it was asked.
     pub fn node_stat(&mut self) -> Call<NodeStat> {
-        match self.ask(&ClientOp::Cluster(ClusterOp::NodeStat))? {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::NodeStat))? {
             ClientReply::NodeStat(stat) => Ok(*stat),
             _ => Err(self.nonsense()),
         }
@@ -162,7 +161,7 @@ impl Sheep {
 
     /// How the connected sheep looks after what it holds.
     pub fn scrub(&mut self) -> Call<ScrubStatus> {
-        match self.ask(&ClientOp::Cluster(ClusterOp::Scrub))? {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::Scrub))? {
             ClientReply::Scrub(status) => Ok(*status),
             _ => Err(self.nonsense()),
         }
@@ -170,7 +169,7 @@ impl Sheep {
 
     /// How many objects the connected sheep begins to fetch at most, and in what time.
     pub fn recovery_throttle(&mut self) -> Call<RecoveryThrottling> {
-        let (_, data) = self.call(&Request::get_recovery())?;
+        let (_, data) = self.call_now(&Request::get_recovery())?;
         RecoveryThrottling::decode(&data).ok_or_else(|| self.nonsense())
     }
 
@@ -180,7 +179,7 @@ impl Sheep {
 
     /// How the connected sheep is reached over NBD, and who uses VDIs through it.
     pub fn access(&mut self) -> Call<NodeAccess> {
-        match self.ask(&ClientOp::Cluster(ClusterOp::Access))? {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::Access))? {
             ClientReply::Access(access) => Ok(access),
             _ => Err(self.nonsense()),
         }
@@ -209,28 +208,51 @@ impl Sheep {
 
     /// Capacity and free space of the connected sheep, in bytes.
     pub fn space(&mut self) -> Call<NodeReply> {
-        let (reply, _) = self.call(&Request::plain(Opcode::StatSheep, 0))?;
+        let (reply, _) = self.call_now(&Request::plain(Opcode::StatSheep, 0))?;
         Ok(NodeReply::decode(&reply.variant))
     }
 
     pub fn disks(&mut self) -> Call<Vec<MdInfo>> {
-        let (_, data) = self.call(&Request::md_info())?;
+        let (_, data) = self.call_now(&Request::md_info())?;
         structs::decode_md_info(&data).ok_or_else(|| self.nonsense())
     }
 
     pub fn stat(&mut self) -> Call<SdStat> {
-        let (_, data) = self.call(&Request::stat())?;
+        let (_, data) = self.call_now(&Request::stat())?;
         SdStat::decode(&data).ok_or_else(|| self.nonsense())
     }
 
     /// Object size of new VDIs, as a power of two; 0 before the first format.
     pub fn default_shift(&mut self) -> Call<u8> {
-        let (reply, _) = self.call(&Request::plain(Opcode::GetClusterDefault, 0))?;
+        let (reply, _) = self.call_now(&Request::plain(Opcode::GetClusterDefault, 0))?;
         Ok(ClusterDefaultReply::decode(&reply.variant).block_size_shift)
     }
 
     pub fn vdis(&mut self) -> Call<Vec<VdiInfo>> {
-        self.call_for_list(&Request::vdi_list())
+        self.call_now_for_list(&Request::vdi_list())
+    }
+
+    /// The same of many, as far as they are told soon: who has to wait for other sheep is left out.
+    pub fn usages(&mut self, vids: &[Vid]) -> Outcome<Vec<Option<Call<(u64, u64)>>>> {
+        let requests: Vec<Request> = vids.iter().map(|vid| Request::vdi_usage(*vid)).collect();
+        let usage = |(header, _): (ReplyHeader, Vec<u8>)| {
+            let usage = UsageReply::decode(&header.variant);
+            (usage.own_objects, usage.shared_objects)
+        };
+        Ok(self.call_all(&requests)?.into_iter().map(|reply| reply.map(|reply| reply.map(usage))).collect())
+    }
+
+    /// Who owns object `index` of each, `Vid(0)` where there is none; as far as it is told soon.
+    pub fn owners_at(&mut self, vids: &[Vid], index: u32) -> Outcome<Vec<Option<Call<Vid>>>> {
+        let ask = |vid: &Vid| Request::ask(&ClientOp::Vdi(VdiOp::Table { vid: *vid, first: index }));
+        let requests: Vec<Request> = vids.iter().map(ask).collect();
+        let replies = self.call_all(&requests)?;
+        let owner = |(_, data): (ReplyHeader, Vec<u8>)| match decode_list::<ClientResult>(&data) {
+            Some(Ok(ClientReply::Table(table))) => Ok(owner_in(&table, index)),
+            Some(Err(error)) => Err(CallError::Declined(error)),
+            _ => Err(self.nonsense()),
+        };
+        Ok(replies.into_iter().map(|reply| reply.map(|reply| reply.and_then(owner))).collect())
     }
 
     /// How many objects of the VDI's table are its own, and how many are inherited.
@@ -241,12 +263,12 @@ impl Sheep {
     }
 
     pub fn lookup(&mut self, name: &[u8], selector: &Selector) -> Call<Vid> {
-        self.call_on_vdi(Opcode::GetVdiInfo, name, selector)
+        self.call_on_vdi(Opcode::GetVdiInfo, name, selector, Sheep::call_now)
     }
 
     /// Returns when the VDI's objects are gone from every member that is up.
     pub fn delete(&mut self, name: &[u8], selector: &Selector) -> Call<Vid> {
-        self.call_on_vdi(Opcode::DelVdi, name, selector)
+        self.call_on_vdi(Opcode::DelVdi, name, selector, Sheep::call)
     }
 
     pub fn create(
@@ -394,6 +416,10 @@ impl Sheep {
         self.call_for_list::<ClientResult>(&Request::ask(op))?.map_err(CallError::Declined)
     }
 
+    fn ask_now(&mut self, op: &ClientOp) -> Call<ClientReply> {
+        self.call_now_for_list::<ClientResult>(&Request::ask(op))?.map_err(CallError::Declined)
+    }
+
     /// Drops a lock, whoever holds it.
     pub fn release(&mut self, vid: Vid, lock_type: u32) -> Call<()> {
         self.call(&Request::release_vdi(vid, lock_type)).map(drop)
@@ -429,9 +455,7 @@ impl Sheep {
 
     /// The owner of object `index`; `Vid(0)` where there is none.
     pub fn owner_at(&mut self, vid: Vid, index: u32) -> Call<Vid> {
-        let table = self.table(vid, index)?;
-        let found = table.entries.iter().find(|(at, ..)| *at == index);
-        Ok(found.map_or(Vid(0), |(_, owner, _)| *owner))
+        Ok(owner_in(&self.table(vid, index)?, index))
     }
 
     pub fn check_object(&mut self, oid: Oid, repair: bool) -> Call<CheckReport> {
@@ -440,12 +464,12 @@ impl Sheep {
 
     /// Where the object's copies should be, in order.
     pub fn locate(&mut self, oid: Oid) -> Call<Vec<NodeId>> {
-        self.call_for_list(&Request::locate(oid))
+        self.call_now_for_list(&Request::locate(oid))
     }
 
     /// Where the object's copies should have been at each recorded epoch.
     pub fn track(&mut self, oid: Oid) -> Call<Track> {
-        match self.ask(&ClientOp::Cluster(ClusterOp::Track { oid }))? {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::Track { oid }))? {
             ClientReply::Track(track) => Ok(track),
             _ => Err(self.nonsense()),
         }
@@ -453,16 +477,22 @@ impl Sheep {
 
     /// Does the connected sheep itself hold the object?
     pub fn holds(&mut self, oid: Oid) -> Call<bool> {
-        match self.call(&Request::exist(oid)) {
+        match self.call_now(&Request::exist(oid)) {
             Ok(_) => Ok(true),
             Err(CallError::Refused(ResultCode::NO_OBJ)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn call_on_vdi(&mut self, opcode: Opcode, name: &[u8], selector: &Selector) -> Call<Vid> {
+    fn call_on_vdi(
+        &mut self,
+        opcode: Opcode,
+        name: &[u8],
+        selector: &Selector,
+        call: impl Fn(&mut Sheep, &Request) -> Call<(ReplyHeader, Vec<u8>)>,
+    ) -> Call<Vid> {
         let request = Request::on_vdi(opcode, name, &selector.tag, selector.snap_id).map_err(too_long)?;
-        let (reply, _) = self.call(&request)?;
+        let (reply, _) = call(self, &request)?;
         Ok(Vid(VdiReply::decode(&reply.variant).vdi_id))
     }
 
@@ -476,9 +506,31 @@ impl Sheep {
         decode_list(&data).ok_or_else(|| self.nonsense())
     }
 
+    fn call_now_for_list<T: DeserializeOwned>(&mut self, request: &Request) -> Call<T> {
+        let (_, data) = self.call_now(request)?;
+        decode_list(&data).ok_or_else(|| self.nonsense())
+    }
+
+    /// What may have to wait for other sheep.
     fn call(&mut self, request: &Request) -> Call<(ReplyHeader, Vec<u8>)> {
-        let reply_max = request.reply_bytes_max() as usize;
-        let (header, data) = self.link.exchange(request.encode_header(), &request.payload, reply_max)?;
+        let answer = self.link.exchange(&message(request), Patience::Endless)?;
+        self.read(request, answer)
+    }
+
+    /// What a sheep knows itself.
+    fn call_now(&mut self, request: &Request) -> Call<(ReplyHeader, Vec<u8>)> {
+        let answer = self.link.exchange(&message(request), Patience::Short)?;
+        self.read(request, answer)
+    }
+
+    fn call_all(&mut self, requests: &[Request]) -> Outcome<Vec<Option<Call<(ReplyHeader, Vec<u8>)>>>> {
+        let messages: Vec<Message> = requests.iter().map(message).collect();
+        let answers = self.link.exchange_all(&messages)?.into_iter();
+        let read = |(request, answer): (&Request, Option<Answer>)| answer.map(|it| self.read(request, it));
+        Ok(requests.iter().zip(answers).map(read).collect())
+    }
+
+    fn read(&self, request: &Request, (header, data): Answer) -> Call<(ReplyHeader, Vec<u8>)> {
         let header = ReplyHeader::decode(&header);
         if header.opcode != request.header.opcode {
             return Err(self.nonsense());
@@ -497,6 +549,19 @@ impl Sheep {
             "Communication with {target} failed: its reply makes no sense"
         )))
     }
+}
+
+fn message(request: &Request) -> Message<'_> {
+    Message {
+        header: request.encode_header(),
+        payload: &request.payload,
+        reply_max: request.reply_bytes_max() as usize,
+    }
+}
+
+fn owner_in(table: &Table, index: u32) -> Vid {
+    let found = table.entries.iter().find(|(at, ..)| *at == index);
+    found.map_or(Vid(0), |(_, owner, _)| *owner)
 }
 
 /// Names are cut before they come here; this is for whoever forgets.

@@ -26,8 +26,9 @@ mod fake;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use fake::Flock;
 
@@ -39,9 +40,16 @@ fn commands_print_and_exit_as_the_cases_say() {
     paths.sort();
     assert!(!paths.is_empty());
     let mut wrong = Vec::new();
-    for path in paths {
-        let expected = fs::read_to_string(&path).unwrap();
-        let found = run_file(&expected);
+    // Some wait for sheep that never answer.
+    let runs: Vec<(String, String)> = thread::scope(|scope| {
+        let run = |path: &PathBuf| {
+            let expected = fs::read_to_string(path).unwrap();
+            scope.spawn(move || (run_file(&expected), expected))
+        };
+        let begun: Vec<_> = paths.iter().map(run).collect();
+        begun.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    for (path, (found, expected)) in paths.into_iter().zip(runs) {
         if found == expected {
             continue;
         }

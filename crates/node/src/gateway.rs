@@ -556,6 +556,8 @@ impl Gateway {
         if let Some((_, call)) = self.forwarded.remove(&id) {
             ctx.out.calls.remove(&call);
         }
+        self.delayed.retain(|(delayed, _)| *delayed != id);
+        self.asked.remove(&id);
         sessions.values_mut().for_each(|session| session.handle_client_gone(id));
     }
 

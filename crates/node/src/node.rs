@@ -812,12 +812,17 @@ impl Node {
             for (vid, session) in node.sessions.iter_mut().filter(|(_, s)| !s.frozen) {
                 let at_once = node.gateway.closed.contains(vid);
                 if session.should_close(ctx, node.gateway.opens(*vid), at_once) {
-                    session.start_closing();
+                    session.start_closing(now);
                 }
                 let purpose = ProposalUse::CloseSession { vid: *vid };
-                if session.is_closing() && session.is_settled() && !ctx.is_proposed(&purpose) {
+                if !session.is_closing() || ctx.is_proposed(&purpose) {
+                    continue;
+                }
+                if session.is_settled() {
                     let generation = session.generation;
                     ctx.propose(Action::CloseSession { vid: *vid, generation }, purpose);
+                } else {
+                    session.serve_on_if_stuck(ctx);
                 }
             }
             node.gateway.closed.retain(|vid| node.sessions.contains_key(vid));

@@ -534,7 +534,7 @@ pub struct ScrubStatus {
     pub is_counting: bool,
     /// Bytes per second at most; 0: as many as there is spare time for.
     pub rate_bytes: u64,
-    /// Of the present pass. What objects share counts for each of them.
+    /// Of the present pass, or of the last if there is none. What objects share counts for each of them.
     pub objects_done: u64,
     pub objects_total: u64,
     pub bytes_done: u64,

@@ -37,6 +37,8 @@ pub struct Home {
     pub path: PathBuf,
     /// The disk, where it is not this directory.
     pub disk: Option<PathBuf>,
+    /// Nobody has used it before.
+    pub is_new: bool,
     _lock: File,
 }
 
@@ -69,8 +71,8 @@ impl Home {
             .open(&lock_path)
             .map_err(io_error("open", &lock_path))?;
         take(&lock, &path)?;
-        check_config(&path)?;
-        Ok(Home { path, disk, _lock: lock })
+        let is_new = check_config(&path)? == Config::New;
+        Ok(Home { path, disk, is_new, _lock: lock })
     }
 }
 
@@ -82,10 +84,17 @@ fn take(file: &File, path: &Path) -> Result<(), HomeError> {
     }
 }
 
-fn check_config(directory: &Path) -> Result<(), HomeError> {
+#[derive(PartialEq, Eq)]
+enum Config {
+    Found,
+    /// Written just now.
+    New,
+}
+
+fn check_config(directory: &Path) -> Result<Config, HomeError> {
     let path = directory.join("config");
     match fs::read(&path) {
-        Ok(found) if found == CONFIG.as_bytes() => Ok(()),
+        Ok(found) if found == CONFIG.as_bytes() => Ok(Config::Found),
         Ok(found) if found.len() == ORIGINAL_CONFIG_BYTES && !found.starts_with(b"sheepdog") => {
             Err(HomeError::Original(directory.into()))
         }
@@ -100,6 +109,7 @@ fn check_config(directory: &Path) -> Result<(), HomeError> {
                 .and_then(|mut file| file.write_all(CONFIG.as_bytes()).and_then(|()| file.sync_all()))
                 .and_then(|()| fs::rename(&aside, &path))
                 .and_then(|()| File::open(directory)?.sync_all())
+                .map(|()| Config::New)
                 .map_err(io_error("write", &path))
         }
         Err(error) => Err(io_error("read", &path)(error)),
@@ -145,10 +155,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, _) = prepare(&dir.path().join("a/b"), None).unwrap();
         let first = Home::lock(path.clone(), None).unwrap();
+        let first_is_new = first.is_new;
         let second = Home::lock(path.clone(), None).err().unwrap();
         assert_eq!(second.to_string(), format!("another sheep uses {}", path.display()));
         drop(first);
-        Home::lock(path, None).unwrap();
+        assert!(first_is_new);
+        assert!(!Home::lock(path, None).unwrap().is_new);
     }
 
     #[test]

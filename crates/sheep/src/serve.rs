@@ -130,6 +130,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
 
     let DriverChoice::Local { directory } = &options.driver;
     let directory = directory.clone().expect("resolved while preparing");
+    let beginning = describe_beginning(home, &directory);
     let driver = Box::new(LocalDriver::new(directory));
     let opened = if options.gateway {
         disk::none()
@@ -162,6 +163,11 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         life: random_u64()?,
     };
     let formatted = if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? };
+    // A path that was mistyped is noticed now or never. Stderr is still where the sheep was started.
+    if let Some(text) = beginning {
+        tracing::info!("{text}");
+        eprintln!("{text}");
+    }
     let cluster = driver.start(member.clone())?;
     let (links, link_events) = Links::new(own);
     let shell = Shell::start(Parts {
@@ -213,6 +219,23 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
                 }
             }
         }
+    }
+}
+
+/// What is begun here that was not there before, if anything.
+fn describe_beginning(home: &Home, cluster: &Path) -> Option<String> {
+    let (store, shown) = (home.path.display(), cluster.display());
+    match (home.is_new, !cluster.exists()) {
+        (true, true) => {
+            Some(format!("{store} is new: an empty store is begun there, and a new cluster in {shown}"))
+        }
+        (true, false) => {
+            Some(format!("{store} is new: an empty store is begun there, for the cluster in {shown}"))
+        }
+        (false, true) => {
+            Some(format!("{shown} was not there: a new cluster is begun in it, with the store {store}"))
+        }
+        (false, false) => None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! A node that is down is given up after 10m
 //! ```
 //!
-//! Raw: seconds, 0 for never.
+//! Raw: seconds, 0 for never; nothing where it is set.
 
 use proto::cluster::{RepairChange, RepairOptions};
 
@@ -35,8 +35,12 @@ fn wanted(parsed: &Parsed) -> Outcome<Option<u32>> {
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut sheep = context.connect()?;
     if let Some(seconds) = wanted(parsed)? {
-        return Ok(sheep.set_repair(RepairChange { out_time_s: Some(seconds), ..RepairChange::default() })?);
+        sheep.set_repair(RepairChange { out_time_s: Some(seconds), ..RepairChange::default() })?;
+        if context.is_raw() {
+            return Ok(());
+        }
     }
+    // Also after it was set: so that it shows what was understood.
     let text = render(&sheep.cluster_info()?.repair, context.is_raw());
     context.print(&text)
 }

@@ -1,6 +1,6 @@
 //! `dog cluster recover {enable|disable|throttle|force}`: whether and how fast copies are made, and the last resort.
 
-use proto::client::{ClientError, ClusterInfo, ClusterStatus, Health, MemberHealth};
+use proto::client::{ClientError, ClusterInfo, ClusterStatus, Health, MemberHealth, VdiInfo};
 use proto::cluster::RepairChange;
 
 use super::health::verdict::since;
@@ -11,6 +11,7 @@ use crate::getopt::Parsed;
 use crate::sheep::CallError;
 use crate::size;
 use crate::terminal::confirm;
+use crate::vdi::names::lossy;
 
 pub const COMMAND: Command = Command {
     group: "cluster",
@@ -77,8 +78,9 @@ fn wanted_rate(parsed: &Parsed) -> Outcome<Option<u64>> {
 fn throttle(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut sheep = context.connect()?;
     if let Some(rate) = wanted_rate(parsed)? {
-        return Ok(sheep.set_repair(RepairChange { rate_bytes: Some(rate), ..RepairChange::default() })?);
+        sheep.set_repair(RepairChange { rate_bytes: Some(rate), ..RepairChange::default() })?;
     }
+    // Also after it was set: so that it shows what was understood.
     context.print(&match sheep.cluster_info()?.repair.rate_bytes {
         0 => "Recovery throttle: none\n".to_string(),
         rate => format!("Recovery throttle: {rate} bytes ({}) per second and sheep\n", size::human(rate)),
@@ -96,7 +98,7 @@ fn force(context: &mut Context, parsed: &Parsed) -> Outcome {
             return Err(CallError::Declined(ClientError::NotStuck).into());
         }
     }
-    let warning = render_losses(&info, &health);
+    let warning = render_losses(&info, &health, &sheep.vdis()?);
     if parsed.has("force") {
         notice(&warning);
     } else {
@@ -111,7 +113,7 @@ fn force(context: &mut Context, parsed: &Parsed) -> Outcome {
 }
 
 /// What is given up.
-fn render_losses(info: &ClusterInfo, health: &Health) -> String {
+fn render_losses(info: &ClusterInfo, health: &Health, vdis: &[VdiInfo]) -> String {
     let left = |is_one: &dyn Fn(&MemberHealth) -> bool| -> Vec<String> {
         let member = |member: &MemberHealth| format!("{} (down{})", member.id, since(info, member.id));
         health.members.iter().filter(|member| is_one(member)).map(member).collect()
@@ -125,12 +127,29 @@ fn render_losses(info: &ClusterInfo, health: &Health) -> String {
         count => format!(
             "The newest copies of {count} of {all} placement groups are on nodes that are not there: {}.\n\
              Of those groups, what was written since the nodes that are up had their copies is LOST, or all of it where there is \
-             no older copy. Start those nodes instead, if there is any way.",
-            newest.join(", ")
+             no older copy. Start those nodes instead, if there is any way.\nVDIs that may have data there:\n{}",
+            newest.join(", "),
+            render_endangered(health, vdis)
         ),
     };
     format!(
         "The cluster waits for {}.\n{loss}\nWhat they have is not used any more: one that comes back later copies from the others.",
         awaited.join(", ")
     )
+}
+
+/// The VDIs of pools with such groups, one in a line: the objects of each are spread over all groups of its pool.
+fn render_endangered(health: &Health, vdis: &[VdiInfo]) -> String {
+    let is_endangered =
+        |vdi: &&VdiInfo| health.pools.iter().any(|pool| pool.policy == vdi.policy && pool.unreadable > 0);
+    let line = |vdi: &VdiInfo| {
+        let name = lossy(&vdi.name);
+        match vdi.snap_ctime {
+            0 => format!("    {name} (id {})", vdi.vid),
+            _ if vdi.tag.is_empty() => format!("    {name} (id {}, snapshot {})", vdi.vid, vdi.snap_id),
+            _ => format!("    {name} (id {}, snapshot {}, tag {})", vdi.vid, vdi.snap_id, lossy(&vdi.tag)),
+        }
+    };
+    let lines: Vec<String> = vdis.iter().filter(is_endangered).map(line).collect();
+    if lines.is_empty() { "    none: no VDI has copies there".to_string() } else { lines.join("\n") }
 }

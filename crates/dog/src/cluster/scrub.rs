@@ -79,10 +79,12 @@ fn wanted_rate(parsed: &Parsed) -> Outcome<Option<u64>> {
 fn rate(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut sheep = context.connect()?;
     if let Some(rate) = wanted_rate(parsed)? {
-        return Ok(
-            sheep.set_repair(RepairChange { scrub_rate_bytes: Some(rate), ..RepairChange::default() })?
-        );
+        sheep.set_repair(RepairChange { scrub_rate_bytes: Some(rate), ..RepairChange::default() })?;
+        if context.is_raw() {
+            return Ok(());
+        }
     }
+    // Also after it was set: so that it shows what was understood.
     let repair = sheep.cluster_info()?.repair;
     let text = match repair.scrub_rate_bytes {
         rate if context.is_raw() => format!("{rate}\n"),

@@ -16,11 +16,11 @@ use serde_json::json;
 
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
-use crate::sheep::{CallError, Sheep};
+use crate::sheep::Sheep;
 use crate::size::{self, percent};
-use crate::target::Target;
 
 pub const COMMAND: Command = Command {
     group: "node",
@@ -32,7 +32,7 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "",
+    notes: "A node that does not answer within 10 s is left out, which stderr tells; the exit code is 2 if none answers.",
 };
 
 const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
@@ -69,8 +69,9 @@ impl Space {
 
 fn run(context: &mut Context, _: &Parsed) -> Outcome {
     let mut answers = Vec::new();
-    for (id, node) in context.nodes.iter().enumerate() {
-        match ask(&Target::node(node.id)) {
+    let heard = ask_all(&context.node_ids(), Sheep::space);
+    for (id, heard) in heard.into_iter().enumerate() {
+        match heard.map(|reply| Space { size: reply.store_size, free: reply.store_free }) {
             Ok(space) => answers.push(NodeSpace { id, space }),
             Err(error) => notice(&error.or_refused(|reason| format!("Response's result: {reason}")).message),
         }
@@ -84,11 +85,6 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
     let vdis = context.connect()?.vdis()?;
     let text = render(&answers, virtual_bytes(&vdis), context.form);
     context.print(&text)
-}
-
-fn ask(target: &Target) -> Result<Space, CallError> {
-    let reply = Sheep::connect_in_a_hurry(target)?.space()?;
-    Ok(Space { size: reply.store_size, free: reply.store_free })
 }
 
 /// The sum of working VDIs: snapshots do not count.

@@ -11,10 +11,10 @@ use serde_json::json;
 use super::info::Space;
 use crate::command::{Action, Command, SubCommand, no_values, option};
 use crate::context::{Context, Form, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
-use crate::target::Target;
 
 pub const COMMAND: Command = Command {
     group: "node",
@@ -57,11 +57,12 @@ fn run_info(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut answers = Vec::new();
     let mut worst = Ok(());
     if parsed.has("all") {
-        for (id, node) in context.nodes.iter().enumerate() {
-            match Sheep::connect_in_a_hurry(&Target::node(node.id)).and_then(|mut sheep| Ok(sheep.disks()?)) {
+        let heard = ask_all(&context.node_ids(), Sheep::disks);
+        for ((id, node), heard) in context.nodes.iter().enumerate().zip(heard) {
+            match heard {
                 Ok(disks) => answers.push(NodeDisks { id: Some(id), name: node.id.to_string(), disks }),
-                Err(failure) => {
-                    notice(&format!("Node {id}: {}", failure.message));
+                Err(error) => {
+                    notice(&format!("Node {id} does not answer: {}", Failure::from(error).message));
                     worst = Err(Failure::silent(exit::FAILURE));
                 }
             }

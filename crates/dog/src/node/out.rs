@@ -10,7 +10,7 @@ use proto::cluster::RepairOptions;
 use proto::{NodeId, ZoneId};
 
 use crate::command::{Action, Command, no_values, option};
-use crate::context::{Context, declined, notice};
+use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::terminal::confirm;
@@ -26,7 +26,7 @@ pub const OUT: Command = Command {
     check: no_values,
     action: Action::Run(|context, parsed| run(context, parsed, true)),
     notes: "Ids are those of 'dog node list'; a node that is down is named by its address, as 'dog cluster health' does. It stays\n\
-            out, whatever happens to it, until 'dog node in'.",
+            out, whatever happens to it, until 'dog node in'. Exit code 1 if the question is not answered with yes.",
 };
 
 pub const IN: Command = Command {
@@ -59,7 +59,7 @@ fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
         if let Some(question) = question
             && !confirm(&question, &mut context.out, &mut context.input)?
         {
-            return declined();
+            return Err(Failure::refused("Nothing was changed."));
         }
     }
     sheep.set_out(member.id, out).map_err(|error| {
@@ -95,8 +95,34 @@ fn parse_address(text: &str) -> Option<NodeId> {
     Some(NodeId::new(ip, port.parse().ok()?))
 }
 
-/// `None` where all VDIs keep as many copies as they have.
+/// `None` where all VDIs keep as many copies as they have, and nothing waits for the node.
 fn question(health: &Health, leaving: &MemberHealth) -> Option<String> {
+    let parts: Vec<String> =
+        [fewer_copies(health, leaving), left_alone(leaving)].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("{}\nAre you sure you want to continue?", parts.join("\n")))
+}
+
+/// What being out cannot mend: copies that only a node has that is down are nowhere else to be copied from.
+fn left_alone(member: &MemberHealth) -> Option<String> {
+    let MemberHealth { id, pgs_awaiting, pgs_unreadable, .. } = *member;
+    if member.is_up || pgs_awaiting + pgs_unreadable == 0 {
+        return None;
+    }
+    let newest = match pgs_unreadable {
+        0 => String::new(),
+        count => format!(
+            "No node that is up has a complete copy of {count} placement groups that are in sync on {id}: they cannot be made anew, and stay \
+             as they are until it, or another node with such a copy, is started. "
+        ),
+    };
+    let waiting = match pgs_awaiting.saturating_sub(pgs_unreadable) {
+        0 => String::new(),
+        count => format!("Writes to {count} placement groups wait for it until others have enough copies. "),
+    };
+    Some(format!("{newest}{waiting}If it is gone for good and the cluster waits: dog cluster recover force"))
+}
+
+fn fewer_copies(health: &Health, leaving: &MemberHealth) -> Option<String> {
     let zones = |but: Option<NodeId>| {
         let stays =
             |member: &&MemberHealth| member.space_bytes > 0 && member.out.is_none() && Some(member.id) != but;
@@ -107,7 +133,7 @@ fn question(health: &Health, leaving: &MemberHealth) -> Option<String> {
     let copies = used.map(|pool| usize::from(pool.policy.width())).filter(|copies| *copies > after).max()?;
     (after < before).then(|| {
         format!(
-            "Without node {} there are {after} zones with disks: VDIs with {copies} copies get {after}.\nAre you sure you want to continue?",
+            "Without node {} there are {after} zones with disks: VDIs with {copies} copies get {after}.",
             leaving.id
         )
     })
@@ -122,7 +148,15 @@ fn render_out(member: &MemberHealth, repair: &RepairOptions) -> String {
              stopped when 'dog cluster health' says that it holds nothing",
             member.pgs_in_sync
         ),
-        false => "What it held is made anew on other nodes from the copies that are left".to_string(),
+        false => match left_alone(member) {
+            None => "What it held is made anew on other nodes from the copies that are left".to_string(),
+            Some(left) => {
+                format!(
+                    "What others have complete copies of is made anew from those.\n{}",
+                    left.trim_end_matches('.')
+                )
+            }
+        },
     };
     format!("Node {id} is out. {what}.\n{}", how_to_watch(repair))
 }

@@ -18,10 +18,10 @@ use serde_json::json;
 use super::throttle;
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
-use crate::target::Target;
 use crate::terminal::Progress;
 
 pub const COMMAND: Command = Command {
@@ -42,7 +42,8 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "Without -P: of all nodes that are up. With it: of the one that is talked to, until it lacks nothing.\n\
+    notes: "Exit code 2 if a node does not answer within 10 s: it may lack copies.\n\
+            Without -P: of all nodes that are up. With it: of the one that is talked to, until it lacks nothing.\n\
             set-throttle: the sheep that is talked to begins to copy at most <max> objects in <interval> milliseconds, until it\n\
             ends; 0 0: as it likes. For all sheep, in bytes, and to stay: dog cluster recover throttle.",
 };
@@ -85,12 +86,13 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
 /// Also says whether a node did not answer: then nobody should conclude that nothing is left to do.
 fn fetch(context: &Context) -> (Vec<Row>, bool) {
     let (mut rows, mut unheard) = (Vec::new(), false);
-    for (id, node) in context.nodes.iter().enumerate() {
-        match Sheep::connect_in_a_hurry(&Target::node(node.id)).and_then(|mut sheep| Ok(sheep.node_stat()?)) {
+    let heard = ask_all(&context.node_ids(), Sheep::node_stat);
+    for ((id, node), heard) in context.nodes.iter().enumerate().zip(heard) {
+        match heard {
             Ok(stat) if stat.pgs_behind > 0 => rows.push(Row { id, node: node.clone(), stat }),
             Ok(_) => {}
-            Err(failure) => {
-                notice(&format!("Node {id} does not answer: {}", failure.message));
+            Err(error) => {
+                notice(&format!("Node {id} does not answer: {}", Failure::from(error).message));
                 unheard = true;
             }
         }

@@ -17,11 +17,11 @@ use serde_json::json;
 use crate::clock::LocalTime;
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
 use crate::size;
-use crate::target::Target;
 use crate::vdi::names::lossy;
 
 pub const COMMAND: Command = Command {
@@ -34,7 +34,9 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "Raw: number, address, state, objects done and all, bytes done and all, when the last pass ended (- if none has since the\n\
+    notes: "Pass, Read and Total are those of the present pass, or of the last where a node rests. Exit code 2 if a node does not answer\n\
+            within 10 s.\n\
+            Raw: number, address, state, objects done and all, bytes done and all, when the last pass ended (- if none has since the\n\
             start of the sheep), blocks found, mended, still damaged, and lost on all copies; blocks that copies had differently though\n\
             each passes its checksum, and that they still have so.\n\
             To switch, bound or begin it: dog cluster scrub.",
@@ -50,11 +52,12 @@ struct Row {
 
 fn run(context: &mut Context, _: &Parsed) -> Outcome {
     let (mut rows, mut unheard) = (Vec::new(), false);
-    for (id, node) in context.nodes.iter().enumerate() {
-        match Sheep::connect_in_a_hurry(&Target::node(node.id)).and_then(|mut sheep| Ok(sheep.scrub()?)) {
+    let heard = ask_all(&context.node_ids(), Sheep::scrub);
+    for ((id, node), heard) in context.nodes.iter().enumerate().zip(heard) {
+        match heard {
             Ok(status) => rows.push(Row { id, node: node.id.to_string(), status }),
-            Err(failure) => {
-                notice(&format!("Node {id} does not answer: {}", failure.message));
+            Err(error) => {
+                notice(&format!("Node {id} does not answer: {}", Failure::from(error).message));
                 unheard = true;
             }
         }
@@ -75,14 +78,16 @@ fn state(status: &ScrubStatus) -> &'static str {
     }
 }
 
-/// Of the pass; `None` where there is none, or its length is not known yet.
+/// Of the pass, or of the last where there is none; `None` where there was none either, or its length is not known yet.
 fn percent(status: &ScrubStatus) -> Option<f64> {
+    if !status.is_running {
+        return (status.passes > 0).then_some(100.0);
+    }
     let (done, total) = match status.bytes_total {
         0 => (status.objects_done, status.objects_total),
         total => (status.bytes_done, total),
     };
-    (status.is_running && !status.is_counting && total > 0)
-        .then(|| (done as f64 * 100.0 / total as f64).min(100.0))
+    (!status.is_counting && total > 0).then(|| (done as f64 * 100.0 / total as f64).min(100.0))
 }
 
 fn render(rows: &[Row], now: u64, form: Form) -> String {
@@ -289,6 +294,8 @@ mod tests {
         assert_eq!((state(&counting), percent(&counting)), ("counting", None));
         assert_eq!(percent(&ScrubStatus::default()), None);
         assert_eq!(state(&ScrubStatus::default()), "disabled");
+        let rests = ScrubStatus { is_running: false, passes: 1, ..row().status };
+        assert_eq!((state(&rests), percent(&rests)), ("resting", Some(100.0)));
         let empty = ScrubStatus { is_running: true, ..ScrubStatus::default() };
         assert_eq!(percent(&empty), None);
     }

@@ -11,6 +11,10 @@ use crate::target::Target;
 use crate::vdi::image;
 use crate::vdi::names::{open, open_failure};
 
+/// So many seconds QEMU holds a guest's requests while its sheep is away, and comes back to it when it is started again. Without that the first
+/// request after a restart would be an I/O error, and all later ones.
+pub const RECONNECT: (&str, u32) = ("reconnect-delay", 600);
+
 /// A volume as QEMU reaches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -20,7 +24,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The fields of `driver=nbd`.
+    /// The fields of `driver=nbd`, but for [`RECONNECT`].
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![("driver", "nbd".to_string()), ("export", self.export.clone())];
         match &self.nbd {
@@ -168,10 +172,15 @@ pub mod testing {
         pub fn abbreviated(text: &str) -> String {
             let mut text = text.to_string();
             for prefix in ["backing.file.", "file.", ""] {
-                let server = format!("{prefix}server.type=unix,{prefix}server.path=/store/nbd.sock");
+                let server = format!(
+                    "{prefix}server.type=unix,{prefix}server.path=/store/nbd.sock,{prefix}reconnect-delay=600"
+                );
                 text = text.replace(&server, &format!("SERVER({prefix})"));
             }
-            text.replace(r#""server":{"path":"/store/nbd.sock","type":"unix"}"#, "SERVER")
+            text.replace(
+                r#""reconnect-delay":600,"server":{"path":"/store/nbd.sock","type":"unix"}"#,
+                "SERVER",
+            )
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::find::{Finder, Place};
+use super::find::{Finder, Place, RECONNECT};
 use super::name::{self, Fields};
 use crate::failure::{Failure, Outcome};
 
@@ -58,6 +58,8 @@ fn put_nbd(node: &mut Map<String, Value>, place: &Place) {
         }
     }
     node.insert("server".to_string(), Value::Object(server));
+    let (field, seconds) = RECONNECT;
+    node.insert(field.to_string(), seconds.into());
 }
 
 fn walk(value: &mut Value, finder: &mut dyn Finder, has_snapshot: &mut bool) -> Outcome {

@@ -1,6 +1,6 @@
 //! Option strings of QEMU: `key=value,key=value`, with a comma in a value written twice, and keys nested by dots.
 
-use super::find::{Finder, Place};
+use super::find::{Finder, Place, RECONNECT};
 use super::json;
 use super::name::{self, Fields};
 use crate::failure::{Failure, Outcome};
@@ -98,8 +98,9 @@ impl Options {
     /// Replaces the word of this key.
     fn put(&mut self, key: &str, prefix: &str, place: &Place) {
         let at = self.0.iter().position(|(other, _)| other == key).expect("the key is there");
-        let words =
-            place.fields().into_iter().map(|(field, value)| (format!("{prefix}{field}"), Some(value)));
+        let (field, seconds) = RECONNECT;
+        let fields = place.fields().into_iter().chain([(field, seconds.to_string())]);
+        let words = fields.map(|(field, value)| (format!("{prefix}{field}"), Some(value)));
         self.0.splice(at..=at, words);
     }
 

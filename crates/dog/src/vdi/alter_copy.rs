@@ -21,6 +21,7 @@ use super::delete::delete_unneeded;
 use super::names::{lossy, name_at, open_failure};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, declined, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::redundancy::wanted_copies;
@@ -165,15 +166,9 @@ fn check_room(context: &Context, sheep: &mut Sheep, info: &VdiInfo, copies: u8) 
     let storing = context.nodes.iter().filter(|node| node.space_bytes > 0).count().max(1);
     let once = (own + shared).saturating_mul(object_bytes).min(info.size);
     let needed = once.saturating_mul((copies as u64).min(storing as u64));
-    let mut free: u64 = 0;
-    for node in &context.nodes {
-        // One that does not answer now is not counted upon.
-        if let Ok(reply) =
-            Sheep::connect(&Target::node(node.id)).map_err(CallError::from).and_then(|mut s| s.space())
-        {
-            free = free.saturating_add(reply.store_free);
-        }
-    }
+    // One that does not answer now is not counted upon.
+    let free = ask_all(&context.node_ids(), Sheep::space).into_iter().flatten();
+    let free = free.fold(0u64, |sum, reply| sum.saturating_add(reply.store_free));
     if needed > free {
         return Err(Failure::refused(format!(
             "Failed to alter the copies of VDI {}: its {copies} new copies take up to {}, and the nodes have {} free; nothing \

@@ -11,10 +11,11 @@
 
 use proto::client::VdiInfo;
 use proto::inode::NAME_MAX;
-use proto::{ObjectKind, Oid};
+use proto::{ObjectKind, Oid, Vid};
 use serde_json::json;
 
 use super::names::{Standing, lossy, shown_snap_id};
+use crate::awaited::render_untold;
 use crate::clock::{LocalTime, seconds_of};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, Form, notice};
@@ -41,17 +42,30 @@ pub const COMMAND: Command = Command {
     needs_nodes: false,
     check: |parsed| parse_oid(parsed).map(drop),
     action: Action::Run(run),
-    notes: "",
+    notes: "Where the space that an image uses is not told within a few seconds, as when too few of its copies are up, it is shown as\n\
+            '-' (null in JSON), stderr tells why, and the exit code is 1.",
 };
 
 const HEADER: &str =
     "  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift\n";
 
-/// A VDI and how many objects of its table are its own and inherited.
-struct Row {
-    info: VdiInfo,
-    own_objects: u64,
-    shared_objects: u64,
+/// A VDI and how many objects of its table are its own and inherited, if that was told.
+pub struct Row {
+    pub info: VdiInfo,
+    pub objects: Option<(u64, u64)>,
+}
+
+impl Row {
+    /// Bytes of its own, and inherited.
+    pub fn used_bytes(&self) -> Option<(u64, u64)> {
+        self.objects.map(|(own, shared)| (bytes(own, &self.info), bytes(shared, &self.info)))
+    }
+
+    /// The same as text, `-` where it was not told.
+    pub fn used_text(&self, raw: bool) -> (String, String) {
+        let show = |bytes| size::show(bytes, raw);
+        self.used_bytes().map_or(("-".into(), "-".into()), |(own, shared)| (show(own), show(shared)))
+    }
 }
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
@@ -71,43 +85,77 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             .map_err(|error| error.or_refused(|reason| format!("Failed to read the VDI list: {reason}")))?,
     };
     let name = parsed.positionals.first().map(|name| &name[..name.len().min(NAME_MAX)]);
-    let mut rows = Vec::new();
+    let is_meant = |info: &VdiInfo| !info.name.is_empty() && name.is_none_or(|wanted| info.name == wanted);
+    let mut infos: Vec<VdiInfo> = infos.into_iter().filter(is_meant).collect();
     let mut worst = Ok(());
-    for info in
-        infos.into_iter().filter(|info| !info.name.is_empty() && name.is_none_or(|name| info.name == name))
-    {
-        match fetch(&mut sheep, info, oid) {
-            Ok(row) => rows.extend(row),
-            Err(failure) => {
-                notice(&failure.message);
-                worst = Err(Failure::silent(exit::FAILURE));
-            }
-        }
+    if let Some(oid) = oid {
+        let is_complete = keep_users_of(&mut sheep, &mut infos, oid)?;
+        worst = if is_complete { Ok(()) } else { Err(Failure::silent(exit::FAILURE)) };
     }
+    let (rows, is_complete) = fetch(&mut sheep, infos)?;
     let text = match context.form {
         Form::Human => render(&rows),
         Form::Raw => render_raw(&rows),
         Form::Json => render_json(&rows).into_bytes(),
     };
     context.out.write_all(&text)?;
-    worst
+    if is_complete { worst } else { Err(Failure::silent(exit::FAILURE)) }
 }
 
-/// `None` if the VDI does not use the object that is looked for.
-fn fetch(sheep: &mut Sheep, info: VdiInfo, oid: Option<Oid>) -> Outcome<Option<Row>> {
-    let unreadable = |error: CallError| {
-        let inode = Oid::inode(info.vid);
-        error.or_refused(|reason| {
-            format!("Failed to read object {inode} {reason}\nFailed to read inode header")
-        })
-    };
-    if let Some(oid) = oid
-        && sheep.owner_at(info.vid, oid.index()).map_err(unreadable)? != oid.vid()
-    {
-        return Ok(None);
+/// Keeps the VDIs that use the object. False: of some it could not be told.
+fn keep_users_of(sheep: &mut Sheep, infos: &mut Vec<VdiInfo>, oid: Oid) -> Outcome<bool> {
+    let vids: Vec<Vid> = infos.iter().map(|info| info.vid).collect();
+    let owners = sheep.owners_at(&vids, oid.index())?;
+    let (mut users, mut untold, mut is_complete) = (Vec::new(), Vec::new(), true);
+    for (info, owner) in infos.iter().zip(owners) {
+        match owner {
+            Some(Ok(owner)) if owner == oid.vid() => users.push(info.clone()),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                notice(&unreadable(info, error)?);
+                is_complete = false;
+            }
+            None => untold.push(info),
+        }
     }
-    let (own_objects, shared_objects) = sheep.usage(info.vid).map_err(unreadable)?;
-    Ok(Some(Row { info, own_objects, shared_objects }))
+    if !untold.is_empty() {
+        let what = format!("Not known whether these use object {oid}, so they are left out");
+        notice(&render_untold(&what, &untold, sheep.health().ok().as_ref()));
+        is_complete = false;
+    }
+    *infos = users;
+    Ok(is_complete)
+}
+
+/// What the VDIs take. False: of some it could not be told.
+pub fn fetch(sheep: &mut Sheep, infos: Vec<VdiInfo>) -> Outcome<(Vec<Row>, bool)> {
+    let vids: Vec<Vid> = infos.iter().map(|info| info.vid).collect();
+    let usages = sheep.usages(&vids)?;
+    let (mut rows, mut is_complete) = (Vec::new(), true);
+    for (info, usage) in infos.into_iter().zip(usages) {
+        match usage.transpose() {
+            Ok(objects) => rows.push(Row { info, objects }),
+            Err(error) => {
+                notice(&unreadable(&info, error)?);
+                is_complete = false;
+            }
+        }
+    }
+    let untold: Vec<&VdiInfo> =
+        rows.iter().filter(|row| row.objects.is_none()).map(|row| &row.info).collect();
+    if !untold.is_empty() {
+        let what = "No answer about the space that these use, so it is shown as '-'";
+        notice(&render_untold(what, &untold, sheep.health().ok().as_ref()));
+        is_complete = false;
+    }
+    Ok((rows, is_complete))
+}
+
+/// What is said of a VDI that cannot be read, unless the sheep cannot be asked at all.
+fn unreadable(info: &VdiInfo, error: CallError) -> Outcome<String> {
+    let reason = error.code()?;
+    let inode = Oid::inode(info.vid);
+    Ok(format!("Failed to read object {inode} {reason}\nFailed to read inode header"))
 }
 
 pub(super) fn parse_oid(parsed: &Parsed) -> Outcome<Option<Oid>> {
@@ -127,15 +175,15 @@ pub fn bytes(objects: u64, info: &VdiInfo) -> u64 {
 /// `%c %-8s %5d %7s %7s %7s %s  %7x %6s %13s %3u`; names are bytes and padded as such.
 fn render(rows: &[Row]) -> Vec<u8> {
     let mut out = Vec::new();
-    for Row { info, own_objects, shared_objects } in rows {
+    for row in rows {
+        let info = &row.info;
         out.extend(format!("{} ", Standing::of(info).letter(' ')).bytes());
         out.extend(padded(&info.name, 8));
+        let (own, shared) = row.used_text(false);
         let middle = format!(
-            " {:>5} {:>7} {:>7} {:>7} {}  {:>7} {:>6} ",
+            " {:>5} {:>7} {own:>7} {shared:>7} {}  {:>7} {:>6} ",
             shown_snap_id(info),
             size::human(info.size),
-            size::human(bytes(*own_objects, info)),
-            size::human(bytes(*shared_objects, info)),
             LocalTime::from_seconds(seconds_of(info.create_time)).minutes(),
             info.vid.to_string(),
             info.policy.to_string(),
@@ -166,15 +214,15 @@ pub fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
 
 fn render_raw(rows: &[Row]) -> Vec<u8> {
     let mut out = Vec::new();
-    for Row { info, own_objects, shared_objects } in rows {
+    for row in rows {
+        let info = &row.info;
         out.extend(format!("{} ", Standing::of(info).letter('=')).bytes());
         push_escaped(&mut out, &info.name);
+        let (own, shared) = row.used_text(true);
         let middle = format!(
-            " {} {} {} {} {} {} {} ",
+            " {} {} {own} {shared} {} {} {} ",
             shown_snap_id(info),
             info.size,
-            bytes(*own_objects, info),
-            bytes(*shared_objects, info),
             seconds_of(info.create_time),
             info.vid,
             info.policy,
@@ -189,15 +237,16 @@ fn render_raw(rows: &[Row]) -> Vec<u8> {
 fn render_json(rows: &[Row]) -> String {
     let rows: Vec<_> = rows
         .iter()
-        .map(|Row { info, own_objects, shared_objects }| {
+        .map(|row| {
+            let info = &row.info;
             json!({
                 "name": lossy(&info.name),
                 "kind": Standing::of(info).word(),
                 "snapshot_id": shown_snap_id(info),
                 "tag": lossy(&info.tag),
                 "size_bytes": info.size,
-                "used_bytes": bytes(*own_objects, info),
-                "shared_bytes": bytes(*shared_objects, info),
+                "used_bytes": row.used_bytes().map(|(own, _)| own),
+                "shared_bytes": row.used_bytes().map(|(_, shared)| shared),
                 "created_seconds": seconds_of(info.create_time),
                 "vdi_id": info.vid.to_string(),
                 "parent_vdi_id": (info.parent.0 != 0).then(|| info.parent.to_string()),
@@ -213,7 +262,7 @@ fn render_json(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::{CopyPolicy, Vid};
+    use proto::CopyPolicy;
 
     const TIME: u64 = 1_795_346_574;
 
@@ -234,7 +283,7 @@ mod tests {
             owner: None,
             locked_by: vec![],
         };
-        Row { info, own_objects: own, shared_objects: shared }
+        Row { info, objects: Some((own, shared)) }
     }
 
     fn sample() -> Vec<Row> {

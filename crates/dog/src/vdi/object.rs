@@ -30,10 +30,10 @@ use super::names::{lossy, name_at, open, selector};
 use super::table::{self, Entry};
 use crate::command::{Action, Command, SubCommand, option};
 use crate::context::{Context, Form};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, reason};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
-use crate::target::Target;
 
 pub const COMMAND: Command = Command {
     group: "vdi",
@@ -105,7 +105,10 @@ fn run_location(context: &mut Context, parsed: &Parsed) -> Outcome {
         };
     };
     let targets = sheep.locate(oid)?;
-    let holders = context.nodes.iter().map(|node| (node.id, ask_for_object(node.id, oid))).collect();
+    // One node that cannot be asked does not hide what the others know.
+    let held = ask_all(&context.node_ids(), |sheep| sheep.holds(oid)).into_iter();
+    let held = held.map(|holds| holds.map_err(|error| error.or_refused(|reason| reason.to_string()).message));
+    let holders = context.node_ids().into_iter().zip(held).collect();
     let location = Location { oid, vid, index, copies: copies_of(&header), holders, targets };
     let text =
         if context.form == Form::Json { render_location_json(&location) } else { render_location(&location) };
@@ -121,12 +124,6 @@ pub(super) fn find_object(sheep: &mut Sheep, vid: Vid, index: Option<u32>) -> Ou
     let Some(index) = index else { return Ok(Some(Oid::inode(vid))) };
     let owner = sheep.owner_at(vid, index)?;
     Ok((owner != Vid(0)).then(|| Oid::data(owner, index)))
-}
-
-/// One node that cannot be asked does not hide what the others know.
-fn ask_for_object(node: NodeId, oid: Oid) -> Result<bool, String> {
-    let mut sheep = Sheep::connect(&Target::node(node)).map_err(|failure| failure.message)?;
-    sheep.holds(oid).map_err(|error| error.or_refused(|reason| reason.to_string()).message)
 }
 
 fn run_map(context: &mut Context, parsed: &Parsed) -> Outcome {

@@ -19,12 +19,12 @@ use serde_json::json;
 
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form, notice};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
 use crate::size;
-use crate::target::Target;
-use crate::vdi::list::{bytes, padded, push_escaped};
+use crate::vdi::list::{self, padded, push_escaped};
 use crate::vdi::names::{lossy, shown_snap_id};
 
 pub const COMMAND: Command = Command {
@@ -37,7 +37,8 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "",
+    notes: "A sheep that does not answer within 10 s is told of on stderr, and its clients are not known: exit code 2. Where the space\n\
+            that an image uses is not told, it is shown as '-' (null in JSON): exit code 1.",
 };
 
 const HEADER: &str = "\
@@ -45,11 +46,9 @@ Name            |Vdi size |Allocated| Shared  | Status
 ----------------+---------+---------+---------+------------
 ";
 
-/// A VDI and who has it open.
+/// A VDI, and who has it open.
 struct Row {
-    info: VdiInfo,
-    allocated_bytes: u64,
-    shared_bytes: u64,
+    vdi: list::Row,
     users: Vec<User>,
 }
 
@@ -69,20 +68,17 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     };
     let (guests, unheard) = if infos.is_empty() { (vec![], false) } else { fetch_guests(context) };
     let wanted = parsed.positionals.first();
-    let mut rows = Vec::new();
-    for info in infos.iter().filter(|info| wanted.is_none_or(|name| info.name == *name)) {
-        let users = users_of(info, &guests);
-        if info.snap_ctime == 0 || !users.is_empty() {
-            let (own, shared) = sheep.usage(info.vid)?;
-            rows.push(Row {
-                allocated_bytes: bytes(own, info),
-                shared_bytes: bytes(shared, info),
-                info: info.clone(),
-                users,
-            });
-        }
-    }
-    rows.sort_by(|a, b| (&a.info.name, a.info.snap_ctime).cmp(&(&b.info.name, b.info.snap_ctime)));
+    let is_shown = |info: &VdiInfo| {
+        wanted.is_none_or(|name| info.name == *name)
+            && (info.snap_ctime == 0 || !users_of(info, &guests).is_empty())
+    };
+    let (vdis, is_complete) = list::fetch(&mut sheep, infos.into_iter().filter(is_shown).collect())?;
+    let mut rows: Vec<Row> =
+        vdis.into_iter().map(|vdi| Row { users: users_of(&vdi.info, &guests), vdi }).collect();
+    rows.sort_by(|a, b| {
+        let (a, b) = (&a.vdi.info, &b.vdi.info);
+        (&a.name, a.snap_ctime).cmp(&(&b.name, b.snap_ctime))
+    });
     let text = match context.form {
         Form::Human => render(&rows),
         Form::Raw => render_raw(&rows),
@@ -90,20 +86,23 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     };
     context.out.write_all(&text)?;
     // What nobody was asked about may be running.
-    if unheard { Err(Failure::silent(exit::SYSTEM)) } else { Ok(()) }
+    match (unheard, is_complete) {
+        (true, _) => Err(Failure::silent(exit::SYSTEM)),
+        (false, false) => Err(Failure::silent(exit::FAILURE)),
+        (false, true) => Ok(()),
+    }
 }
 
 /// The clients of every sheep; true if a sheep did not answer.
 fn fetch_guests(context: &Context) -> (Vec<(NodeId, Guest)>, bool) {
     let mut guests = Vec::new();
     let mut unheard = false;
-    for node in &context.nodes {
-        let access = Sheep::connect(&Target::node(node.id))
-            .and_then(|mut sheep| sheep.access().map_err(Failure::from));
+    for (node, access) in context.nodes.iter().zip(ask_all(&context.node_ids(), Sheep::access)) {
         match access {
             Ok(access) => guests.extend(access.guests.into_iter().map(|guest| (node.id, guest))),
-            Err(failure) => {
-                notice(&format!("Clients of {} are not known: {}", node.id, failure.message));
+            Err(error) => {
+                let why = Failure::from(error).message;
+                notice(&format!("Clients of {} are not known: {why}", node.id));
                 unheard = true;
             }
         }
@@ -148,9 +147,10 @@ fn uses(guest: &Guest, info: &VdiInfo) -> bool {
 fn render(rows: &[Row]) -> Vec<u8> {
     let mut out = HEADER.as_bytes().to_vec();
     for row in rows {
-        out.extend(padded(&shown_name(&row.info), 16));
-        let sizes = [row.info.size, row.allocated_bytes, row.shared_bytes].map(size::human);
-        out.extend(format!("|{:>9}|{:>9}|{:>9}| ", sizes[0], sizes[1], sizes[2]).bytes());
+        let info = &row.vdi.info;
+        out.extend(padded(&shown_name(info), 16));
+        let (allocated, shared) = row.vdi.used_text(false);
+        out.extend(format!("|{:>9}|{allocated:>9}|{shared:>9}| ", size::human(info.size)).bytes());
         out.extend(format!("{}\n", status(&row.users)).bytes());
     }
     out
@@ -176,8 +176,10 @@ fn status(users: &[User]) -> String {
 fn render_raw(rows: &[Row]) -> Vec<u8> {
     let mut out = Vec::new();
     for row in rows {
-        push_escaped(&mut out, &shown_name(&row.info));
-        out.extend(format!(" {} {} {}", row.info.size, row.allocated_bytes, row.shared_bytes).bytes());
+        let info = &row.vdi.info;
+        push_escaped(&mut out, &shown_name(info));
+        let (allocated, shared) = row.vdi.used_text(true);
+        out.extend(format!(" {} {allocated} {shared}", info.size).bytes());
         for user in &row.users {
             out.extend(format!(" {},", user.sheep).bytes());
             push_escaped(&mut out, user.client.as_bytes());
@@ -196,14 +198,15 @@ fn render_json(rows: &[Row]) -> String {
                 .iter()
                 .map(|user| json!({ "sheep": user.sheep.to_string(), "client": user.client }))
                 .collect();
+            let (info, used) = (&row.vdi.info, row.vdi.used_bytes());
             json!({
-                "name": lossy(&row.info.name),
-                "snapshot_id": shown_snap_id(&row.info),
-                "vdi_id": row.info.vid.to_string(),
-                "size_bytes": row.info.size,
-                "allocated_bytes": row.allocated_bytes,
-                "shared_bytes": row.shared_bytes,
-                "served_by": row.info.owner.map(|owner| owner.to_string()),
+                "name": lossy(&info.name),
+                "snapshot_id": shown_snap_id(info),
+                "vdi_id": info.vid.to_string(),
+                "size_bytes": info.size,
+                "allocated_bytes": used.map(|(own, _)| own),
+                "shared_bytes": used.map(|(_, shared)| shared),
+                "served_by": info.owner.map(|owner| owner.to_string()),
                 "users": users,
             })
         })
@@ -243,7 +246,7 @@ mod tests {
 
     fn row(info: VdiInfo, guests: &[(NodeId, Guest)]) -> Row {
         let users = users_of(&info, guests);
-        Row { info, allocated_bytes: 4 << 20, shared_bytes: 0, users }
+        Row { vdi: list::Row { info, objects: Some((1, 0)) }, users }
     }
 
     #[test]

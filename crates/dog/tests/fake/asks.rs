@@ -144,6 +144,10 @@ impl State {
                 members.push(gone);
             }
         }
+        if self.is_blocked {
+            let id = NodeId { port: 1, ..self.nodes[0].id };
+            members.push(MemberHealth { id, is_up: false, pgs_awaiting: 512, ..members[0] });
+        }
         let waits = u32::from(self.status == ClusterStatus::WaitForJoin);
         let pool = PoolHealth {
             policy: CopyPolicy::Replicated { copies: 3 },
@@ -154,7 +158,7 @@ impl State {
             copies_min: if self.is_recovering { 2 } else { 3 },
             degraded: if self.is_recovering { 400 } else { 0 },
             moving: 0,
-            unwritable: 512 * waits,
+            unwritable: if self.is_blocked { 512 } else { 512 * waits },
             unreadable: 9 * waits,
         };
         Health { status: self.status, members, pools: self.format.iter().map(|_| pool).collect() }

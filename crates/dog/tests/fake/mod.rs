@@ -58,9 +58,8 @@ impl Flock {
 
     pub fn start(scenario: &str) -> Flock {
         let (sheep_count, manners, status) = match scenario {
-            "running" | "empty" | "in use" | "recovering" | "discarding" | "deleting" => {
-                (3, Manners::Good, ClusterStatus::Running)
-            }
+            "running" | "empty" | "in use" | "recovering" | "discarding" | "deleting" | "blocked"
+            | "one stopped" | "first stopped" => (3, Manners::Good, ClusterStatus::Running),
             "alone" | "full" => (1, Manners::Good, ClusterStatus::Running),
             "unformatted" => (3, Manners::Good, ClusterStatus::WaitForFormat),
             "waiting" => (1, Manners::Good, ClusterStatus::WaitForJoin),
@@ -94,6 +93,12 @@ impl Flock {
         state.is_discarding = scenario == "discarding";
         state.is_deleting = scenario == "deleting";
         state.is_recovering = scenario == "recovering";
+        state.is_blocked = scenario == "blocked";
+        state.stopped = match scenario {
+            "first stopped" => Some(0),
+            "one stopped" => Some(1),
+            _ => None,
+        };
         if scenario == "in use" {
             state.lock_all();
         }
@@ -134,7 +139,13 @@ fn serve(mut stream: impl Read + Write, index: usize, manners: Manners, state: &
         if stream.read_exact(&mut payload).is_err() {
             return;
         }
-        let (result, variant, data) = state.lock().unwrap().answer(index, &request, &payload);
+        let (result, variant, data) = {
+            let mut state = state.lock().unwrap();
+            if state.is_silent(index, &request, &payload) {
+                continue;
+            }
+            state.answer(index, &request, &payload)
+        };
         let mut reply = ReplyHeader {
             proto_ver: 0,
             opcode: request.opcode,

@@ -88,6 +88,8 @@ pub(crate) struct Scrub {
     /// How often operators had asked for a pass when it was looked last.
     asked: Option<u64>,
     last_ended: Option<Time>,
+    /// What the last pass has read.
+    last_done: Amount,
     ended: u64,
     finds: Finds,
     differences: Differences,
@@ -270,6 +272,7 @@ impl Scrub {
         let Some(pass) = self.pass.take() else { return };
         self.last_begun = pass.begun;
         self.last_ended = Some(ctx.now);
+        self.last_done = pass.done;
         self.ended += 1;
         let Amount { objects, bytes } = pass.done;
         tracing::info!(objects, bytes, damaged = self.finds.count(), "a scrub has come round");
@@ -385,7 +388,9 @@ impl Scrub {
     }
 
     pub fn status(&self, ctx: &Context) -> ScrubStatus {
-        let (done, total) = self.pass.as_ref().map_or_else(Default::default, |pass| (pass.done, pass.total));
+        // What was there when the last pass began may have become less or more: it has read all that was there when it came by.
+        let last = (self.last_done, self.last_done);
+        let (done, total) = self.pass.as_ref().map_or(last, |pass| (pass.done, pass.total));
         let is_counting = self.pass.as_ref().is_some_and(|p| matches!(p.stage, Stage::Counting { .. }));
         let mut status = ScrubStatus {
             is_enabled: ctx.view.repair().scrub,

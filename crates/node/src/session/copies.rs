@@ -18,6 +18,7 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{NodeId, Oid, PgId, Seq, Since};
 
 use super::Session;
+use super::reads::Read;
 use crate::Time;
 use crate::context::{Context, Purpose};
 use crate::view::Pg;
@@ -344,6 +345,13 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Can something that was begun not end before copies are back that are not there? A change of a PG that takes none, or a read that no
+    /// copy can be asked for.
+    pub(super) fn waits_for_copies(&self, ctx: &Context) -> bool {
+        self.in_flight.values().any(|flight| !ctx.view.is_writable(flight.pg))
+            || self.reads.values().any(Read::asks_nobody)
     }
 
     /// Everybody that may hold a copy of one of this VDI's objects.

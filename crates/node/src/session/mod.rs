@@ -7,6 +7,7 @@
 
 mod changes;
 mod check;
+mod closing;
 mod copies;
 mod inner;
 mod inode;
@@ -22,7 +23,6 @@ mod table_view;
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use proto::client::{ClientOp, ClientResult};
 use proto::object::Origin;
@@ -48,9 +48,6 @@ pub(crate) use seal::blocks_of;
 /// change whether it is a copy that a seal made.
 pub(crate) const FIRST_SEQ: Seq = Seq(1 << 32);
 const FIRST_SEQ_OF_SEAL: Seq = Seq(2);
-
-/// How long a session without clients of its own is kept.
-const IDLE: Duration = Duration::from_secs(2);
 
 /// Who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +105,7 @@ enum State {
     Serving,
     /// Finishes what it began and holds what comes: the VDI is about to be frozen.
     Resting,
-    /// Finishes what it began; new requests wait outside.
+    /// Finishes what it began; new requests wait outside. Where that takes too long it serves on: see [`closing`].
     Closing,
 }
 
@@ -147,8 +144,9 @@ pub(crate) struct Session {
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
     settling: Settling,
-    /// Since when it has been coming to rest, and whether it has said that it is.
+    /// Since when it is to come to rest, and whether it has said that it is.
     resting: Option<rest::Resting>,
+    closing: closing::Closing,
     last_used: Time,
     last_used_locally: Time,
 }
@@ -203,6 +201,7 @@ impl Session {
             runnable: VecDeque::new(),
             settling: Settling::default(),
             resting: None,
+            closing: Default::default(),
             last_used: ctx.now,
             last_used_locally: ctx.now,
         }
@@ -354,37 +353,6 @@ impl Session {
             || !self.in_flight.is_empty()
             || !self.queue.is_empty()
             || matches!(self.state, State::Sealing | State::Resting)
-    }
-
-    /// Has it been idle long enough to be given back, `opens` clients of this sheep having it open?
-    pub fn should_close(&self, ctx: &Context, opens: u32, at_once: bool) -> bool {
-        let now = ctx.now;
-        let idle = at_once || (now.since(self.last_used_locally) > IDLE && now.since(self.last_used) > IDLE);
-        // Others use it and nobody here does: they are better served by a session of their own.
-        let between = ctx.view.session(self.vid).between;
-        let foreign = !between && now.since(self.last_used_locally) > IDLE;
-        // Whoever is to be told how an earlier owner's request ended may still ask, and only here. So may those who are held.
-        let owes = !self.survived.is_empty() || !self.queue.is_empty();
-        opens == 0 && !owes && self.state == State::Serving && ((idle && !self.is_busy()) || foreign)
-    }
-
-    /// Of a reader: has nobody used it for a while?
-    pub fn is_idle(&self, now: Time) -> bool {
-        !self.is_busy() && now.since(self.last_used) > IDLE
-    }
-
-    pub fn start_closing(&mut self) {
-        self.state = State::Closing;
-    }
-
-    pub fn is_closing(&self) -> bool {
-        self.state == State::Closing
-    }
-
-    /// Every write is on all copies and every answer has arrived.
-    pub fn is_settled(&self) -> bool {
-        let unconfirmed = self.forwarded.values().any(|f| matches!(f, Forwarded::Done { .. }));
-        !self.is_busy() && !unconfirmed && self.survived.is_empty()
     }
 
     /// The session is over before its time. Whoever still waits asks the next owner.

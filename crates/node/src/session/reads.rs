@@ -80,6 +80,11 @@ pub(super) struct Read {
 }
 
 impl Read {
+    /// Is there no copy that could be asked now?
+    pub(super) fn asks_nobody(&self) -> bool {
+        self.asked.is_none()
+    }
+
     fn new(oid: Oid, what: What, only: Option<NodeId>, purpose: ReadUse) -> Read {
         Read { oid, what, purpose, only, failed: Vec::new(), failed_since: Since::default(), asked: None }
     }

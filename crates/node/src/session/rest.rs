@@ -25,26 +25,35 @@ pub(super) struct Resting {
 impl Session {
     /// Follows what the view says: a snapshot may be wanted, be given up, or wait for others.
     pub(super) fn look_for_rest(&mut self, ctx: &mut Context) {
-        let wanted = !self.frozen && ctx.view.is_freezing(self.vid);
-        match (wanted, self.state) {
-            (true, State::Serving) => {
-                self.state = State::Resting;
-                self.resting = Some(Resting { since: ctx.now, said: None });
-            }
-            (false, State::Resting) => {
-                self.resting = None;
+        if !matches!(self.state, State::Serving | State::Resting) {
+            return;
+        }
+        if self.frozen || !ctx.view.is_freezing(self.vid) {
+            self.resting = None;
+            if self.state == State::Resting {
                 self.serve_queue(ctx);
             }
+            return;
+        }
+        let resting = *self.resting.get_or_insert(Resting { since: ctx.now, said: None });
+        match self.state {
+            State::Serving if !self.waits_for_copies(ctx) => self.state = State::Resting,
+            // There is no rest before copies are back, so nobody is held for it. Who has said that he is at rest stays so.
+            State::Resting if resting.said.is_none() && self.waits_for_copies(ctx) => self.serve_queue(ctx),
             _ => {}
         }
         if self.state == State::Resting {
             self.save_table(ctx);
         }
-        let Some(resting) = self.resting.as_mut().filter(|_| self.state == State::Resting) else { return };
+        let is_at_work = self.state == State::Serving;
+        let Some(resting) = self.resting.as_mut() else { return };
         let (vid, generation) = (self.vid, self.generation);
         let confirmed = self.survived.is_empty() && self.forwarded.is_empty();
-        let at_rest =
-            confirmed && self.jobs.is_empty() && self.in_flight.is_empty() && self.table_writes.is_empty();
+        let at_rest = !is_at_work
+            && confirmed
+            && self.jobs.is_empty()
+            && self.in_flight.is_empty()
+            && self.table_writes.is_empty();
         let wanted = ctx.view.must_rest(vid, generation).filter(|snapshot| resting.said != Some(*snapshot));
         if at_rest && let Some(snapshot) = wanted {
             resting.said = Some(snapshot);

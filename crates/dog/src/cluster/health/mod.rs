@@ -14,15 +14,16 @@
 
 pub mod verdict;
 
+use proto::NodeId;
 use proto::client::Out;
 use serde_json::json;
 
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form};
+use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
-use crate::target::Target;
 
 use verdict::{Heard, NodeHeard, Reason, Word};
 
@@ -70,18 +71,14 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
 }
 
 fn hear(context: &mut Context) -> Outcome<Heard> {
-    let mut sheep = Sheep::connect_in_a_hurry(&context.target)?;
+    let mut sheep = Sheep::connect(&context.target)?;
     let info = sheep.cluster_info()?;
     let health = sheep.health()?;
     let vdis = if info.format.is_some() { sheep.vdis()? } else { vec![] };
-    let stats = info.nodes.iter().map(|node| {
-        let heard = Sheep::connect_in_a_hurry(&Target::node(node.id)).and_then(|mut sheep| {
-            let stat = sheep.node_stat()?;
-            Ok(NodeHeard { stat, scrub: sheep.scrub()? })
-        });
-        (node.id, heard.map_err(|failure| failure.message))
-    });
-    let stats = stats.collect();
+    let nodes: Vec<NodeId> = info.nodes.iter().map(|node| node.id).collect();
+    let heard = ask_all(&nodes, |sheep| Ok(NodeHeard { stat: sheep.node_stat()?, scrub: sheep.scrub()? }));
+    let heard = heard.into_iter().map(|heard| heard.map_err(|error| Failure::from(error).message));
+    let stats = nodes.into_iter().zip(heard).collect();
     Ok(Heard { info, health, stats, vdis })
 }
 
