@@ -122,11 +122,12 @@ impl Engine {
 
     fn submit(&mut self, index: u32, first: u32) {
         self.seq += 1;
-        let (change, data, tag) = write_at(first, self.seq);
-        self.store.submit(
-            self.seq,
-            ObjectOp::Change { oid: Oid::data(Vid(1), index), change, data, tag: Some(tag) },
-        );
+        let (mut change, data, _) = self.written.clone();
+        if let Change::Write { blocks, .. } = &mut change {
+            blocks.first = first;
+        }
+        let (oid, tag) = (Oid::data(Vid(1), index), Some(tag(self.seq)));
+        self.store.submit(self.seq, ObjectOp::Change { oid, change, data, tag });
     }
 
     /// Carries out what the store asks for until it asks for nothing.
