@@ -136,7 +136,8 @@ mod tests {
     }
 
     fn local(export: &str) -> Value {
-        json!({ "driver": "nbd", "export": export, "server": { "type": "unix", "path": "/store/nbd.sock" } })
+        let server = json!({ "type": "unix", "path": "/store/nbd.sock" });
+        json!({ "driver": "nbd", "export": export, "server": server, "reconnect-delay": 600 })
     }
 
     #[test]
@@ -156,7 +157,7 @@ mod tests {
         check(
             json!({ "driver": "sheepdog", "vdi": "Alice", "node-name": "n", "server": server }),
             json!({ "driver": "nbd", "export": "Alice", "node-name": "n",
-                    "server": { "type": "inet", "host": "h", "port": "10809" } }),
+                    "server": { "type": "inet", "host": "h", "port": "10809" }, "reconnect-delay": 600 }),
         );
         check(json!({ "driver": "file", "filename": "a" }), json!({ "driver": "file", "filename": "a" }));
     }

@@ -155,7 +155,7 @@ mod tests {
             (
                 "--hdb sheepdog://host/Bob -m 1G",
                 "-drive file.driver=nbd,file.export=Bob,file.server.type=inet,file.server.host=host,\
-                 file.server.port=10809,index=1,media=disk,format=raw -m 1G",
+                 file.server.port=10809,file.reconnect-delay=600,index=1,media=disk,format=raw -m 1G",
             ),
             (
                 "-cdrom sheepdog:Alice:1",

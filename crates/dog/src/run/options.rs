@@ -198,7 +198,7 @@ mod tests {
             ("driver=sheepdog,vdi=Alice,node-name=n", "driver=nbd,export=Alice,SERVER(),node-name=n"),
             (
                 "vdi=Alice,driver=sheepdog,server.type=inet,server.host=h,server.port=7001,tag=t",
-                "driver=nbd,export=Alice@t,server.type=inet,server.host=h,server.port=10809",
+                "driver=nbd,export=Alice@t,server.type=inet,server.host=h,server.port=10809,reconnect-delay=600",
             ),
             (
                 "driver=qcow2,file.driver=sheepdog,file.vdi=Alice",
