@@ -193,7 +193,9 @@ sheep_pid() {
 }
 all_sheep_pids() { [[ -z $dir ]] || sheep_with "$dir/*"; }
 
-start_sheep() { run sheep -c local "$dir/$1" -z "$1" -p "$port$1" "${@:2}"; }
+# Options that all sheep of a scenario get.
+sheep_options=()
+start_sheep() { run sheep -c local "$dir/$1" -z "$1" -p "$port$1" "${sheep_options[@]}" "${@:2}"; }
 kill_sheep() {
     local i pids=()
     for i in "$@"; do pids+=("$(sheep_pid "$i")"); done

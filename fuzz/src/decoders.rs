@@ -180,6 +180,7 @@ pub fn peer_seeds() -> Vec<Vec<u8>> {
         settled: seq,
         origin: Origin { incarnation: life, request: RequestId(5) },
         last_room: false,
+        tell_taken: false,
     };
     let messages = [
         request(PeerRequest::Settle { vid: VID, tag }),

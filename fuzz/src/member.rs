@@ -25,6 +25,7 @@ fn member(id: NodeId) -> MemberInfo {
         store_id: id.port.into(),
         life: id.port.into(),
         io_addr: None,
+        write_back: false,
     }
 }
 
@@ -136,6 +137,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         settled: Seq(settled),
         origin,
         last_room: false,
+        tell_taken: false,
     };
     let blocks = BlockRange::new(0, 4);
     let change = |seq, settled, change| PeerRequest::Change {

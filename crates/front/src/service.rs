@@ -18,6 +18,11 @@ pub trait Service: Clone + 'static {
         None
     }
 
+    /// Are writes of clients that can flush to be acknowledged before they are durable (`VolumeOp::WriteBack`)?
+    fn is_write_back(&self) -> bool {
+        false
+    }
+
     /// The cluster's epoch now, which every native reply carries. 0 before the first format.
     fn epoch(&self) -> Epoch {
         Epoch(0)

@@ -553,6 +553,15 @@ impl Node {
             if !known {
                 return;
             }
+            if body == PeerReply::Taken {
+                // The answer is still to come.
+                if let Purpose::Copy { vid, seq } = ctx.out.calls[&id].purpose
+                    && let Some(session) = node.sessions.get_mut(&vid)
+                {
+                    session.handle_copy_taken(ctx, seq, from);
+                }
+                return;
+            }
             let call = ctx.out.calls.remove(&id).expect("just seen");
             match call.purpose {
                 Purpose::Copy { vid, seq } => {
@@ -620,6 +629,9 @@ impl Node {
     pub fn handle_store(&mut self, ticket: Ticket, reply: ObjectReply, now: Time) {
         if self.halted {
             return;
+        }
+        if reply == ObjectReply::Taken {
+            return self.handle_taken(ticket, now);
         }
         let Some((purpose, submitted)) = self.out.tickets.remove(&ticket) else { return };
         if matches!(purpose, StoreUse::Change { .. } | StoreUse::Answer { .. }) {
@@ -693,6 +705,22 @@ impl Node {
         });
         self.end_wipe(now);
         self.settle_down(now);
+    }
+
+    /// The store has a change in memory; it will answer when that is durable.
+    fn handle_taken(&mut self, ticket: Ticket, now: Time) {
+        if let Some((StoreUse::Change { vid, order, .. }, _)) = self.out.tickets.get(&ticket)
+            && !self.disk_failed
+        {
+            let (vid, order) = (*vid, *order);
+            self.with(now, |node, ctx| node.replica.handle_taken(ctx, vid, order));
+            self.settle_down(now);
+        }
+    }
+
+    /// Was a client of one of this node's VDIs answered before its write was durable everywhere, and is it not yet?
+    pub fn owes_durability(&self) -> bool {
+        self.sessions.values().any(|session| session.owes_durability())
     }
 
     /// A request of a client of this sheep. `request` is new.

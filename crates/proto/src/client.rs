@@ -58,6 +58,12 @@ pub enum VolumeOp {
         #[serde(skip)]
         data: Bytes,
     },
+    /// The same for whoever flushes: may be acknowledged when it is in the memory of all in-sync copies.
+    WriteBack {
+        offset: u64,
+        #[serde(skip)]
+        data: Bytes,
+    },
     /// Whole blocks read as zeros afterwards and take no space; the ragged ends are zeroed as well.
     Discard {
         offset: u64,
@@ -69,7 +75,7 @@ pub enum VolumeOp {
         len: u64,
         keep_allocated: bool,
     },
-    /// All writes acknowledged before are durable (they always are).
+    /// All writes of the VDI that were acknowledged before, to whomever, are durable on all in-sync copies.
     Flush,
     /// Which parts hold data. Answered by `Extents` that cover a prefix of the range, at least one.
     BlockStatus {
@@ -346,7 +352,9 @@ impl RecoveryThrottle {
 impl ClientOp {
     pub fn payload(&self) -> Bytes {
         match self {
-            ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
+            ClientOp::Volume {
+                op: VolumeOp::Write { data, .. } | VolumeOp::WriteBack { data, .. }, ..
+            }
             | ClientOp::Object {
                 op:
                     NativeOp::Write { data, .. }
@@ -361,7 +369,9 @@ impl ClientOp {
     /// Puts the payload back after decoding.
     pub fn set_payload(&mut self, payload: Bytes) {
         match self {
-            ClientOp::Volume { op: VolumeOp::Write { data, .. }, .. }
+            ClientOp::Volume {
+                op: VolumeOp::Write { data, .. } | VolumeOp::WriteBack { data, .. }, ..
+            }
             | ClientOp::Object {
                 op:
                     NativeOp::Write { data, .. }

@@ -28,6 +28,8 @@ pub struct MemberInfo {
     pub life: u64,
     /// Second address for peer traffic.
     pub io_addr: Option<NodeId>,
+    /// Writes of its clients may be acknowledged before they are durable.
+    pub write_back: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //! A store knows objects made of 4 KiB blocks; it knows no VDI, no cluster and no network. Operations
 //! take effect in the order in which they are submitted: a read submitted after a write sees it, of two
 //! overlapping writes the one submitted later wins. Each is answered once, when it is durable; answers may
-//! come in any order. What a crash leaves is the effect of every answered operation, and of any subset
+//! come in any order. A change of which that is wanted ([`Tag::tell_taken`]) is announced before, when it cannot be refused any more. What a crash leaves is the effect of every answered operation, and of any subset
 //! of the unanswered ones, each of them whole or not at all: a tag is remembered if and only if all blocks of
 //! its change are there (the seal of a VDI relies on it).
 
@@ -41,6 +41,8 @@ pub struct Tag {
     pub origin: Origin,
     /// May take the room that a store holds back from others: another copy has this change already, and all have to be alike.
     pub last_room: bool,
+    /// The store is to say [`ObjectReply::Taken`] as soon as it can, and to answer as always when the change is durable.
+    pub tell_taken: bool,
 }
 
 /// Blocks of the largest object, 2 GiB.
@@ -164,6 +166,9 @@ pub enum ObjectOp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectReply {
     Done,
+    /// To a change, before its answer: it is in memory, at its place among all others, and will be durable unless the process or the disk
+    /// ends before; for want of room it is not refused any more.
+    Taken,
     Data {
         data: Bytes,
         checksums: Vec<u32>,

@@ -174,6 +174,8 @@ pub enum PeerRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerReply {
     Done,
+    /// To a change, before its answer, if its tag wants it: this copy has it in memory.
+    Taken,
     Data {
         checksums: Vec<u32>,
         #[serde(skip)]
@@ -273,7 +275,7 @@ pub struct FrameHead {
     pub control_crc: u32,
 }
 
-const FRAME_VERSION: u32 = 5;
+const FRAME_VERSION: u32 = 6;
 
 impl FrameHead {
     pub fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {
@@ -401,6 +403,7 @@ mod tests {
                     settled: Seq(7),
                     origin: Origin::default(),
                     last_room: true,
+                    tell_taken: false,
                 },
                 data: data.clone(),
             },

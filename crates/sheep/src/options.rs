@@ -20,7 +20,7 @@ const fn opt(short: char, long: &'static str, has_value: bool, help: &'static st
 const NOT_SUPPORTED: &str = "";
 
 /// In the order of `sheep -h`. No help text: known, and refused.
-static TABLE: [Opt; 26] = [
+static TABLE: [Opt; 27] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
     opt('D', "directio", false, NOT_SUPPORTED),
@@ -64,6 +64,12 @@ static TABLE: [Opt; 26] = [
     },
     opt('w', "wq-threads", true, NOT_SUPPORTED),
     opt('W', "wildcard-recovery", false, NOT_SUPPORTED),
+    Opt {
+        short: None,
+        long: "writeback",
+        has_value: false,
+        help: "acknowledge writes when all copies have them in memory; they are durable at flush",
+    },
     opt('x', "max-dynamic-threads", true, NOT_SUPPORTED),
     opt('y', "myaddr", true, "specify the address advertised to other sheep"),
     opt('z', "zone", true, "specify the zone id"),
@@ -98,6 +104,8 @@ pub struct Options {
     pub advertised: Option<IpAddr>,
     /// Where vhost-user sockets are made.
     pub vhost_user: Option<PathBuf>,
+    /// Writes of its NBD and vhost-user clients are durable at their next flush only.
+    pub write_back: bool,
     pub zone: Option<ZoneId>,
     /// Configuration, log and sockets.
     pub directory: PathBuf,
@@ -183,6 +191,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
         pid_file: None,
         advertised: None,
         vhost_user: None,
+        write_back: false,
         zone: None,
         directory: PathBuf::from("/tmp"),
         disk: None,
@@ -253,6 +262,7 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
         }
         "vhost-user" if value.is_empty() => return refuse("The directory of vhost-user sockets is empty"),
         "vhost-user" => options.vhost_user = Some(value.into()),
+        "writeback" => options.write_back = true,
         // Whether it can be had at all is decided when all options are known.
         "vnodes" => {
             let max = u16::MAX;
@@ -271,7 +281,7 @@ fn not_supported(opt: &Opt) -> String {
     let why = match opt.long {
         "directio" => "the disks are always used without the page cache",
         "journal" => "the store keeps a journal of its own, always",
-        "nosync" => "an acknowledged write is always on stable storage",
+        "nosync" => "what is flushed is always on stable storage; see --writeback",
         "wq-threads" | "max-dynamic-threads" => "there are no thread pools to size",
         "wildcard-recovery" => "the cluster's state tells where objects are",
         "upgrade" => "stores of other versions cannot be converted",
@@ -487,13 +497,14 @@ mod tests {
     fn every_option_reaches_its_field() {
         let defaults = run("").unwrap();
         assert_eq!((defaults.port, defaults.directory.to_str()), (7000, Some("/tmp")));
+        assert!(!defaults.write_back);
         let options = run("/meta,/dev/sdb -b :: -c local:/c -fg -p 7001 -P /pid -y 10.0.0.1 -z 4294967295");
         assert_eq!(
             options,
             Err("A gateway ('-g') stores nothing: give it one directory and no disks".into())
         );
         let options = run(
-            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --disk-size 1.5G --disk-timeout 7 \
+            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --writeback --disk-size 1.5G --disk-timeout 7 \
              -l level=debug,dir=/log,format=json",
         );
         let expect = Options {
@@ -514,6 +525,7 @@ mod tests {
             pid_file: Some("/pid".into()),
             advertised: Some("10.0.0.1".parse().unwrap()),
             vhost_user: Some("/v".into()),
+            write_back: true,
             zone: Some(ZoneId(u32::MAX)),
             directory: "/m".into(),
             disk: Some("/dev/sdb".into()),

@@ -160,6 +160,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         fixed_vnodes: None,
         store_id: opened.store_id,
         io_addr: None,
+        write_back: options.write_back,
         life: random_u64()?,
     };
     let formatted = if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? };
@@ -179,6 +180,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         link_events,
         cluster,
         disk_timeout: options.disk_timeout,
+        write_back: options.write_back,
         directory: (!options.gateway).then(|| home.path.clone()),
     });
 

@@ -19,7 +19,7 @@ use front::Service;
 use node::{Effect, Node, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NodeStat};
 use proto::cluster::{ClusterEvent, LogEntry, Proposal};
-use proto::object::ObjectOp;
+use proto::object::{ObjectOp, ObjectReply};
 use proto::peer::PeerMessage;
 use proto::{Epoch, NodeId, RequestId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -59,6 +59,8 @@ pub struct Parts {
     pub cluster: cluster::Handle,
     /// A disk that takes longer for anything has failed. Whole seconds.
     pub disk_timeout: Duration,
+    /// Clients that flush are answered before their writes are durable.
+    pub write_back: bool,
     /// Where the format mark is kept; `None` for a gateway.
     pub directory: Option<PathBuf>,
 }
@@ -70,6 +72,7 @@ pub struct Shell(Rc<Core>);
 struct Core {
     state: RefCell<State>,
     started: Instant,
+    write_back: bool,
     /// Something was given to the node or the store.
     bell: Notify,
     /// Peers may send again.
@@ -120,7 +123,18 @@ struct State {
 impl Shell {
     /// Starts all tasks of the shell, within a `LocalSet`.
     pub fn start(parts: Parts) -> Shell {
-        let Parts { own, node, store, disk, links, link_events, cluster, disk_timeout, directory } = parts;
+        let Parts {
+            own,
+            node,
+            store,
+            disk,
+            links,
+            link_events,
+            cluster,
+            disk_timeout,
+            write_back,
+            directory,
+        } = parts;
         let (disk, completions) = disk.unzip();
         let shell = Shell(Rc::new(Core {
             state: RefCell::new(State {
@@ -144,6 +158,7 @@ impl Shell {
                 last_peer_link: 0,
             }),
             started: Instant::now(),
+            write_back,
             bell: Notify::new(),
             room: Notify::new(),
             stop: Stop::default(),
@@ -178,11 +193,14 @@ impl Shell {
         // One that is not a member answers nobody any more.
         let drained = |shell: &Shell| {
             let state = shell.0.state.borrow();
-            state.clients.is_empty() || !state.node.is_member()
+            let is_done = state.clients.is_empty() && !state.node.owes_durability();
+            is_done || !state.node.is_member()
         };
         if !self.until(DRAIN_PATIENCE, drained).await {
             let count = self.0.state.borrow().clients.len();
-            tracing::warn!("stopping with {count} requests unanswered");
+            tracing::warn!(
+                "stopping with {count} requests unanswered, or before all that was answered is durable"
+            );
         }
         // An error means that the driver has ended already.
         let asked = self.0.state.borrow().orders.leave().is_ok();
@@ -346,7 +364,7 @@ impl Shell {
                 if state.ordered_bytes <= PEER_BYTES_MAX {
                     self.0.room.notify_one();
                 }
-                if self.0.stop.stopping.get() && state.store.is_quiet() {
+                if self.0.stop.stopping.get() {
                     self.0.stop.progress.notify_one();
                 }
                 (more, state.node.poll_timeout().into_iter().chain(ahead).min())
@@ -404,8 +422,10 @@ impl State {
             }
             self.order_from_disk();
             while let Some((ticket, reply)) = self.store.poll_reply() {
-                let bytes = self.ordered.remove(&ticket).expect("a store answers an order once");
-                self.ordered_bytes -= bytes;
+                if reply != ObjectReply::Taken {
+                    let bytes = self.ordered.remove(&ticket).expect("a store answers an order once");
+                    self.ordered_bytes -= bytes;
+                }
                 self.node.handle_store(ticket, reply, now);
                 quiet = false;
             }
@@ -567,6 +587,10 @@ impl Service for Shell {
 
     fn view_changes(&self) -> Option<watch::Receiver<u64>> {
         Some(self.0.view_changes.subscribe())
+    }
+
+    fn is_write_back(&self) -> bool {
+        self.0.write_back
     }
 
     fn epoch(&self) -> Epoch {

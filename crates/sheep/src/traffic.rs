@@ -55,6 +55,10 @@ impl Counters {
 
     pub fn peer_told(&mut self, to: NodeId, message: &PeerMessage) {
         let PeerMessage::Reply { id, body } = message else { return };
+        if *body == PeerReply::Taken {
+            // The answer is still to come.
+            return;
+        }
         if let Some(open) = self.open.get_mut(&to) {
             open.remove(id);
         }
@@ -98,7 +102,10 @@ fn kind_of(op: &ClientOp) -> Kind {
     match op {
         ClientOp::Volume { op: VolumeOp::Read { .. }, .. }
         | ClientOp::Object { op: NativeOp::Read { .. } | NativeOp::ReadFlat { .. }, .. } => Kind::Read,
-        ClientOp::Volume { op: VolumeOp::Write { .. } | VolumeOp::WriteZeroes { .. }, .. }
+        ClientOp::Volume {
+            op: VolumeOp::Write { .. } | VolumeOp::WriteBack { .. } | VolumeOp::WriteZeroes { .. },
+            ..
+        }
         | ClientOp::Object {
             op: NativeOp::Write { .. } | NativeOp::Create { .. } | NativeOp::WriteFlat { .. },
             ..

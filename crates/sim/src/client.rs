@@ -74,6 +74,9 @@ pub enum BlockRequest {
     Write(CellRange, Value),
     /// A discard, or zeros that stay allocated.
     Zero(CellRange, bool),
+    /// A write that may be answered before it is durable, and what makes all of them durable.
+    WriteBack(CellRange, Value),
+    Flush,
 }
 
 impl BlockRequest {
@@ -87,12 +90,25 @@ impl BlockRequest {
         }
     }
 
+    /// As a client asks that flushes what is to be durable; some writes are to be so at once.
+    pub fn in_write_back_mode(self, rng: &mut Rng) -> BlockRequest {
+        match self {
+            _ if rng.percent(6) => BlockRequest::Flush,
+            BlockRequest::Write(range, value) if rng.percent(80) => BlockRequest::WriteBack(range, value),
+            other => other,
+        }
+    }
+
     pub fn op(&self, vid: Vid, rng: &mut Rng) -> ClientOp {
         let op = match *self {
             BlockRequest::Read(range) => VolumeOp::Read { offset: range.offset(), len: range.len() as u32 },
             BlockRequest::Write(range, value) => {
                 VolumeOp::Write { offset: range.offset(), data: fill(range, value).into() }
             }
+            BlockRequest::WriteBack(range, value) => {
+                VolumeOp::WriteBack { offset: range.offset(), data: fill(range, value).into() }
+            }
+            BlockRequest::Flush => VolumeOp::Flush,
             BlockRequest::Zero(range, false) if rng.percent(60) => {
                 VolumeOp::Discard { offset: range.offset(), len: range.len() }
             }

@@ -201,6 +201,7 @@ impl World {
         let wait = self.fault_rng.duration(Duration::ZERO..3000 * MS);
         self.damages.stage = Some(Stage::Gateway(index, self.now().after(wait)));
         self.log(|| format!("the disk of sheep {index} fails"));
+        self.note_memory_loss(index);
         let now = self.local_time(index);
         let running = self.sheep[index].process_mut().expect("just seen");
         running.node.handle_disk_failed(now);

@@ -130,6 +130,11 @@ impl Driver {
         ViewVersion(self.log.len() as u64)
     }
 
+    /// The life in which a sheep is attached.
+    pub fn life_of(&self, id: NodeId) -> Option<Incarnation> {
+        self.attached.get(&id).map(|attached| attached.incarnation)
+    }
+
     pub fn log(&self) -> &[LogEntry] {
         &self.log
     }
@@ -158,6 +163,7 @@ mod tests {
             store_id: n.into(),
             life: n.into(),
             io_addr: None,
+            write_back: false,
         }
     }
 

@@ -93,7 +93,8 @@ impl World {
                     added += 1;
                     let mask = (0..CELLS).filter(|i| cells[*i] == value).fold(0u8, |mask, i| mask | 1 << i);
                     let action = Action::Write(value);
-                    history.push(BlockOp { op: added, invoked: 0, answered: Some(1), cells: mask, action });
+                    let (answered, durable) = (Some(1), Some(0));
+                    history.push(BlockOp { op: added, invoked: 0, answered, cells: mask, action, durable });
                 }
             }
         }
@@ -277,7 +278,8 @@ struct Needed {
 }
 
 fn read_of(op: u64, span: (Step, Step), cells: Cells) -> BlockOp {
-    BlockOp { op, invoked: span.0, answered: Some(span.1), cells: ALL_CELLS, action: Action::Read(cells) }
+    let (invoked, answered) = (span.0, Some(span.1));
+    BlockOp { op, invoked, answered, cells: ALL_CELLS, action: Action::Read(cells), durable: None }
 }
 
 /// Those of `moments`, each just after the step it is named by, at which a read of `cells` fits into the history.
@@ -294,6 +296,7 @@ fn moments_that_fit(
     for op in &mut spread {
         op.invoked *= 4;
         op.answered = op.answered.map(|step| step * 4);
+        op.durable = op.durable.map(|step| step * 4);
     }
     let steps = history.iter().flat_map(|op| [Some(op.invoked), op.answered]).flatten();
     let mut borders: BTreeSet<Step> = steps.filter(|step| from < *step && *step < until).collect();
@@ -320,7 +323,8 @@ mod tests {
 
     fn write(op: u64, span: (Step, Step), value: u64) -> BlockOp {
         let action = Action::Write(value);
-        BlockOp { op, invoked: span.0, answered: Some(span.1), cells: ALL_CELLS, action }
+        let (invoked, answered) = (span.0, Some(span.1));
+        BlockOp { op, invoked, answered, cells: ALL_CELLS, action, durable: Some(0) }
     }
 
     fn fits(history: &[BlockOp], value: u64) -> Vec<Step> {

@@ -11,6 +11,7 @@ mod forest;
 mod forest_check;
 pub mod history;
 pub mod linearize;
+mod memory;
 pub mod model_store;
 pub mod network;
 pub mod object_store;

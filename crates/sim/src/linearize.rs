@@ -9,6 +9,10 @@
 //!   explains the history with it, no read of its cells stands between it and whatever overwrote it. One that
 //!   was read took effect before that read was answered, so it has an end after all.
 //! - Only unanswered zeros (discards) remain optional for ever.
+//!
+//! Where all copies may have lost their memory ([`Action::Loss`]) the register is one with a volatile cache: at that point it may come to hold again
+//! what it held before any of the writes that are not durable by then, and what it holds stays if none of them is undone. A write that was not answered
+//! can be undone so, too. What a loss has brought back is taken for durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -40,6 +44,8 @@ struct Op {
     until: Option<Step>,
     cells: u8,
     action: Action,
+    /// See [`BlockOp::durable`].
+    durable: Option<Step>,
 }
 
 /// Bounds and drops unanswered writes; finds values that were never written.
@@ -76,9 +82,10 @@ fn plan(history: &[BlockOp]) -> Result<Vec<Op>, String> {
                 (Some(step), _) => Some(step),
                 (None, Action::Write(0)) => None,
                 (None, Action::Write(value)) => Some(*first_read.get(value)?),
-                (None, Action::Read(_)) => return None,
+                (None, Action::Read(_) | Action::Loss) => return None,
             };
-            Some(Op { number: op.op, from: op.invoked, until, cells: op.cells, action: op.action.clone() })
+            let (from, action) = (op.invoked, op.action.clone());
+            Some(Op { number: op.op, from, until, cells: op.cells, action, durable: op.durable })
         })
         .collect();
     ops.sort_by_key(|op| op.from);
@@ -106,22 +113,33 @@ struct Configuration {
     base: usize,
     contents: Cells,
     done_count: usize,
+    /// What a loss may bring back: what it held before each write that may be undone, and which write that was.
+    past: Vec<(Cells, usize)>,
 }
 
 struct Search<'a> {
     ops: &'a [Op],
+    /// Whether there is any need to know the past.
+    has_losses: bool,
     seen: BTreeSet<Configuration>,
     farthest: (usize, Option<u64>),
 }
 
 impl<'a> Search<'a> {
     fn new(ops: &'a [Op]) -> Self {
-        Search { ops, seen: BTreeSet::new(), farthest: (0, None) }
+        let has_losses = ops.iter().any(|op| op.action == Action::Loss);
+        Search { ops, has_losses, seen: BTreeSet::new(), farthest: (0, None) }
     }
 
     fn run(mut self) -> Outcome {
         let words = self.ops.len().div_ceil(64);
-        let start = Configuration { done: vec![0; words], base: 0, contents: [0; CELLS], done_count: 0 };
+        let start = Configuration {
+            done: vec![0; words],
+            base: 0,
+            contents: [0; CELLS],
+            done_count: 0,
+            past: Vec::new(),
+        };
         let mut stack = vec![start];
         while let Some(mut configuration) = stack.pop() {
             self.take_matching_reads(&mut configuration);
@@ -161,7 +179,7 @@ impl<'a> Search<'a> {
         while let Some(deadline) = self.deadline(at) {
             let matching = self.candidates(at, deadline).find(|&i| match &self.ops[i].action {
                 Action::Read(contents) => matches(self.ops[i].cells, contents, &at.contents),
-                Action::Write(_) => false,
+                Action::Write(_) | Action::Loss => false,
             });
             let Some(i) = matching else { return };
             self.take(at, i);
@@ -179,9 +197,22 @@ impl<'a> Search<'a> {
         let from = stack.len();
         for i in self.candidates(at, deadline) {
             let op = &self.ops[i];
-            let Action::Write(value) = op.action else { continue };
+            let value = match op.action {
+                Action::Read(_) => continue,
+                Action::Loss => {
+                    stack.extend(self.after_loss(at, i));
+                    continue;
+                }
+                Action::Write(value) => value,
+            };
             let mut next = at.clone();
             write(op.cells, value, &mut next.contents);
+            if self.has_losses {
+                match op.durable {
+                    Some(0) => next.past.clear(),
+                    _ => next.past.push((at.contents, i)),
+                }
+            }
             if op.until.is_none() && next.contents == at.contents {
                 continue;
             }
@@ -190,6 +221,24 @@ impl<'a> Search<'a> {
         }
         // The earliest invoked is tried first: it is on top.
         stack[from..].reverse();
+    }
+
+    /// All that may be left.
+    fn after_loss(&self, at: &Configuration, i: usize) -> Vec<Configuration> {
+        let moment = self.ops[i].from;
+        let is_durable = |write: usize| self.ops[write].durable.is_some_and(|step| step <= moment);
+        let first = at.past.iter().rposition(|(_, write)| is_durable(*write)).map_or(0, |last| last + 1);
+        let mut stays = at.clone();
+        stays.past.drain(..first);
+        self.take(&mut stays, i);
+        let undone = stays.past.iter().enumerate().map(|(n, (contents, _))| Configuration {
+            contents: *contents,
+            past: stays.past[..n].to_vec(),
+            ..stays.clone()
+        });
+        let mut left: Vec<Configuration> = undone.filter(|other| other.contents != stays.contents).collect();
+        left.push(stays);
+        left
     }
 
     fn take(&self, at: &mut Configuration, i: usize) {
@@ -232,11 +281,17 @@ fn describe(history: &[BlockOp], stuck: Option<u64>) -> String {
         let action = match &op.action {
             Action::Write(value) => format!("write {value}"),
             Action::Read(cells) => format!("read {cells:?}"),
+            Action::Loss => "memory is lost".into(),
+        };
+        let durable = match (&op.action, op.durable) {
+            (Action::Write(_), Some(0)) | (Action::Read(_) | Action::Loss, _) => String::new(),
+            (Action::Write(_), Some(step)) => format!(", flushed by {step}"),
+            (Action::Write(_), None) => ", not flushed".into(),
         };
         let mark = if Some(op.op) == stuck { "*" } else { " " };
         let _ = writeln!(
             text,
-            "{mark} request {} [{} .. {answered}] cells {:08b} {action}",
+            "{mark} request {} [{} .. {answered}] cells {:08b} {action}{durable}",
             op.op, op.invoked, op.cells
         );
     }
@@ -251,7 +306,8 @@ mod tests {
     const ALL: u8 = 0xff;
 
     fn write_op(op: u64, span: (Step, Step), value: Value) -> BlockOp {
-        BlockOp { op, invoked: span.0, answered: Some(span.1), cells: ALL, action: Action::Write(value) }
+        let (invoked, answered) = (span.0, Some(span.1));
+        BlockOp { op, invoked, answered, cells: ALL, action: Action::Write(value), durable: Some(0) }
     }
 
     fn read_op(op: u64, span: (Step, Step), value: Value) -> BlockOp {
@@ -261,11 +317,60 @@ mod tests {
             answered: Some(span.1),
             cells: ALL,
             action: Action::Read([value; CELLS]),
+            durable: None,
         }
     }
 
     fn unanswered(op: BlockOp) -> BlockOp {
-        BlockOp { answered: None, ..op }
+        BlockOp { answered: None, durable: None, ..op }
+    }
+
+    fn write_back_op(op: u64, span: (Step, Step), value: Value, flushed: Option<Step>) -> BlockOp {
+        BlockOp { durable: flushed, ..write_op(op, span, value) }
+    }
+
+    fn loss(op: u64, step: Step) -> BlockOp {
+        BlockOp { action: Action::Loss, durable: None, ..read_op(op, (step, step + 1), 0) }
+    }
+
+    #[test]
+    fn a_loss_undoes_what_was_not_flushed_and_nothing_else() {
+        let lost = |flushed, value| {
+            let history = [
+                write_op(1, (1, 2), 6),
+                write_back_op(2, (3, 4), 7, flushed),
+                loss(3, 10),
+                read_op(4, (20, 21), value),
+            ];
+            check(&history).is_err()
+        };
+        assert!(!lost(None, 6) && !lost(None, 7) && lost(None, 0), "the write before it was durable");
+        assert!(!lost(Some(15), 6), "flushed too late");
+        assert!(lost(Some(9), 6) && !lost(Some(9), 7));
+    }
+
+    #[test]
+    fn what_is_not_flushed_survives_all_but_a_loss_and_stays_lost() {
+        let written = [write_back_op(1, (1, 2), 7, None)];
+        assert!(check(&[&written[..], &[read_op(2, (3, 4), 0)]].concat()).is_err());
+        let before = [&written[..], &[read_op(2, (3, 4), 0), loss(3, 5)]].concat();
+        assert!(check(&before).is_err(), "it was lost before the loss");
+        let back = [&written[..], &[loss(2, 3), read_op(3, (5, 6), 0), read_op(4, (7, 8), 7)]].concat();
+        assert!(check(&back).is_err());
+        let later = [loss(1, 1), write_back_op(2, (3, 4), 7, None), read_op(3, (5, 6), 0)];
+        assert!(check(&later).is_err(), "nothing was lost after it");
+    }
+
+    #[test]
+    fn any_of_the_writes_that_were_not_flushed_may_be_the_last_to_survive() {
+        let writes = [
+            write_back_op(1, (1, 2), 5, Some(4)),
+            write_back_op(2, (5, 6), 6, None),
+            write_back_op(3, (7, 8), 7, None),
+            loss(4, 9),
+        ];
+        let left = |value| check(&[&writes[..], &[read_op(5, (12, 13), value)]].concat()).is_ok();
+        assert_eq!([0, 5, 6, 7].map(left), [false, true, true, true]);
     }
 
     #[test]
@@ -367,7 +472,8 @@ mod tests {
                         1..=4 => Action::Write(number),
                         _ => Action::Read([0; CELLS]),
                     };
-                    let op = BlockOp { op: number, invoked: step, answered: None, cells, action };
+                    let durable = Some(0);
+                    let op = BlockOp { op: number, invoked: step, answered: None, cells, action, durable };
                     open.push((idle.pop().unwrap(), op, false));
                 }
                 1 if !open.is_empty() => {
@@ -378,6 +484,7 @@ mod tests {
                         match &mut op.action {
                             Action::Write(value) => write(op.cells, *value, &mut contents),
                             Action::Read(seen) => *seen = contents,
+                            Action::Loss => unreachable!("none is drawn"),
                         }
                     }
                 }
@@ -444,6 +551,7 @@ mod tests {
                 Action::Read(read) if !matches(ops[i].cells, read, &contents) => return false,
                 Action::Read(_) => {}
                 Action::Write(value) => write(ops[i].cells, *value, &mut next),
+                Action::Loss => unreachable!("none is drawn"),
             }
             done[i] = true;
             let explained = explains_some_order(ops, done, next);
@@ -473,6 +581,7 @@ mod tests {
                     until: op.answered,
                     cells: op.cells,
                     action: op.action.clone(),
+                    durable: op.durable,
                 })
                 .collect();
             let expect = explains_some_order(&ops, &mut vec![false; ops.len()], [0; CELLS]);

@@ -329,6 +329,7 @@ mod tests {
                 settled: Seq(settled),
                 origin: Origin::default(),
                 last_room: false,
+                tell_taken: false,
             }),
         }
     }

@@ -25,6 +25,17 @@ impl World {
                 PeerMessage::Reply { body: PeerReply::Changed { objects, .. }, .. },
             ) => drop(objects.pop()),
             (
+                PlantedBug::CountRestarted,
+                PeerMessage::Reply { body: PeerReply::Changed { objects, .. }, .. },
+            ) => {
+                objects.clear();
+            }
+            (PlantedBug::TakenIsDurable, PeerMessage::Reply { body: body @ PeerReply::Taken, .. })
+                if from == 0 =>
+            {
+                *body = PeerReply::Done;
+            }
+            (
                 PlantedBug::SkipSeal,
                 PeerMessage::Reply { body: PeerReply::Unsettled { changes, complete }, .. },
             ) => {

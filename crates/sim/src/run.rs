@@ -50,6 +50,10 @@ pub struct Outcome {
     pub damages: u64,
     /// Requests that found no room.
     pub refused: u64,
+    /// How often what was answered and not durable may have been lost.
+    pub losses: u64,
+    /// Flushes that were answered.
+    pub flushes: u64,
     /// Snapshots, clones, rollbacks, deletions and resizes that were carried out.
     pub deeds: BTreeMap<&'static str, u64>,
     pub virtual_time: Moment,
@@ -78,6 +82,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         told_changed: world.told_changed,
         damages: world.damages.count,
         refused: world.ballast.refused,
+        losses: world.history.loss_count(),
+        flushes: world.history.flush_count(),
         deeds: world.forest.done.clone(),
         virtual_time: world.now(),
         trace: world.trace().map(String::from),
@@ -99,6 +105,7 @@ impl World {
         self.read_everything()?;
         self.become_quiet()?;
         self.scrub()?;
+        self.conclude_histories();
         if self.scenario.forest {
             // Copies are asked here, so it comes before the stores are looked into: that takes I/O away from the nodes.
             self.check_changes()?;

@@ -19,6 +19,8 @@ const STORE_SALT: u64 = 0x73_746f_7265;
 const SIZE_SALT: u64 = 0x7369_7a65;
 /// The same for full disks.
 const BALLAST_SALT: u64 = 0x62_616c_6c61_7374;
+/// The same for clients that flush.
+const WRITE_BACK_SALT: u64 = 0x7772_6974_6562;
 /// The same for snapshots.
 const FOREST_SALT: u64 = 0x66_6f72_6573;
 
@@ -98,6 +100,10 @@ pub enum PlantedBug {
     SkipPurges,
     /// Stores say that they have put content back that they had lost, and do nothing.
     SkipMends,
+    /// One sheep says that a change is durable which it has in memory: flushes do not wait for its disk, which is a slow one.
+    TakenIsDurable,
+    /// A copy that comes back is told that it lacks nothing, and counts at once.
+    CountRestarted,
 }
 
 #[derive(Clone, Debug)]
@@ -126,6 +132,8 @@ pub struct Scenario {
     pub large: bool,
     /// Hardly any room is left on the disks.
     pub full_disks: bool,
+    /// Clients are answered before their writes are durable, and flush.
+    pub write_back: bool,
     /// Sheep that are down for a second are given up.
     pub gives_up: bool,
     /// How often, per I/O, a store begins to bring everything home without need.
@@ -144,6 +152,7 @@ impl Scenario {
                 fixed_vnodes: None,
                 store_id: n as u64 + 1,
                 io_addr: None,
+                write_back: false,
                 life: 0,
             })
             .collect();
@@ -153,6 +162,9 @@ impl Scenario {
             [PlantedBug::AckBeforeDurable, PlantedBug::ForgetUnsettled, PlantedBug::DropSyncs];
         if loses_at_crash.contains(&bug) && !faults.contains(&FaultKind::PowerLoss) {
             faults.push(FaultKind::PowerLoss);
+        }
+        if bug == PlantedBug::TakenIsDurable || bug == PlantedBug::CountRestarted {
+            faults.extend([FaultKind::Kill, FaultKind::PowerLoss]);
         }
         if bug == PlantedBug::NoQuorumLost && !faults.contains(&FaultKind::CutOff) {
             faults.push(FaultKind::CutOff);
@@ -183,6 +195,7 @@ impl Scenario {
             wide_writes: false,
             large: false,
             full_disks: false,
+            write_back: false,
             gives_up: rng.percent(20),
             checkpoints_permille: 0,
         }
@@ -220,6 +233,17 @@ impl Scenario {
             // Copies are dropped for want of room, whatever has rotted meanwhile: then the only one left may be the damaged one.
             self.faults.retain(|kind| *kind != FaultKind::BitRot);
         }
+    }
+
+    /// Whether clients are answered early. Draws from a generator of its own, too.
+    pub fn draw_write_back(&mut self, seed: u64) {
+        let bugs = [PlantedBug::TakenIsDurable, PlantedBug::CountRestarted];
+        self.write_back = Rng::new(seed ^ WRITE_BACK_SALT).percent(30) || bugs.contains(&self.bug);
+        if self.bug == PlantedBug::TakenIsDurable {
+            // Else it is durable before anything can happen.
+            self.disk_latency *= 8;
+        }
+        self.members.iter_mut().for_each(|member| member.write_back = self.write_back);
     }
 
     /// What the sheep of a run keep their objects on. Draws from a generator of its own: the rest of a

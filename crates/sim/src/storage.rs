@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use node::Ticket;
 use proto::BLOCK_BYTES;
-use proto::object::{Change, ObjectOp};
+use proto::object::{Change, ObjectOp, ObjectReply};
 use store::{IoId, IoOp};
 
 use crate::network::SheepIndex;
@@ -53,7 +53,11 @@ impl World {
         match &mut running.store {
             ObjectStore::Engine(engine) => engine.submit(ticket, op),
             ObjectStore::Model(model) => {
+                let announces = matches!(&op, ObjectOp::Change { tag: Some(tag), .. } if tag.tell_taken);
                 model.submit(ticket, op);
+                if announces {
+                    self.announce_later(index, start, ticket);
+                }
                 self.answer_later(index, start, ticket, is_change);
             }
         }
@@ -70,6 +74,24 @@ impl World {
             self.queue.put_after(delay + Duration::from_millis(20), done(true));
         } else {
             self.queue.put_after(delay, done(false));
+        }
+    }
+
+    /// The model has the change in memory, and says so before it answers, or not at all.
+    fn announce_later(&mut self, index: SheepIndex, start: u64, ticket: Ticket) {
+        let delay = self.rng.latency(self.disk_latency(index) / 8);
+        self.queue.put_after(delay, Event::StoreTook { sheep: index, start, ticket });
+    }
+
+    pub(crate) fn store_took(&mut self, index: SheepIndex, start: u64, ticket: Ticket) {
+        let now = self.local_time(index);
+        let Some(running) = self.sheep[index].running(start) else { return };
+        let ObjectStore::Model(model) = &mut running.store else {
+            unreachable!("only the model needs telling")
+        };
+        if model.is_change(ticket) {
+            running.node.handle_store(ticket, ObjectReply::Taken, now);
+            self.after(index);
         }
     }
 

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use node::view::View;
 use node::{Effect, Node, NodeConfig, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult};
 use proto::cluster::Proposal;
@@ -69,6 +70,12 @@ pub(crate) enum Event {
         start: u64,
         ticket: Ticket,
         answered: bool,
+    },
+    /// It has taken a change into memory.
+    StoreTook {
+        sheep: SheepIndex,
+        start: u64,
+        ticket: Ticket,
     },
     IoDone {
         sheep: SheepIndex,
@@ -151,6 +158,8 @@ pub struct World {
     pub(crate) late_discards: BTreeMap<(SheepIndex, proto::Oid), proto::object::ObjectOp>,
     next_request: u64,
     next_value: u64,
+    /// What the order of events adds up to, where writes may be answered before they are durable.
+    pub(crate) truth: View,
     pub(crate) violation: Option<String>,
     trace: Option<String>,
     pub(crate) events: u64,
@@ -166,6 +175,7 @@ impl World {
         scenario.draw_isolation(seed);
         let forest = Forest::new(scenario.draw_forest(seed));
         scenario.draw_full_disks(seed);
+        scenario.draw_write_back(seed);
         let fault_rng = rng.fork();
         let sheep: Vec<Sheep> =
             scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
@@ -202,6 +212,7 @@ impl World {
             late_discards: BTreeMap::new(),
             next_request: 0,
             next_value: 0,
+            truth: View::default(),
             violation: None,
             trace: options.trace.then(String::new),
             events: 0,
@@ -232,6 +243,7 @@ impl World {
             Event::StoreDone { sheep, start, ticket, answered } => {
                 self.store_done(sheep, start, ticket, answered)
             }
+            Event::StoreTook { sheep, start, ticket } => self.store_took(sheep, start, ticket),
             Event::IoDone { sheep, start, io } => self.io_done(sheep, start, io),
             Event::Timer { sheep, start, at } => self.timer(sheep, start, at),
             Event::NoticeDeaths => {
@@ -323,6 +335,7 @@ impl World {
             return;
         };
         self.log(|| format!("sheep {index} ends: {ending}"));
+        self.note_memory_loss(index);
         self.syncs += running.store.engine().map_or(0, |engine| engine.syncs);
         self.sheep[index].state = State::Down(running.store.end(ending, &mut self.rng));
         self.driver.detach(self.sheep[index].id());
@@ -607,7 +620,10 @@ impl World {
         let Some(sheep) = client.choose_sheep(&up) else { return };
         self.next_value += 1;
         let value = self.next_value;
-        let request = BlockRequest::draw(&mut client.rng, &self.population, value);
+        let mut request = BlockRequest::draw(&mut client.rng, &self.population, value);
+        if self.scenario.write_back {
+            request = request.in_write_back_mode(&mut client.rng);
+        }
         let vid = *client.rng.pick(&self.vdis);
         let op = request.op(vid, &mut client.rng);
         client.open += 1;
@@ -631,6 +647,8 @@ impl World {
             BlockRequest::Read(range) => self.history.invoke_read(vid, *range),
             BlockRequest::Write(range, value) => self.history.invoke_write(vid, *range, *value),
             BlockRequest::Zero(range, _) => self.history.invoke_write(vid, *range, 0),
+            BlockRequest::WriteBack(range, value) => self.history.invoke_write_back(vid, *range, *value),
+            BlockRequest::Flush => self.history.invoke_flush(vid),
         };
         self.issue(client, sheep, op, Purpose::Blocks { op: number, vid, request });
     }
@@ -675,11 +693,20 @@ impl World {
                     self.violate(format!("request {id} read {range:?}: {why}"));
                 }
             },
-            (BlockRequest::Write(..) | BlockRequest::Zero(..), Ok(ClientReply::Done)) => {
+            (BlockRequest::Flush, Ok(ClientReply::Done)) => {
+                self.log(|| format!("request {id} (op {op}) has flushed"));
+                self.history.flushed(op);
+            }
+            (
+                BlockRequest::Write(..) | BlockRequest::WriteBack(..) | BlockRequest::Zero(..),
+                Ok(ClientReply::Done),
+            ) => {
                 self.log(|| format!("request {id} (op {op}) is done"));
                 self.history.written(op);
             }
-            (BlockRequest::Write(..) | BlockRequest::Zero(..), result) if self.is_legal_refusal(&result) => {
+            (BlockRequest::Write(..) | BlockRequest::WriteBack(..) | BlockRequest::Zero(..), result)
+                if self.is_legal_refusal(&result) =>
+            {
                 self.log(|| format!("request {id} (op {op}) finds no room"));
                 self.history.abandoned(op);
             }

@@ -40,6 +40,7 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     let engine_runs = AtomicU64::new(0);
     let damages = AtomicU64::new(0);
     let told_changed = AtomicU64::new(0);
+    let [losses, flushes] = [AtomicU64::new(0), AtomicU64::new(0)];
     let deeds: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let failed = search(SEEDS, Options::default(), |outcome| {
         requests.fetch_add(outcome.requests, Ordering::Relaxed);
@@ -47,6 +48,8 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
         write_backs.fetch_add(outcome.syncs, Ordering::Relaxed);
         told_changed.fetch_add(outcome.told_changed, Ordering::Relaxed);
         damages.fetch_add(outcome.damages, Ordering::Relaxed);
+        losses.fetch_add(outcome.losses, Ordering::Relaxed);
+        flushes.fetch_add(outcome.flushes, Ordering::Relaxed);
         for (kind, count) in &outcome.deeds {
             *deeds.lock().unwrap().entry(kind).or_default() += count;
         }
@@ -66,6 +69,8 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     );
     let told_changed = told_changed.into_inner();
     assert!(told_changed > 2 * SEEDS, "returning members were told of {told_changed} changed objects");
+    let (losses, flushes) = (losses.into_inner(), flushes.into_inner());
+    assert!(losses > SEEDS / 8 && flushes > SEEDS, "memory was lost {losses} times, {flushes} flushes");
     let deeds = deeds.into_inner().unwrap();
     let done = |kind| deeds.get(kind).copied().unwrap_or(0);
     assert!(
@@ -163,6 +168,16 @@ fn objects_of_deleted_vdis_that_others_need_are_missed() {
 #[test]
 fn objects_that_nobody_needs_are_found() {
     assert_found_by(PlantedBug::SkipPurges, "nobody needs object");
+}
+
+#[test]
+fn flushes_that_do_not_wait_for_every_disk_are_found() {
+    assert_found(PlantedBug::TakenIsDurable);
+}
+
+#[test]
+fn copies_that_count_without_what_they_had_in_memory_are_found() {
+    assert_found(PlantedBug::CountRestarted);
 }
 
 #[test]

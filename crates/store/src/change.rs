@@ -242,6 +242,10 @@ impl Store {
         self.apply(seq, *oid, change, base, data, chunks);
         if let Some(tag) = tag {
             self.remember_tag(seq, *oid, change, base, tag);
+            if tag.tell_taken {
+                // It is in the tables, and its record in memory: from here on only the end of this process or disk keeps it from being durable.
+                self.replies.push_back((ticket, ObjectReply::Taken));
+            }
         }
         let used = self.journal.entries().len() - before;
         assert!(used <= need.entries_bytes, "a record grew to {used}, expected {}", need.entries_bytes);

@@ -7,7 +7,8 @@
 //!
 //! Every answer to a write is sent after the service has answered, that is when the data is durable on all in-sync
 //! copies; and all connections to one VDI are ordered by its owner. Hence FUA and flush have nothing to add, and
-//! clients may spread over several connections (`CAN_MULTI_CONN`).
+//! clients may spread over several connections (`CAN_MULTI_CONN`). In write-back mode ([`crate::Service::is_write_back`]) a write without FUA is
+//! answered when all in-sync copies have it in memory, and a flush when all that was answered before, on any connection, is durable.
 //!
 //! TLS is not offered: `STARTTLS` is answered with "unsupported".
 

@@ -101,6 +101,8 @@ pub struct Receiver {
     size: u64,
     read_only: bool,
     contexts: Vec<Context>,
+    /// Writes without FUA need not be durable when they are answered.
+    write_back: bool,
     state: State,
     buffer: Box<[u8]>,
     /// What of the buffer is received and not consumed.
@@ -108,6 +110,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    /// What is written without FUA may be acknowledged before it is durable.
+    pub fn in_write_back_mode(self, write_back: bool) -> Receiver {
+        Receiver { write_back, ..self }
+    }
+
     /// `rest`: what was received after the handshake already.
     pub fn new(agreement: &Agreement, rest: &[u8]) -> Receiver {
         let mut buffer = vec![0; BUFFER_BYTES.max(rest.len())].into_boxed_slice();
@@ -117,6 +124,7 @@ impl Receiver {
             size: agreement.export.size,
             read_only: agreement.export.read_only,
             contexts: agreement.contexts.clone(),
+            write_back: false,
             state: State::Header,
             buffer,
             filled: 0..rest.len(),
@@ -349,7 +357,11 @@ impl Receiver {
             let lead = header.offset as usize % BLOCK_BYTES;
             let data = buffer.freeze().slice(lead..);
             assert_eq!(data.len() as u64, header.length);
-            let op = VolumeOp::Write { offset: header.offset, data };
+            let offset = header.offset;
+            let op = match self.write_back && header.flags & flag::FUA == 0 {
+                true => VolumeOp::WriteBack { offset, data },
+                false => VolumeOp::Write { offset, data },
+            };
             return Next::Request { asked, op, cost: cost(&header) };
         }
         asked.length = wire::u64_at(&buffer, 0);

@@ -122,7 +122,7 @@ where
         Ok(agreed) => agreed,
         Err(ending) => return ending,
     };
-    let receiver = Receiver::new(&agreement, &rest);
+    let receiver = Receiver::new(&agreement, &rest).in_write_back_mode(svc.is_write_back());
     drop(rest);
     let export = &agreement.export;
     let working: &[u8] = if export.read_only { b"" } else { &export.name };
@@ -400,7 +400,7 @@ where
                 // whether it was carried out or not.
                 self.input_end.get_or_insert(Ending::ShutDown);
             } else if !self.output_failed {
-                // The service has answered: for a write this is the moment at which it is durable.
+                // The service has answered: for a write this is the moment at which it is durable, or (in write-back mode) in the memory of all copies.
                 match answer {
                     Answer::Result(result) => self.replier.reply(&mut self.outbox, &asked, result),
                     Answer::Statuses(found) => self.replier.reply_status(&mut self.outbox, &asked, found),

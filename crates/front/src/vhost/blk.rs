@@ -218,6 +218,9 @@ pub fn id(name: &[u8]) -> [u8; ID_BYTES] {
     id
 }
 
+/// A driver that agrees to this flushes; for others whatever is answered has to be durable.
+pub const FLUSH: u64 = 1 << v::VIRTIO_BLK_F_FLUSH;
+
 /// Features of the device, with those of its rings and of the protocol.
 pub fn features(volume: Geometry) -> u64 {
     let bit = |bit: u32| 1u64 << bit;
@@ -228,7 +231,7 @@ pub fn features(volume: Geometry) -> u64 {
         | bit(v::VIRTIO_BLK_F_SEG_MAX)
         | bit(v::VIRTIO_BLK_F_BLK_SIZE)
         | bit(v::VIRTIO_BLK_F_TOPOLOGY)
-        | bit(v::VIRTIO_BLK_F_FLUSH)
+        | FLUSH
         | bit(v::VIRTIO_BLK_F_MQ);
     if volume.read_only {
         features |= bit(v::VIRTIO_BLK_F_RO);
@@ -249,7 +252,7 @@ pub fn config(volume: Geometry, queue_count: u16) -> [u8; CONFIG_BYTES] {
     // Topology: 8 sectors are a physical block, transfers of such blocks are the smallest that need no reading.
     put(24, &[block_sectors.ilog2() as u8, 0]);
     put(26, &(block_sectors as u16).to_le_bytes());
-    // A cache in which writes may stay until a flush, as drivers see it: they flush then, and what they flush is durable already.
+    // A cache in which writes may stay until a flush, as drivers see it: they flush then, and what they flush is durable already but in write-back mode.
     put(32, &[1]);
     put(34, &queue_count.to_le_bytes());
     if !volume.read_only {

@@ -235,6 +235,11 @@ impl Device {
         Ok(&mut self.rings[queue])
     }
 
+    /// Has the driver agreed to flush what is to be durable?
+    pub fn may_flush(&self) -> bool {
+        self.features & blk::FLUSH != 0
+    }
+
     fn set_features(&mut self, features: u64) -> Result<(), String> {
         let unknown = features & !blk::features(self.volume());
         if unknown != 0 {

@@ -7,7 +7,8 @@
 //! Data are copied once: out of guest memory into the buffer that the service keeps, since a guest may change what it has asked
 //! to write while that is on its way to several copies; or from the service's buffer into guest memory.
 //!
-//! A write is answered when the service has answered it: it is durable then, and a flush finds nothing to do.
+//! A write is answered when the service has answered it: it is durable then, and a flush finds nothing to do. In write-back mode
+//! ([`crate::Service::is_write_back`]) it is in the memory of all in-sync copies, if the driver has agreed to flush; else it is durable, as virtio demands.
 //!
 //! Of the rust-vmm crates we use those for rings and memory. The protocol's messages are our own: `vhost` reads them from a blocking
 //! socket and cannot say that a configuration has changed, `vhost-user-backend` cannot note what is under way ([`inflight`]).

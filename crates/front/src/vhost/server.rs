@@ -163,6 +163,7 @@ async fn transmit<S: Service>(
         device: Device::new(shown),
         id: blk::id(&export.name),
         start,
+        write_back: svc.is_write_back(),
         limits,
         pending: FuturesUnordered::new(),
         pending_bytes: 0,
@@ -189,6 +190,8 @@ struct Transmission<Start, F> {
     device: Device,
     id: [u8; 20],
     start: Start,
+    /// Writes need not be durable when they are answered, if the driver flushes.
+    write_back: bool,
     limits: Limits,
     /// Requests at the service.
     pending: FuturesUnordered<F>,
@@ -353,7 +356,11 @@ where
         let mut buffer = AlignedBuf::with_capacity(lead + bytes as usize);
         buffer.extend_with_zeros(lead);
         self.device.memory().gather(&job.taken.request.data, &mut buffer).ok()?;
-        Some(VolumeOp::Write { offset, data: buffer.freeze().slice(lead..) })
+        let data = buffer.freeze().slice(lead..);
+        Some(match self.write_back && self.device.may_flush() {
+            true => VolumeOp::WriteBack { offset, data },
+            false => VolumeOp::Write { offset, data },
+        })
     }
 
     fn give_id(&mut self, job: Job) {
@@ -375,7 +382,7 @@ where
             if matches!(result, Err(ClientError::ShuttingDown)) && self.device.is_noted(job.queue) {
                 return Err(Ending::Refused("shutting down"));
             }
-            // The service has answered: for a write this is the moment at which it is durable.
+            // The service has answered: for a write this is the moment at which it is durable, or in the memory of all copies.
             let (status, written) = self.outcome(&job, result);
             self.end(job, status, written);
         }

@@ -42,6 +42,8 @@ pub struct Shared {
     pub open: Cell<i64>,
     /// Payloads of writes at whole blocks that did not start at a block of memory.
     pub misaligned: Cell<u32>,
+    /// Clients that flush are answered early.
+    pub write_back: Cell<bool>,
 }
 
 struct Vdi {
@@ -63,6 +65,7 @@ impl Default for Memory {
             changes: watch::Sender::new(0),
             open: Cell::default(),
             misaligned: Cell::default(),
+            write_back: Cell::default(),
         }))
     }
 }
@@ -99,7 +102,12 @@ impl Memory {
     }
 
     async fn wait_if_held(&self, op: &ClientOp) {
-        let ClientOp::Volume { op: VolumeOp::Write { offset, .. }, .. } = op else { return };
+        let ClientOp::Volume {
+            op: VolumeOp::Write { offset, .. } | VolumeOp::WriteBack { offset, .. }, ..
+        } = op
+        else {
+            return;
+        };
         self.waiting.set(self.waiting.get() + 1);
         loop {
             let released = self.released.notified();
@@ -155,7 +163,7 @@ impl Memory {
                 if let Some(error) = self.fail.borrow_mut().take() {
                     return Err(error);
                 }
-                if let VolumeOp::Write { offset, data } = &op {
+                if let VolumeOp::Write { offset, data } | VolumeOp::WriteBack { offset, data } = &op {
                     let off_block = (data.as_ptr() as u64).wrapping_sub(*offset) % BLOCK != 0;
                     self.misaligned.set(self.misaligned.get() + u32::from(off_block));
                 }
@@ -232,6 +240,10 @@ impl Service for Memory {
         }
     }
 
+    fn is_write_back(&self) -> bool {
+        self.write_back.get()
+    }
+
     fn view_changes(&self) -> Option<watch::Receiver<u64>> {
         Some(self.changes.subscribe())
     }
@@ -241,7 +253,9 @@ impl Vdi {
     fn volume(&mut self, op: VolumeOp) -> ClientResult {
         let (offset, len) = match &op {
             VolumeOp::Read { offset, len } => (*offset, u64::from(*len)),
-            VolumeOp::Write { offset, data } => (*offset, data.len() as u64),
+            VolumeOp::Write { offset, data } | VolumeOp::WriteBack { offset, data } => {
+                (*offset, data.len() as u64)
+            }
             VolumeOp::Discard { offset, len }
             | VolumeOp::WriteZeroes { offset, len, .. }
             | VolumeOp::BlockStatus { offset, len } => (*offset, *len),
@@ -252,7 +266,7 @@ impl Vdi {
         }
         match op {
             VolumeOp::Read { offset, len } => Ok(ClientReply::Data(self.read(offset, len as usize))),
-            VolumeOp::Write { offset, data } => {
+            VolumeOp::Write { offset, data } | VolumeOp::WriteBack { offset, data } => {
                 self.write(offset, &data);
                 Ok(ClientReply::Done)
             }

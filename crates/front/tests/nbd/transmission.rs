@@ -109,6 +109,36 @@ fn zeros_travel_as_holes() {
 }
 
 #[test]
+fn in_write_back_mode_a_write_is_for_the_next_flush_unless_it_says_fua() {
+    run(async {
+        for framing in [Simple, Extended] {
+            for write_back in [false, true] {
+                let memory = memory().logged();
+                memory.write_back.set(write_back);
+                let mut client = Client::open(&memory, "alice", framing).await;
+                memory.log.borrow_mut().as_mut().unwrap().clear();
+                let payload_len = if framing == Extended { 1 << 5 } else { 0 };
+                for (cookie, flags) in [(1, 0), (2, 1)] {
+                    client.request(framing, (payload_len | flags, WRITE, cookie, 0, 5), b"hello").await;
+                    let done = if framing == Extended {
+                        chunk(Extended, true, 0, cookie, 0, b"")
+                    } else {
+                        simple(0, cookie)
+                    };
+                    client.expect(&done).await;
+                }
+                let data = || bytes::Bytes::from_static(b"hello");
+                let durable = || VolumeOp::Write { offset: 0, data: data() };
+                let first =
+                    if write_back { VolumeOp::WriteBack { offset: 0, data: data() } } else { durable() };
+                let volume = |op| ClientOp::Volume { vid: proto::Vid(1), at: Point::Head, op };
+                assert_eq!(memory.log.borrow_mut().take().unwrap(), [volume(first), volume(durable())]);
+            }
+        }
+    });
+}
+
+#[test]
 fn each_command_becomes_the_order_it_names() {
     run(async {
         let memory = memory().logged();

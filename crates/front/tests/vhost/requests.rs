@@ -80,6 +80,23 @@ fn discard_zeroes_flush_and_id_do_what_they_say() {
 }
 
 #[test]
+fn in_write_back_mode_writes_of_drivers_that_flush_wait_for_the_flush() {
+    const F_FLUSH: u64 = 1 << 9;
+    for (write_back, features) in [(false, F_FLUSH), (true, F_FLUSH), (true, 0)] {
+        let server = Server::start();
+        server.with(move |memory| memory.write_back.set(write_back));
+        let default = Setup::default();
+        let mut guest = Guest::start(&server, Setup { features: default.features | features, ..default });
+        assert_eq!(guest.write(8, &pattern(1, 4096)), OK);
+        let ops = server.with(volume_ops);
+        let is_early = matches!(ops[..], [VolumeOp::WriteBack { offset: 4096, .. }]);
+        let is_durable = matches!(ops[..], [VolumeOp::Write { offset: 4096, .. }]);
+        let expect = write_back && features == F_FLUSH;
+        assert_eq!((is_early, is_durable), (expect, !expect), "{ops:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_done_gets_a_status_and_never_reaches_the_service() {
     let server = Server::start();
     let mut guest = Guest::start(&server, Setup::default());

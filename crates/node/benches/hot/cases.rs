@@ -66,6 +66,7 @@ fn tag(seq: u64) -> Tag {
         settled: Seq(seq.saturating_sub(64)),
         origin: Origin { incarnation: Incarnation(1), request: RequestId(seq) },
         last_room: false,
+        tell_taken: false,
     }
 }
 

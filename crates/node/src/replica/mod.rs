@@ -70,8 +70,9 @@ struct Entry {
     change: Unsettled,
     /// What this copy wrote of it, and its store remembers: less than the change where a clone lacked its base.
     carried_out: Option<BlockRange>,
-    /// Its order, while the store has not answered.
+    /// Its order, while the store has not answered; and whether it has said that it has taken it.
     order: Option<u64>,
+    taken: bool,
     /// It came with content fetched from another copy.
     inherited: bool,
     waiting: Vec<(NodeId, u64)>,
@@ -79,7 +80,14 @@ struct Entry {
 
 impl Entry {
     fn remembered(change: Unsettled) -> Entry {
-        Entry { change, carried_out: change.blocks, order: None, inherited: false, waiting: Vec::new() }
+        Entry {
+            change,
+            carried_out: change.blocks,
+            order: None,
+            taken: false,
+            inherited: false,
+            waiting: Vec::new(),
+        }
     }
 
     /// As the store knows it.
@@ -242,7 +250,12 @@ impl Replica {
             // As it was carried out: a clone may not have been possible then.
             let covered = Covered { blocks: entry.carried_out, ..covered };
             match entry.order {
-                Some(_) => entry.waiting.push((from, call)),
+                Some(_) => {
+                    entry.waiting.push((from, call));
+                    if entry.taken && tag.tell_taken {
+                        ctx.reply(from, call, PeerReply::Taken);
+                    }
+                }
                 None => ctx.reply(from, call, PeerReply::Done),
             }
             self.absences.note(covered);
@@ -256,12 +269,25 @@ impl Replica {
         let entry = log.unsettled.entry(tag.stamp).or_insert_with(|| Entry::remembered(change_of(claimed)));
         entry.carried_out = blocks;
         entry.order = Some(order);
+        entry.taken = false;
         entry.waiting.push((from, call));
         log.orders.insert(order, change_of(blocks));
         let op = ObjectOp::Change { oid, change, data, tag: Some(tag) };
         ctx.store(op, StoreUse::Change { vid: tag.vid, order, covered });
         self.absences.note(covered);
         Some(covered)
+    }
+
+    /// The store has a change in memory, of which its owner wants to know. It is listed here since it came, and a seal's answer waits for the store's.
+    pub fn handle_taken(&mut self, ctx: &mut Context, vid: Vid, order: u64) {
+        let Some(log) = self.vdis.get_mut(&vid) else { return };
+        let Some(change) = log.orders.get(&order) else { return };
+        if let Some(entry) = log.unsettled.get_mut(&change.stamp).filter(|e| e.order == Some(order)) {
+            entry.taken = true;
+            for (to, call) in &entry.waiting {
+                ctx.reply(*to, *call, PeerReply::Taken);
+            }
+        }
     }
 
     /// The store has answered a tagged change: now, and not before, it may be acknowledged.

@@ -94,6 +94,7 @@ impl Replica {
                     continue;
                 }
                 ObjectReply::Done
+                | ObjectReply::Taken
                 | ObjectReply::Verified(_)
                 | ObjectReply::Objects(_)
                 | ObjectReply::Differing(_) => {

@@ -7,6 +7,9 @@
 //! A copy whose disk is full refuses a change. If no copy has it, all are still alike, and the client is told. If another one has it, those that
 //! refused are asked again and may take the room that stores hold back for just that ([`Tag::last_room`]). That room is for what was under way when a
 //! disk became full: from then on copies on disks that are known to be full are asked first, and the others only when those have it.
+//!
+//! In write-back mode a client may be answered before a change is complete: when all copies that the view counts say that they have taken it into
+//! memory ([`super::write_back`]). Nothing else is different: it stays under way, unsettled and with its blocks locked, until it is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -46,7 +49,12 @@ pub(super) enum ChangeUse {
 
 #[derive(Clone, Debug)]
 enum Copy {
-    Sent { call: u64, at: Time },
+    /// `taken`: into memory, if not on stable storage yet.
+    Sent {
+        call: u64,
+        at: Time,
+        taken: bool,
+    },
     Done,
     Failed(StoreFailure),
 }
@@ -68,6 +76,10 @@ pub(super) struct InFlight {
     spread: BTreeSet<NodeId>,
     /// Copies that refused it for want of room though others may have it: they may take the last room.
     cramped: BTreeSet<NodeId>,
+    /// Copies are to say when they have taken it.
+    tell_taken: bool,
+    /// The client was told that it is done: it may not be refused any more, whatever becomes of copies that have taken it.
+    is_promised: bool,
 }
 
 impl InFlight {
@@ -96,10 +108,10 @@ impl InFlight {
         needs_room && !self.cramped.contains(&node)
     }
 
-    /// Have all that were asked refused it for want of room?
+    /// Have all that were asked refused it for want of room, and may they?
     fn is_refused(&self) -> bool {
         let refuses = |copy: &Copy| matches!(copy, Copy::Failed(StoreFailure::NoSpace));
-        !self.copies.is_empty() && self.copies.values().all(refuses)
+        !self.is_promised && !self.copies.is_empty() && self.copies.values().all(refuses)
     }
 }
 
@@ -117,6 +129,7 @@ impl Session {
         let seq = self.next_seq;
         self.next_seq = Seq(seq.0 + 1);
         let pg = ctx.view.pg_of(oid).expect("the VDI of a session has a pool");
+        let tell_taken = self.wants_taken(&change, purpose);
         let in_flight = InFlight {
             oid,
             pg,
@@ -129,6 +142,8 @@ impl Session {
             blocked: None,
             spread: BTreeSet::new(),
             cramped: BTreeSet::new(),
+            tell_taken,
+            is_promised: false,
         };
         self.in_flight.insert(seq, in_flight);
         self.transmit(ctx, seq);
@@ -174,6 +189,7 @@ impl Session {
             settled,
             origin: flight.origin,
             last_room: false,
+            tell_taken: flight.tell_taken,
         };
         let body = |last_room| PeerRequest::Change {
             pg: flight.pg,
@@ -191,7 +207,7 @@ impl Session {
         for node in nodes.into_iter().filter(|node| !flight.copies.contains_key(node)) {
             let body = body(flight.cramped.contains(&node));
             let call = ctx.call(node, body, Purpose::Copy { vid: self.vid, seq });
-            sent.push((node, Copy::Sent { call, at: ctx.now }));
+            sent.push((node, Copy::Sent { call, at: ctx.now, taken: false }));
         }
         flight.spread.extend(sent.iter().map(|(node, _)| *node));
         flight.copies.extend(sent);
@@ -199,9 +215,13 @@ impl Session {
 
     /// What a seal or a check copies, another copy has already, and without a seal nothing of the VDI can be read. A block of the table says
     /// what is on all copies by then: an owner that goes on without having written it shows what the next one would not know of.
+    ///
+    /// So does a change of which the client was told: a copy that has lost it with its process may find its disk full when it is back.
     fn may_take_last_room(&self, seq: Seq) -> bool {
         let mends = |task: &u64| self.tasks.get(task).is_some_and(|task| task.is_check());
+        let is_promised = |flight: &InFlight| flight.is_promised;
         self.state == super::State::Sealing
+            || self.in_flight.get(&seq).is_some_and(is_promised)
             || match self.in_flight.get(&seq).map(|flight| flight.purpose) {
                 Some(ChangeUse::Table(_) | ChangeUse::Page(_) | ChangeUse::Seal { .. }) => true,
                 Some(ChangeUse::Task(task)) => mends(&task),
@@ -236,7 +256,45 @@ impl Session {
         // It may have been asked before the others.
         self.transmit(ctx, seq);
         self.complete_if_done(ctx, seq);
+        self.answer_if_taken(ctx, seq);
         self.run(ctx);
+    }
+
+    /// A copy has it in memory; its answer is still to come.
+    pub fn handle_copy_taken(&mut self, ctx: &mut Context, seq: Seq, from: NodeId) {
+        let copy = self.in_flight.get_mut(&seq).and_then(|flight| flight.copies.get_mut(&from));
+        if let Some(Copy::Sent { taken, .. }) = copy {
+            *taken = true;
+            self.answer_if_taken(ctx, seq);
+        }
+    }
+
+    /// Is it in memory, or on stable storage, of every copy that the view counts? As the view is now: what a copy has taken and lost with
+    /// its process, or what was taken by an older set, is not.
+    pub(super) fn is_taken(&self, ctx: &Context, seq: Seq) -> bool {
+        let Some(flight) = self.in_flight.get(&seq).filter(|flight| flight.tell_taken) else { return false };
+        let Some(pg) = ctx.view.pg(flight.pg) else { return false };
+        flight.since == Some(pg.since)
+            && ctx.view.is_writable(flight.pg)
+            && pg
+                .writers()
+                .all(|n| matches!(flight.copies.get(&n), Some(Copy::Done | Copy::Sent { taken: true, .. })))
+    }
+
+    pub(super) fn promise(&mut self, seq: Seq) {
+        let flight = self.in_flight.get_mut(&seq).expect("seen by the caller");
+        flight.is_promised = true;
+    }
+
+    pub(super) fn bytes_in_flight(&self, seq: Seq) -> usize {
+        self.in_flight.get(&seq).map_or(0, |flight| flight.data.len())
+    }
+
+    pub(super) fn task_of_change(&self, seq: Seq) -> Option<u64> {
+        match self.in_flight.get(&seq)?.purpose {
+            ChangeUse::Task(task) => Some(task),
+            _ => None,
+        }
     }
 
     fn complete_if_done(&mut self, ctx: &mut Context, seq: Seq) {

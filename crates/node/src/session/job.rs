@@ -40,6 +40,13 @@ pub(super) struct Job {
     is_long: bool,
 }
 
+impl Job {
+    /// Is all of it carried out but for one task, which runs?
+    pub fn is_last_task(&self) -> bool {
+        self.running == 1 && self.waiting.is_empty() && self.span.is_none() && self.error.is_none()
+    }
+}
+
 /// What a request is made of.
 enum Plan {
     Tasks(Vec<(u32, Kind)>),
@@ -89,6 +96,11 @@ impl Session {
                 job.span = Some(span);
             }
             Err(error) => job.error = Some(error),
+        }
+        let is_flush = matches!(job.request.op, ClientOp::Volume { op: VolumeOp::Flush, .. });
+        if is_flush && job.error.is_none() && self.begin_flush(id) {
+            // It counts as a task.
+            job.running = 1;
         }
         self.jobs.insert(id, job);
         self.feed_job(ctx, id);
@@ -146,7 +158,7 @@ impl Session {
                     let all = pieces(*offset, u64::from(*len), self.shift);
                     all.map(|p| (p.index, Kind::Read { piece: p, must_exist: false })).collect()
                 }
-                VolumeOp::Write { offset, data } => {
+                VolumeOp::Write { offset, data } | VolumeOp::WriteBack { offset, data } => {
                     check(*offset, data.len() as u64)?;
                     let all = pieces(*offset, data.len() as u64, self.shift);
                     let part = |p: &Piece| data.slice(p.at as usize..p.at as usize + p.len as usize);
@@ -165,7 +177,7 @@ impl Session {
                     check(*offset, *len)?;
                     vec![(0, Kind::Changes { since: *since, offset: *offset, len: *len })]
                 }
-                // Every acknowledged change is durable on all copies already.
+                // What was acknowledged in write-back mode is waited for by the job itself.
                 VolumeOp::Flush => Vec::new(),
                 VolumeOp::Resize { .. } => return Err(ClientError::InvalidParameters),
             },
@@ -332,8 +344,13 @@ impl Session {
     }
 
     fn end_job(&mut self, ctx: &mut Context, id: u64) {
-        let job = self.jobs.remove(&id).expect("looked up by the caller");
-        let result: ClientResult = match (job.error, job.reply) {
+        let job = self.jobs.get_mut(&id).expect("looked up by the caller");
+        if self.write_back.is_answered(id) {
+            assert!(job.error.is_none(), "a write that was answered cannot be refused: {:?}", job.error);
+            self.jobs.remove(&id);
+            return self.end_write_back(ctx, id);
+        }
+        let result: ClientResult = match (job.error.take(), job.reply.take()) {
             (Some(error), _) => Err(error),
             // Deleted while it was read: objects that were gone already looked like zeros.
             (None, _)
@@ -342,9 +359,22 @@ impl Session {
                 Err(ClientError::NoVdi)
             }
             (None, Some(reply)) => Ok(reply),
-            (None, None) if is_read(&job.request.op) => Ok(ClientReply::Data(join(job.parts))),
+            (None, None) if is_read(&job.request.op) => {
+                Ok(ClientReply::Data(join(std::mem::take(&mut job.parts))))
+            }
             (None, None) => Ok(ClientReply::Done),
         };
+        let succeeded = result.is_ok();
+        let is_answered = self.answer_job(ctx, id, result);
+        self.jobs.remove(&id);
+        if !is_answered {
+            self.adoption_ended(ctx, id, succeeded);
+        }
+    }
+
+    /// Tells whoever asked. False: nobody did.
+    pub(super) fn answer_job(&mut self, ctx: &mut Context, id: u64, result: ClientResult) -> bool {
+        let job = self.jobs.get_mut(&id).expect("looked up by the caller");
         match job.request.requester {
             Requester::Local(request) => {
                 self.survived.remove(&job.request.origin);
@@ -353,14 +383,14 @@ impl Session {
             to @ (Requester::Session { .. } | Requester::Reclaim { .. } | Requester::Scrub { .. }) => {
                 ctx.out.inner.push_back(Inner::Done { to, result });
             }
-            Requester::Nobody => self.adoption_ended(ctx, id, result.is_ok()),
+            Requester::Nobody => return false,
             Requester::Gateway { node, call } => {
                 let mut calls = vec![(node, call)];
                 if let Some(Forwarded::Running { repeats, .. }) = self.forwarded.remove(&job.request.origin) {
                     calls.extend(repeats);
                     // A gateway that is gone will not ask again.
                     if ctx.view.is_incarnation_alive(job.request.origin.incarnation) {
-                        let (result, changes) = (result.clone(), job.changes);
+                        let (result, changes) = (result.clone(), std::mem::take(&mut job.changes));
                         let done = Forwarded::Done { result, changes, to: node, call, told: ctx.now };
                         self.forwarded.insert(job.request.origin, done);
                     } else {
@@ -372,6 +402,7 @@ impl Session {
                 }
             }
         }
+        true
     }
 
     /// Asks the gateways of requests that earlier owners carried out which of them they still wait for.

@@ -21,6 +21,7 @@ mod span;
 mod table_io;
 mod table_view;
 mod task;
+mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -40,6 +41,7 @@ use seal::Seal;
 use settled::Settling;
 use table_io::{Pages, TableWrite};
 use task::Task;
+use write_back::WriteBack;
 
 pub(crate) use inner::Inner;
 pub(crate) use seal::blocks_of;
@@ -144,6 +146,7 @@ pub(crate) struct Session {
     /// Tasks that can go on; emptied before control returns to the node.
     runnable: VecDeque<u64>,
     settling: Settling,
+    write_back: WriteBack,
     /// Since when it is to come to rest, and whether it has said that it is.
     resting: Option<rest::Resting>,
     closing: closing::Closing,
@@ -200,6 +203,7 @@ impl Session {
             recalled: None,
             runnable: VecDeque::new(),
             settling: Settling::default(),
+            write_back: WriteBack::default(),
             resting: None,
             closing: Default::default(),
             last_used: ctx.now,
@@ -363,7 +367,9 @@ impl Session {
                 | crate::context::Purpose::Read { vid, .. }
                 | crate::context::Purpose::Seal { vid } if *vid == self.vid)
         });
-        let mut left: Vec<Request> = self.jobs.into_values().map(|job| job.request).collect();
+        // Who was answered already asks nothing any more: what copies have taken the next owner's seal finds there.
+        let unanswered = self.jobs.into_iter().filter(|(id, _)| !self.write_back.is_answered(*id));
+        let mut left: Vec<Request> = unanswered.map(|(_, job)| job.request).collect();
         left.extend(self.queue);
         left
     }

@@ -96,7 +96,14 @@ impl Session {
         }
         settling.told = settled;
         let stamp = Stamp { generation: self.generation, seq: settled };
-        let tag = Tag { vid: self.vid, stamp, settled, origin: Origin::default(), last_room: false };
+        let tag = Tag {
+            vid: self.vid,
+            stamp,
+            settled,
+            origin: Origin::default(),
+            last_room: false,
+            tell_taken: false,
+        };
         for node in self.members_of_pool(ctx) {
             ctx.tell(node, PeerRequest::Settle { vid: self.vid, tag });
         }

@@ -42,8 +42,12 @@ impl View {
         let member =
             MemberState { info: info.clone(), incarnation: Some(incarnation), left, out, disk_failed: false };
         self.members.insert(info.id, member);
+        self.write_back |= info.write_back;
         if lost_its_data {
             self.forget_copies_of(info.id, applied);
+        }
+        if self.write_back {
+            self.let_go_of_restarted(info.id, left, applied);
         }
         if capacity_changed || was_out != out {
             self.retarget(applied);
@@ -128,6 +132,7 @@ impl View {
         self.pools.clear();
         self.epochs.clear();
         self.history = Default::default();
+        self.write_back = self.members.values().any(|m| m.info.write_back);
         self.epoch = Epoch(0);
         if storing > 0 {
             let pool = self.new_pool(options.policy);

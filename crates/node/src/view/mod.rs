@@ -51,6 +51,8 @@ pub struct View {
     attributes: BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>,
     epochs: Vec<proto::client::EpochInfo>,
     repair: RepairOptions,
+    /// A sheep has been a member whose clients may be answered before their writes are durable.
+    write_back: bool,
     /// Of targets, over the epochs.
     history: history::History,
 }

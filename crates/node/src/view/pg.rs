@@ -3,7 +3,7 @@
 //! An in-sync set shrinks before an acknowledgement that does without the copy, never after; it grows
 //! only when the copy has been awaited by every write since it began to catch up, and has fetched the rest.
 
-use proto::{CopyPolicy, NodeId, PgId, PoolId, Since};
+use proto::{CopyPolicy, NodeId, PgId, PoolId, Since, ViewVersion};
 use serde::{Deserialize, Serialize};
 
 use super::member::placement_member;
@@ -196,7 +196,7 @@ impl View {
     /// Members have just gone down: they leave the in-sync sets at once, unless too few copies would remain.
     ///
     /// A set that would fall below `min_copies` stays as it is: its writes wait, so nothing is acknowledged without the
-    /// missing copies, and when they return nothing has to be fetched. That is also why a power loss of all, which
+    /// missing copies, and when they return nothing has to be fetched (but in write-back mode, see `let_go_of_restarted`). That is also why a power loss of all, which
     /// arrives as one event, changes no set.
     pub(super) fn shrink_after_loss(&mut self, lost: &[NodeId], applied: &mut Applied) {
         self.change_pgs(applied, |view, id, pg| {
@@ -210,6 +210,25 @@ impl View {
                 pg.let_go(Since(view.version.0), |n| !view.is_up(n));
             }
             had != (pg.in_sync.len(), pg.catching.len(), pg.absent.len())
+        });
+    }
+
+    /// A member has come back, and with its process it may have lost what it had taken of changes that were acknowledged then (write-back mode).
+    ///
+    /// Its copies that were kept in sets while it was down leave them where another copy of the set has lived on since then: that one
+    /// has what was acknowledged, and notes what of it was unsettled, which is all that this one may lack. Until that is fetched there may be too few
+    /// copies to write to. Where none has lived on, memory is lost on all of them, and what differs on their disks a seal makes alike: all
+    /// stay, since each may have what the others lack.
+    pub(super) fn let_go_of_restarted(&mut self, node: NodeId, left: ViewVersion, applied: &mut Applied) {
+        self.change_pgs(applied, |view, _, pg| {
+            let has_lived_on = |n: &NodeId| {
+                *n != node && view.is_serving(*n) && view.incarnation(*n).is_some_and(|i| i.0 < left.0)
+            };
+            let leaves = pg.in_sync.contains(&node) && pg.in_sync.iter().any(has_lived_on);
+            if leaves {
+                pg.let_go(Since(view.version.0), |n| n == node);
+            }
+            leaves
         });
     }
 

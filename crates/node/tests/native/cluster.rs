@@ -189,6 +189,10 @@ pub struct Cluster {
     pub slow: Option<NodeId>,
     /// This sheep's store does not answer owners' changes.
     pub stalled: Option<NodeId>,
+    /// No store answers owners' changes.
+    pub all_stalled: bool,
+    /// Sheep say of themselves that their clients may be answered early.
+    write_back: bool,
     pub held: Vec<(NodeId, Ticket, ObjectReply)>,
     /// Does nothing until it is woken; messages to it are lost. It had heard so many entries of the log.
     asleep: Option<(NodeId, usize)>,
@@ -211,6 +215,7 @@ fn member(i: u16, space_bytes: u64) -> MemberInfo {
         store_id: u64::from(i) + 1,
         life: u64::from(i) * 1000 + 1,
         io_addr: None,
+        write_back: false,
     }
 }
 
@@ -235,6 +240,13 @@ impl Cluster {
     /// The same with three copies, on the sheep 1 to 3. Sheep 0 stores nothing.
     pub fn with_gateway() -> (Cluster, Vid) {
         Cluster::of((0..4).map(|i| member(i, if i == 0 { 0 } else { 1 << 30 })).collect(), 3)
+    }
+
+    /// As with one gateway, and clients that flush are answered early.
+    #[allow(dead_code)]
+    pub fn with_write_back() -> (Cluster, Vid) {
+        let member = |i| MemberInfo { write_back: true, ..member(i, if i == 0 { 0 } else { 1 << 30 }) };
+        Cluster::of((0..4).map(member).collect(), 3)
     }
 
     /// The same, and sheep 4 stores nothing either.
@@ -267,6 +279,8 @@ impl Cluster {
             dying: None,
             slow: None,
             stalled: None,
+            all_stalled: false,
+            write_back: members.iter().any(|m| m.write_back),
             held: Vec::new(),
             asleep: None,
             behind: None,
@@ -305,6 +319,22 @@ impl Cluster {
         store
     }
 
+    /// All at one moment. Returns their disks.
+    #[allow(dead_code)]
+    pub fn lose_all(&mut self, ids: &[NodeId]) -> Vec<Store> {
+        let mut lives = Vec::new();
+        let mut stores = Vec::new();
+        for id in ids {
+            let index =
+                self.sheep.iter().position(|(other, ..)| other == id).expect("a sheep of this cluster");
+            let (_, node, store) = self.sheep.remove(index);
+            lives.push((*id, node.view().members()[id].incarnation.expect("it was up")));
+            stores.push(store);
+        }
+        self.append(ClusterEvent::Leave(lives));
+        stores
+    }
+
     pub fn lose_and_come_back(&mut self, i: u16) {
         let store = self.lose(id_of(i));
         self.come_back(i, store);
@@ -312,7 +342,8 @@ impl Cluster {
 
     /// A sheep that was lost comes back.
     pub fn come_back(&mut self, i: u16, store: Store) {
-        let info = MemberInfo { life: self.version * 1000, ..member(i, 1 << 30) };
+        let write_back = self.write_back;
+        let info = MemberInfo { life: self.version * 1000, write_back, ..member(i, 1 << 30) };
         let config = NodeConfig { member: info.clone(), formatted: Some(1) };
         let mut node = Node::new(config, store.remembered.clone());
         self.log.iter().for_each(|entry| node.handle_log(entry.clone(), self.now));
@@ -402,7 +433,12 @@ impl Cluster {
                         Effect::Store { ticket, op } => {
                             let holder = match &op {
                                 ObjectOp::Change { tag: None, .. } => self.slow,
-                                ObjectOp::Change { tag: Some(_), .. } => self.stalled,
+                                ObjectOp::Change { tag: Some(tag), .. } => {
+                                    if tag.tell_taken {
+                                        stored.push_back((*id, ticket, ObjectReply::Taken));
+                                    }
+                                    self.stalled.or(self.all_stalled.then_some(*id))
+                                }
                                 _ => None,
                             };
                             let answer = (*id, ticket, store.apply(op));
@@ -439,9 +475,22 @@ impl Cluster {
         }
     }
 
+    /// The same of one sheep's store.
+    #[allow(dead_code)]
+    pub fn answer_held_of(&mut self, id: NodeId) {
+        let now = self.now;
+        for (_, ticket, reply) in self.held.extract_if(.., |(of, ..)| *of == id).collect::<Vec<_>>() {
+            self.node(id).handle_store(ticket, reply, now);
+        }
+        self.run();
+    }
+
     /// The slow store gives the answers that it has held.
     pub fn answer_held(&mut self) {
-        for (id, ticket, reply) in std::mem::take(&mut self.held) {
+        let held = std::mem::take(&mut self.held).into_iter();
+        // Whoever has gone answers nothing.
+        let held: Vec<_> = held.filter(|(of, ..)| self.sheep.iter().any(|(id, ..)| id == of)).collect();
+        for (id, ticket, reply) in held {
             let now = self.now;
             self.node(id).handle_store(ticket, reply, now);
         }

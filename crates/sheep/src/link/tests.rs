@@ -37,6 +37,7 @@ fn write(id: u64, data: Bytes) -> PeerMessage {
                 settled: Default::default(),
                 origin: Default::default(),
                 last_room: false,
+                tell_taken: false,
             },
             data,
         },

@@ -90,9 +90,10 @@ impl State {
             && self.agrees(options)
     }
 
-    /// And all faults have happened, and the newest write is acknowledged.
+    /// And all faults have happened, and the newest write is acknowledged, or, where its client was told early, can be read.
     fn is_mended(&self, options: &Options) -> bool {
-        let newest = self.acknowledged.iter().copied().max();
+        let known = if options.write_back { self.seen } else { self.acknowledged };
+        let newest = known.iter().copied().max();
         let faults = |of: &[u8]| of.iter().copied().map(usize::from).sum::<usize>();
         let happened = [self.crashes, self.drops, self.closes, self.takes, self.moves];
         let allowed = [options.crashes, options.drops, options.closes, options.takes, options.moves];

@@ -6,7 +6,7 @@
 //! there changes here. Three rules are as they should be and not as the nodes have them yet: there the mistakes `SurvivedPartIsRepeated`,
 //! `UndoneAsAWhole` and `SourceMayComeBack` are real (ignored tests of `crates/node/tests/takeover.rs`).
 //!
-//! What must hold: whatever was acknowledged is on every copy in sync, durably; what clients can read never goes back, over all
+//! What must hold: whatever was acknowledged is on every copy in sync, durably (in write-back mode: whatever was flushed, and what was acknowledged is read as long as one copy that counts lives); what clients can read never goes back, over all
 //! takeovers; a request that is repeated takes effect once; copies in sync are alike when an owner has nothing under way; no state is a
 //! dead end (going round for ever is not looked for).
 //!
@@ -29,7 +29,7 @@ mod surplus;
 mod view;
 
 use options::{CatchUp, Options};
-use preludes::{DROPPED_AND_MOVED, SEALING, TAKEN, UNDONE_IN_PART};
+use preludes::{ANSWERED, DROPPED_AND_MOVED, SEALING, TAKEN, UNDONE_IN_PART};
 use stateright::{Checker, Model};
 
 const BASE: Options = Options {
@@ -47,6 +47,7 @@ const BASE: Options = Options {
     takes: 0,
     moves: 0,
     catch_up: CatchUp::Full,
+    write_back: false,
     ends: false,
     prelude: &[],
     bug: None,
@@ -60,6 +61,10 @@ const FORWARDING: Options = Options { forwards: true, ..TAKING };
 const WIDE: Options = Options { blocks: 2, wide: true, ..FORWARDING };
 /// Two copies on three sheep, and they move.
 const MOVING: Options = Options { nodes: 3, crashes: 0, moves: 1, ..BASE };
+
+/// Two of three copies are the fewest that are written to; one of them has died, with its memory.
+const KEPT: Options =
+    Options { nodes: 3, copies: 3, absent: true, write_back: true, prelude: ANSWERED, ..INCREMENTAL };
 
 /// Tries everything within the bounds.
 fn explore(name: &str, options: Options) {
@@ -130,6 +135,13 @@ fn copies_that_move() {
     explore("moving and back, incremental", Options { catch_up: CatchUp::Incremental, ..back });
 }
 
+#[test]
+fn clients_that_are_told_before_all_is_durable() {
+    explore("write-back", Options { write_back: true, power_loss: true, ..BASE });
+    explore("write-back, incremental", Options { write_back: true, ..INCREMENTAL });
+    explore("write-back, a kept copy", KEPT);
+}
+
 /// Bounds that take minutes.
 #[test]
 #[ignore = "takes minutes; run it when the protocol changes"]
@@ -151,6 +163,14 @@ fn wider_bounds_of_takeovers() {
     explore("forwarding, taken twice", Options { takes: 2, ..FORWARDING });
     explore("two blocks, taken, a crash", Options { writes: 0, crashes: 1, prelude: TAKEN, ..WIDE });
     explore("two blocks, sealing, a crash, a write", Options { crashes: 1, prelude: SEALING, ..WIDE });
+}
+
+#[test]
+#[ignore = "takes minutes; run it when the protocol changes"]
+fn wider_bounds_of_write_back() {
+    explore("write-back, two writes", Options { write_back: true, writes: 2, power_loss: true, ..BASE });
+    explore("write-back, a drop", Options { write_back: true, drops: 1, ..INCREMENTAL });
+    explore("write-back, a kept copy and a drop", Options { drops: 1, ..KEPT });
 }
 
 #[test]

@@ -4,7 +4,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 use super::options::{Bug, Options};
 use super::preludes::{DROPPED_AND_MOVED, ON_THE_FIRST, ON_THE_SECOND, SEALING, UNDONE_IN_PART};
-use super::{BASE, FORWARDING, INCREMENTAL, MOVING, TAKING, WIDE};
+use super::{BASE, FORWARDING, INCREMENTAL, KEPT, MOVING, TAKING, WIDE};
 
 fn find(bug: Bug, options: Options) {
     let options = Options { bug: Some(bug), ..options };
@@ -146,6 +146,16 @@ fn finds_surplus_copies_that_are_only_counted() {
 #[test]
 fn finds_copies_that_are_deleted_too_early() {
     find(Bug::SweptTooEarly, MOVING);
+}
+
+#[test]
+fn finds_a_kept_copy_that_counts_without_its_memory() {
+    find(Bug::RestartedCounts, Options { crashes: 2, ..KEPT });
+}
+
+#[test]
+fn finds_a_flush_that_does_not_wait_for_a_disk() {
+    find(Bug::TakenIsDurable, Options { write_back: true, ..BASE });
 }
 
 #[test]

@@ -22,8 +22,10 @@ pub struct State {
     pub written: u8,
     /// By block, the newest write that its client was told of.
     pub acknowledged: [u8; BLOCKS_MAX],
-    /// By block, the newest write that a client may have read.
+    /// By block, the newest write that a client may have read, or was told of before it was durable: unless all memory of it was lost since.
     pub seen: [u8; BLOCKS_MAX],
+    /// Writes up to this one may have been lost with the memory of all copies.
+    pub lost: u8,
     pub went_back: bool,
     pub request: Request,
     pub crashes: u8,
@@ -79,6 +81,11 @@ pub enum Action {
     },
     /// Number so many of what an owner has under way is on all copies.
     Complete {
+        owner: usize,
+        flight: usize,
+    },
+    /// The same of one that all copies have in memory: its client is told.
+    AnswerEarly {
         owner: usize,
         flight: usize,
     },
@@ -157,6 +164,7 @@ impl State {
             written: 0,
             acknowledged: [0; BLOCKS_MAX],
             seen: [0; BLOCKS_MAX],
+            lost: 0,
             went_back: false,
             request: Request::default(),
             crashes: 0,
@@ -201,6 +209,7 @@ impl State {
         }
         self.settle_clean(options, me);
         self.follow_session(options, me);
+        self.forget_taken(me);
         self.hear_outcome(me);
         self.follow_catching(options, me);
         true
@@ -221,7 +230,7 @@ impl State {
         careless || self.view(me).writers().has(me)
     }
 
-    fn deliver(&mut self, sent: usize, to: usize) -> bool {
+    fn deliver(&mut self, options: &Options, sent: usize, to: usize) -> bool {
         let Some(message) = self.sent.iter().nth(sent).filter(|m| m.to.has(to)).cloned() else {
             return false;
         };
@@ -238,8 +247,11 @@ impl State {
                 catching.decided[block] = catching.decided[block].max(Some(mark.stamp));
             }
         }
-        if taken != Taken::Waits {
+        if taken != Taken::Waits || options.has(Bug::TakenIsDurable) {
             self.acknowledge(from, to, mark.stamp, since);
+        }
+        if options.write_back {
+            self.note_taken(from, to, mark.stamp, since);
         }
         true
     }
@@ -268,6 +280,11 @@ impl State {
             return false;
         }
         self.crashes += 1;
+        let counted = self.head().in_sync.and(self.head().up);
+        if options.write_back && !counted.is_empty() && counted.without(nodes).is_empty() {
+            self.lost = self.written;
+            self.seen = self.acknowledged;
+        }
         self.append(options, Entry::Leave(nodes));
         for node in nodes.iter() {
             let node = &mut self.nodes[node];
@@ -400,6 +417,10 @@ impl Model for Options {
             }
             if let Some(session) = &state.nodes[node].session {
                 let flights = 0..session.flights.len();
+                if self.write_back {
+                    let flights = flights.clone();
+                    actions.extend(flights.map(|flight| Action::AnswerEarly { owner: node, flight }));
+                }
                 actions.extend(flights.map(|flight| Action::Complete { owner: node, flight }));
                 if self.forwards {
                     actions.extend([Action::Forward(node), Action::Answer(node), Action::Confirm(node)]);
@@ -444,9 +465,10 @@ impl Model for Options {
         let mut state = before.clone();
         let happens = match action {
             Action::Write { owner, blocks } => state.write(self, owner, blocks),
-            Action::Deliver { sent, to } => state.deliver(sent, to),
+            Action::Deliver { sent, to } => state.deliver(self, sent, to),
             Action::CarryOut { node, order } => state.carry_out(node, order),
             Action::Complete { owner, flight } => state.complete(self, owner, flight),
+            Action::AnswerEarly { owner, flight } => state.answer_early(owner, flight),
             Action::Apply(node) => state.apply_next(self, node),
             Action::Crash(nodes) => state.crash(self, nodes),
             Action::Restart(node) => state.restart(self, node),

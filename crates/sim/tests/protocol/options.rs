@@ -57,6 +57,10 @@ pub enum Bug {
     SurplusIsCounted,
     /// A sheep deletes what it holds as soon as it should be elsewhere.
     SweptTooEarly,
+    /// Write-back: a copy that was kept in the set while it was down counts when it is back, whatever it has lost with its memory.
+    RestartedCounts,
+    /// Write-back: what a copy has in memory counts as durable there.
+    TakenIsDurable,
     /// Incremental: what a member lacks is still tracked, and trusted, after its copy was to be elsewhere.
     AbsenceOutlivesTargets,
 }
@@ -97,6 +101,8 @@ pub struct Options {
     /// How often copies should be elsewhere.
     pub moves: u8,
     pub catch_up: CatchUp,
+    /// Clients of the owner's own sheep are told as soon as all copies have their writes in memory.
+    pub write_back: bool,
     /// Look for states in which nothing can happen any more. Takes twice as long.
     pub ends: bool,
     /// What has happened already.

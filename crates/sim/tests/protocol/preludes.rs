@@ -19,6 +19,15 @@ pub const ON_THE_FIRST: &[Action] = &[
     Action::CarryOut { node: 0, order: 0 },
 ];
 
+/// A change is in the memory of both copies that count, its client was told, and then its owner dies with its copy. A third copy lacks it.
+pub const ANSWERED: &[Action] = &[
+    Action::Write { owner: 0, blocks: FIRST },
+    Action::Deliver { sent: 0, to: 0 },
+    Action::Deliver { sent: 0, to: 1 },
+    Action::AnswerEarly { owner: 0, flight: 0 },
+    Action::Crash(FIRST),
+];
+
 /// A forwarded request is on one of two copies when the session goes to the sheep of the other one.
 pub const TAKEN: &[Action] = &[
     Action::Forward(0),

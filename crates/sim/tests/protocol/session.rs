@@ -30,6 +30,10 @@ pub struct Flight {
     /// Under which it was sent last.
     pub since: u8,
     pub done: Set,
+    /// Copies that have it in memory at least.
+    pub taken: Set,
+    /// Its client was told.
+    pub is_answered: bool,
 }
 
 impl Session {
@@ -134,6 +138,7 @@ impl State {
         let Some(session) = &mut self.nodes[me].session else { return };
         for flight in session.flights.iter_mut().filter(|f| f.since != since) {
             flight.since = since;
+            flight.taken = Set::default();
             if !options.has(Bug::AnswersOutliveTheirSet) {
                 flight.done = Set::default();
             }
@@ -163,7 +168,8 @@ impl State {
         let seq = session.next_seq;
         let stamp = Stamp { generation: session.generation, is_write: session.seal.is_none(), seq };
         session.next_seq += 1;
-        session.flights.push(Flight { stamp, blocks, value, origin, since, done: Set::default() });
+        let (done, taken, is_answered) = (Set::default(), Set::default(), false);
+        session.flights.push(Flight { stamp, blocks, value, origin, since, done, taken, is_answered });
         self.transmit(options, me, self.nodes[me].session.as_ref().map_or(0, |s| s.flights.len() - 1));
         seq
     }
@@ -186,6 +192,40 @@ impl State {
         if let Some(flight) = session.flights.iter_mut().find(is_it) {
             flight.done = flight.done.with(copy);
         }
+    }
+
+    /// A copy has answered that it holds a change in memory. `Session::handle_copy_taken`.
+    pub fn note_taken(&mut self, me: usize, copy: usize, stamp: Stamp, since: u8) {
+        let Some(session) = &mut self.nodes[me].session else { return };
+        let is_it = |f: &&mut Flight| f.stamp == stamp && f.since == since;
+        if let Some(flight) = session.flights.iter_mut().find(is_it) {
+            flight.taken = flight.taken.with(copy);
+        }
+    }
+
+    /// A copy that went down has lost its memory. `Session::replan_changes`.
+    pub fn forget_taken(&mut self, me: usize) {
+        let up = self.view(me).up;
+        let flights = self.nodes[me].session.iter_mut().flat_map(|session| &mut session.flights);
+        flights.for_each(|flight| flight.taken = flight.taken.and(up));
+    }
+
+    /// All copies have the change in memory. It stays under way, and what is under way is all that others see of it. `Session::answer_if_taken`.
+    pub fn answer_early(&mut self, me: usize, at: usize) -> bool {
+        let view = *self.view(me);
+        let Some(session) = &mut self.nodes[me].session else { return false };
+        let may = session.is_serving() && view.is_writable();
+        let Some(flight) = session.flights.get_mut(at).filter(|_| may) else { return false };
+        let is_taken = view.writers().without(flight.done.or(flight.taken)).is_empty();
+        if flight.since != view.since || flight.is_answered || !flight.stamp.is_write || !is_taken {
+            return false;
+        }
+        flight.is_answered = true;
+        let (blocks, value) = (flight.blocks, flight.value);
+        for block in blocks.iter().filter(|_| value > self.lost) {
+            self.seen[block] = self.seen[block].max(value);
+        }
+        true
     }
 
     /// A change ends when every copy that counts has it: then the client is told. Safe, because all sets the view will ever make of

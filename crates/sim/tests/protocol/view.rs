@@ -65,6 +65,9 @@ pub struct View {
     pub owner: Option<usize>,
     /// Generations up to this one ended with every write settled.
     pub clean: u8,
+    /// With write-back: versions at which the present life of each began, and the last one ended.
+    pub joined: [u8; NODES_MAX],
+    pub left: [u8; NODES_MAX],
     /// Who takes the session as soon as its owner resigns, or is gone.
     pub taker: Option<usize>,
 }
@@ -99,6 +102,8 @@ impl View {
             generation: 1,
             owner: Some(0),
             clean: 0,
+            joined: [0; NODES_MAX],
+            left: [0; NODES_MAX],
             taker: None,
         }
     }
@@ -140,6 +145,9 @@ impl View {
         match entry {
             Entry::Leave(nodes) => {
                 view.up = view.up.without(nodes);
+                for node in nodes.iter().filter(|_| options.write_back) {
+                    view.left[node] = view.version;
+                }
                 view.taker = view.taker.filter(|taker| !nodes.has(*taker));
                 if view.owner.is_some_and(|owner| nodes.has(owner)) {
                     view.pass_on();
@@ -148,6 +156,10 @@ impl View {
             }
             Entry::Join(node) => {
                 view.up = view.up.with(node);
+                if options.write_back {
+                    view.joined[node] = view.version;
+                    view.let_go_of_restarted(options, node);
+                }
                 view.drop_surplus(options);
             }
             Entry::Open(node) => {
@@ -206,6 +218,15 @@ impl View {
         let counts_only = options.has(Bug::SurplusIsCounted) && self.in_sync.len() >= self.targets.len();
         if is_surplus || counts_only {
             self.in_sync = self.targets;
+        }
+    }
+
+    /// It may have lost what it had in memory; another copy that counts has lived on.
+    fn let_go_of_restarted(&mut self, options: &Options, node: usize) {
+        let others = self.in_sync.and(self.up).without(Set::of(node));
+        let has_lived_on = |other: usize| self.joined[other] < self.left[node];
+        if others.iter().any(has_lived_on) && !options.has(Bug::RestartedCounts) {
+            self.in_sync = self.in_sync.without(Set::of(node));
         }
     }
 

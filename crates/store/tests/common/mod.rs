@@ -48,6 +48,7 @@ pub fn tag(vid: u32, generation: u64, seq: u64, settled: u64) -> Tag {
         settled: Seq(settled),
         origin: Origin { incarnation: Incarnation(1), request: RequestId(seq) },
         last_room: false,
+        tell_taken: false,
     }
 }
 
