@@ -286,8 +286,9 @@ impl Session {
         flight.is_promised = true;
     }
 
-    pub(super) fn bytes_in_flight(&self, seq: Seq) -> usize {
-        self.in_flight.get(&seq).map_or(0, |flight| flight.data.len())
+    /// Of a change that is under way.
+    pub(super) fn bytes_in_flight(&self, seq: Seq) -> Option<usize> {
+        self.in_flight.get(&seq).map(|flight| flight.data.len())
     }
 
     pub(super) fn task_of_change(&self, seq: Seq) -> Option<u64> {

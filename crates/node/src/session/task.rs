@@ -153,6 +153,12 @@ impl Task {
     pub(super) fn is_check(&self) -> bool {
         matches!(self.kind, Kind::Check { .. })
     }
+
+    /// Of a write that has sent all its changes: how much of what it has begun has not ended.
+    pub(super) fn left_of_write(&self) -> Option<usize> {
+        let is_sent = matches!(self.kind, Kind::Write { .. }) && self.stage == Stage::Changing;
+        (is_sent && self.failure.is_none()).then_some(self.outstanding)
+    }
 }
 
 impl Session {
@@ -702,19 +708,6 @@ impl Session {
             task.changes.push(seq);
         }
         self.note_change(job, seq);
-    }
-
-    /// The changes under way of a write into a complete object of the VDI's own that has nothing left to do but to wait for them. `None`: it is another kind
-    /// of task, or has more to do.
-    pub(super) fn last_changes(&self, id: u64) -> Option<Vec<Seq>> {
-        let task = self.tasks.get(&id)?;
-        let is_write = matches!(task.kind, Kind::Write { .. }) && task.stage == Stage::Changing;
-        let entry = self.table.entry(task.index).unwrap_or_default();
-        let is_complete = entry.owner == self.vid && !entry.is_partial();
-        let changes: Vec<Seq> =
-            task.changes.iter().copied().filter(|seq| self.in_flight.contains_key(seq)).collect();
-        let is_last = task.failure.is_none() && task.outstanding == changes.len();
-        (is_write && is_complete && is_last).then_some(changes)
     }
 
     pub(super) fn task_change_done(&mut self, id: u64, result: Result<(), StoreFailure>) {

@@ -91,7 +91,7 @@ impl Session {
         let Some(task) = self.task_of_change(seq) else { return };
         let Some(changes) = self.last_changes(task) else { return };
         let job = self.task_job(task);
-        let bytes = changes.iter().map(|seq| self.bytes_in_flight(*seq)).sum();
+        let bytes = changes.iter().filter_map(|seq| self.bytes_in_flight(*seq)).sum();
         let waits_for_disks = self.jobs.get(&job).is_some_and(|job| job.is_last_task());
         if !waits_for_disks
             || self.write_back.is_answered(job)
@@ -105,6 +105,17 @@ impl Session {
         if self.answer_job(ctx, job, Ok(ClientReply::Done)) {
             self.write_back.begin(job, bytes);
         }
+    }
+
+    /// The changes under way of a write into a complete object of the VDI's own that has nothing left to do but to wait for them. `None`: it is
+    /// another kind of task, or has more to do.
+    fn last_changes(&self, task: u64) -> Option<Vec<Seq>> {
+        let task = self.tasks.get(&task)?;
+        let entry = self.table.entry(task.index()).unwrap_or_default();
+        let is_complete = entry.owner == self.vid && !entry.is_partial();
+        let is_under_way = |seq: &Seq| self.bytes_in_flight(*seq).is_some();
+        let changes: Vec<Seq> = task.changes.iter().copied().filter(is_under_way).collect();
+        (is_complete && task.left_of_write() == Some(changes.len())).then_some(changes)
     }
 
     /// Has a flush that begins now to wait?
