@@ -16,6 +16,9 @@
 //! what clients see as it was, so a crash after any of them is harmless; the entry says that a chunk is there only
 //! after its data is on all copies.
 
+mod reading;
+mod surviving;
+
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
@@ -470,148 +473,6 @@ impl Session {
         self.set_entry_then(ctx, id, now, Stage::Preparing);
     }
 
-    fn execute_read(&mut self, ctx: &mut Context, id: u64, entry: Entry, piece: Piece, must_exist: bool) {
-        if entry.is_hole() && must_exist {
-            return self.end_task(ctx, id, Err(ClientError::NoObject));
-        }
-        if entry.is_hole() || piece.len == 0 {
-            let job = self.tasks[&id].job;
-            self.add_part(job, piece.at, Bytes::from(vec![0; piece.len as usize]));
-            return self.end_task(ctx, id, Ok(()));
-        }
-        let parts = entry.sources(piece.blocks(), self.chunk_blocks);
-        let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        task.stage = Stage::Reading;
-        task.outstanding = parts.len();
-        for (blocks, own) in parts {
-            let oid = Oid::data(if own { entry.owner } else { entry.base }, piece.index);
-            if !own && entry.base_is_partial {
-                self.read_through(ctx, id, oid, blocks);
-            } else {
-                self.start_read(ctx, oid, blocks, None, ReadUse::Task(id));
-            }
-        }
-    }
-
-    /// Fetches what the partly covered blocks hold now, then goes on with `merge`.
-    fn read_ends(&mut self, ctx: &mut Context, id: u64, source: Vid, piece: &Piece) {
-        let partial = piece.partial_blocks();
-        let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        if source.0 == 0 || partial.is_empty() {
-            task.stage = Stage::Merge;
-            self.runnable.push_back(id);
-            return;
-        }
-        task.stage = Stage::Reading;
-        task.outstanding = partial.len();
-        for block in partial {
-            self.start_read(
-                ctx,
-                Oid::data(source, piece.index),
-                BlockRange::new(block, 1),
-                None,
-                ReadUse::Task(id),
-            );
-        }
-    }
-
-    pub(super) fn task_read_done(&mut self, ctx: &mut Context, id: u64, blocks: BlockRange, found: Found) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let data = match found {
-            Found::Data(data) => data,
-            Found::Absent if matches!(task.kind, Kind::Adopt(_)) => Bytes::new(),
-            Found::Absent if matches!(task.kind, Kind::VmState { .. }) => {
-                task.failure = Some(ClientError::NoObject);
-                Bytes::new()
-            }
-            // A damaged object is one all the same.
-            Found::Failed if matches!(task.kind, Kind::Adopt(_)) => Bytes::from_static(&[0]),
-            // The table says that there is an object and nothing was ever written to it.
-            Found::Absent => Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES]),
-            Found::Failed | Found::Verified(_) => {
-                task.failure = Some(ClientError::Io);
-                Bytes::from(vec![0; blocks.count as usize * BLOCK_BYTES])
-            }
-        };
-        task.outstanding -= 1;
-        task.ends.insert(blocks.first, data);
-        if task.outstanding > 0 {
-            return;
-        }
-        if task.stage == Stage::CopyingUp {
-            return self.write_copied(ctx, id);
-        }
-        task.stage = Stage::Merge;
-        self.runnable.push_back(id);
-    }
-
-    /// Everything that had to be read is there.
-    fn merge(&mut self, ctx: &mut Context, id: u64) {
-        let task = self.tasks.get_mut(&id).expect("seen by the caller");
-        if let Some(failure) = task.failure.take() {
-            return self.end_task(ctx, id, Err(failure));
-        }
-        let kind = task.kind.clone();
-        // A whole copy was read for a CREATE that comes from an old table.
-        let object_bytes = (1u64 << self.shift) as usize;
-        let is_made_anew = task.ends.get(&0).is_some_and(|data| data.len() == object_bytes);
-        match kind {
-            Kind::Adopt(touched) => {
-                let exists = task.ends.remove(&0).is_some_and(|data| !data.is_empty());
-                let entry = self.table.entry(self.tasks[&id].index).unwrap_or_default();
-                let is_asked = touched.whole == Some(Whole::Asked);
-                let is_clone = !is_asked && entry.is_partial() && self.is_of_lineage(ctx, entry.owner);
-                match exists {
-                    true if is_clone => {
-                        self.set_entry_then(ctx, id, Entry { owner: self.vid, ..entry }, Stage::Adopting)
-                    }
-                    true => self.set_entry_then(ctx, id, Entry::whole(self.vid), Stage::Adopting),
-                    // What was there has been discarded.
-                    false if is_asked && !entry.is_hole() => self.clear_entry(ctx, id),
-                    false => self.end_task(ctx, id, Ok(())),
-                }
-            }
-            Kind::Read { piece, .. } => {
-                let parts = std::mem::take(&mut task.ends);
-                let (job, first) = (task.job, piece.blocks().first);
-                let data = join(parts);
-                let skip = piece.offset as usize - first as usize * BLOCK_BYTES;
-                self.add_part(job, piece.at, data.slice(skip..skip + piece.len as usize));
-                self.end_task(ctx, id, Ok(()));
-            }
-            Kind::Write { piece, data, mode: WriteMode::CopyOf(_) } if is_made_anew => {
-                let copy = self.tasks.get_mut(&id).expect("seen above").ends.remove(&0).expect("just seen");
-                let mut bytes = BytesMut::from(&copy[..]);
-                bytes[piece.offset as usize..][..data.len()].copy_from_slice(&data);
-                let blocks = BlockRange::new(0, self.object_blocks());
-                self.write(ctx, id, blocks, bytes.freeze(), true);
-            }
-            Kind::Write { piece, data, mode } => {
-                let merged = merge_ends(&piece, &data, &task.ends);
-                self.write(ctx, id, piece.blocks(), merged, mode == WriteMode::Replace);
-            }
-            Kind::VmState { piece, data: None, .. } => {
-                let data = join(std::mem::take(&mut task.ends));
-                let (job, skip) = (task.job, piece.offset as usize % BLOCK_BYTES);
-                self.add_part(job, piece.at, data.slice(skip..skip + piece.len as usize));
-                self.end_task(ctx, id, Ok(()));
-            }
-            Kind::VmState { piece, data: Some(data), replace } => {
-                let before = join(std::mem::take(&mut task.ends));
-                let (oid, blocks) = (task.oid, piece.blocks());
-                let mut bytes = BytesMut::zeroed(blocks.count as usize * BLOCK_BYTES);
-                bytes[..before.len()].copy_from_slice(&before);
-                let skip = piece.offset as usize % BLOCK_BYTES;
-                bytes[skip..skip + data.len()].copy_from_slice(&data);
-                let base = if replace { WriteBase::Empty } else { WriteBase::Keep };
-                self.change_blocks(ctx, id, oid, blocks, bytes.freeze(), base);
-            }
-            Kind::Claimed => self.write(ctx, id, BlockRange::new(0, 0), Bytes::new(), true),
-            Kind::Zero { piece, .. } => self.write_zeros(ctx, id, &piece),
-            _ => unreachable!("other tasks read nothing"),
-        }
-    }
-
     fn write(&mut self, ctx: &mut Context, id: u64, blocks: BlockRange, data: Bytes, replace: bool) {
         let (index, oid) = (self.tasks[&id].index, self.tasks[&id].oid);
         let entry = self.table.entry(index).unwrap_or_default();
@@ -758,62 +619,6 @@ impl Session {
         }
     }
 
-    /// Enters into the table what an earlier owner has done and did not live to enter: an object made or removed as a whole, or chunks of
-    /// a partial one, which are written whole first.
-    ///
-    /// An object of which only the copies are known that an earlier seal made may be a part of what its maker meant: that seal
-    /// did not end. Nobody was told of it, so it goes. The same holds of chunks.
-    fn adopt_object(&mut self, ctx: &mut Context, id: u64, entry: Entry, touched: &Touched) {
-        let oid = self.tasks[&id].oid;
-        let (chunk, is_own) = (self.chunk_blocks, entry.owner == self.vid);
-        let is_there = |blocks: BlockRange| {
-            (blocks.first..blocks.end() as u32).all(|block| is_own && entry.has_block(block, chunk))
-        };
-        for changes in self.survived.values_mut() {
-            changes.retain(|c| c.oid != oid || !c.is_copy || c.blocks.map_or(is_own, is_there));
-        }
-        match touched.whole {
-            None if !is_own => {
-                return self.change_as(ctx, id, oid, Change::Delete, Bytes::new(), Origin::default());
-            }
-            None | Some(Whole::Prepared) if is_own => {}
-            // A request has replaced it, or else removed it.
-            Some(Whole::Asked) if is_own && !entry.is_partial() => return self.end_task(ctx, id, Ok(())),
-            _ => {
-                let task = self.tasks.get_mut(&id).expect("seen by the caller");
-                task.stage = Stage::Reading;
-                task.outstanding = 1;
-                return self.start_read(ctx, oid, BlockRange::new(0, 1), None, ReadUse::Task(id));
-            }
-        }
-        let object = self.object_blocks();
-        let mut now = entry;
-        for c in (0..object.div_ceil(chunk)).filter(|_| entry.is_partial()) {
-            let blocks = BlockRange::new(c * chunk, chunk.min(object - c * chunk));
-            let whole = |r: &BlockRange| r.first <= blocks.first && r.end() >= blocks.end();
-            if touched.ranges.iter().any(whole) {
-                now = now.with_present(blocks, chunk, object);
-            }
-        }
-        // Of a chunk that the table does not name nothing is seen, so nothing in it counts as carried out: whoever writes there first fills it anew.
-        if now.is_partial() {
-            for changes in self.survived.values_mut() {
-                let seen = changes.drain(..).flat_map(|change| match change.blocks {
-                    Some(blocks) if change.oid == oid => {
-                        let runs = runs_of(blocks, |block| now.has_block(block, chunk));
-                        runs.into_iter().map(|run| Survivor { blocks: Some(run), ..change }).collect()
-                    }
-                    _ => vec![change],
-                });
-                *changes = seen.collect();
-            }
-        }
-        if now == entry {
-            return self.end_task(ctx, id, Ok(()));
-        }
-        self.set_entry_then(ctx, id, now, Stage::Adopting);
-    }
-
     /// The object is gone from all copies: the table may forget it.
     fn clear_entry(&mut self, ctx: &mut Context, id: u64) {
         self.set_entry_then(ctx, id, Entry::HOLE, Stage::Clearing);
@@ -826,33 +631,6 @@ impl Session {
         self.locks.release(task.oid, id);
         self.grant(task.oid);
         self.task_ended(ctx, task.job, result);
-    }
-
-    /// Was all of this part of a repeated request carried out by an earlier owner? The seal has made it the same everywhere.
-    fn has_survived(&self, id: u64, blocks: BlockRange) -> bool {
-        let task = &self.tasks[&id];
-        let Some(job) = self.jobs.get(&task.job) else { return false };
-        if job.request.origin == Origin::default() {
-            return false;
-        }
-        let Some(changes) = self.survived.get(&job.request.origin) else { return false };
-        match blocks.count {
-            // A creation without data.
-            0 => changes.iter().any(|c| c.oid == task.oid && c.blocks.is_none()),
-            _ => (blocks.first..blocks.end() as u32).all(|block| is_covered(changes, task.oid, block)),
-        }
-    }
-
-    /// The runs of these blocks that are still to be changed.
-    fn not_survived(&self, id: u64, blocks: BlockRange) -> Vec<BlockRange> {
-        let task = &self.tasks[&id];
-        let origin = self.jobs.get(&task.job).map(|job| job.request.origin).unwrap_or_default();
-        let survived = self.survived.get(&origin).filter(|_| origin != Origin::default());
-        let Some(changes) = survived else { return vec![blocks] };
-        match blocks.count {
-            0 => vec![blocks],
-            _ => runs_of(blocks, |block| !is_covered(changes, task.oid, block)),
-        }
     }
 
     pub(super) fn fail_task(&mut self, id: u64, error: ClientError) {
@@ -879,46 +657,4 @@ impl Session {
         let pg = ctx.view.pg_of(oid).and_then(|pg| ctx.view.pg(pg));
         pg.map(|pg| pg.in_sync.iter().copied().filter(|n| ctx.view.is_up(*n)).collect()).unwrap_or_default()
     }
-}
-
-/// Those of the blocks of which something is so.
-fn runs_of(blocks: BlockRange, is_so: impl Fn(u32) -> bool) -> Vec<BlockRange> {
-    let mut runs: Vec<BlockRange> = Vec::new();
-    for block in (blocks.first..blocks.end() as u32).filter(|block| is_so(*block)) {
-        match runs.last_mut() {
-            Some(run) if run.end() == u64::from(block) => run.count += 1,
-            _ => runs.push(BlockRange::new(block, 1)),
-        }
-    }
-    runs
-}
-
-fn is_covered(changes: &[Survivor], oid: Oid, block: u32) -> bool {
-    changes.iter().any(|c| c.oid == oid && c.blocks.is_none_or(|done| done.contains(block)))
-}
-
-/// Runs of blocks, one after another.
-fn join(parts: BTreeMap<u32, Bytes>) -> Bytes {
-    if parts.len() == 1 {
-        return parts.into_values().next().expect("there is one");
-    }
-    let mut whole = BytesMut::with_capacity(parts.values().map(Bytes::len).sum());
-    parts.values().for_each(|part| whole.extend_from_slice(part));
-    whole.freeze()
-}
-
-/// Whole blocks: the request's bytes between what the ragged ends held before.
-fn merge_ends(piece: &Piece, data: &Bytes, ends: &BTreeMap<u32, Bytes>) -> Bytes {
-    if piece.partial_blocks().is_empty() {
-        return data.clone();
-    }
-    let blocks = piece.blocks();
-    let mut merged = BytesMut::zeroed(blocks.count as usize * BLOCK_BYTES);
-    for (block, content) in ends {
-        let at = (block - blocks.first) as usize * BLOCK_BYTES;
-        merged[at..at + BLOCK_BYTES].copy_from_slice(content);
-    }
-    let at = piece.offset as usize - blocks.first as usize * BLOCK_BYTES;
-    merged[at..at + data.len()].copy_from_slice(data);
-    merged.freeze()
 }
