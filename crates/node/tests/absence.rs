@@ -103,6 +103,44 @@ fn a_copy_that_was_not_there_all_the_time_does_not_know_what_another_lacks() {
     assert_eq!(fetched(&cluster, 3), OBJECTS * 128 * BLOCK + table_bytes(&cluster), "all of it");
 }
 
+/// Sheep 3 alone can still read a block, and does not count yet.
+fn only_the_returning_copy_has_a_block() -> (Cluster, Vid, proto::RequestId) {
+    let (mut cluster, vid) = filled();
+    let disk = cluster.lose(id_of(3));
+    for i in [1, 2] {
+        let index = index_of(&cluster, i);
+        cluster.sheep[index].2.rotten.insert((proto::Oid::data(vid, 2), 5));
+    }
+    // It hears nothing of what it asks for.
+    cluster.cut_links.extend([1, 2].map(|i| (id_of(i), id_of(3))));
+    cluster.come_back(3, disk);
+    let op = VolumeOp::Read { offset: 2 * OBJECT_BYTES + 5 * BLOCK, len: BLOCK_BYTES as u32 };
+    let read = cluster.begin(0, ClientOp::Volume { vid, at: Point::Head, op });
+    cluster.run();
+    (cluster, vid, read)
+}
+
+#[test]
+fn a_block_that_only_a_returning_copy_can_read_is_waited_for() {
+    let (mut cluster, _, read) = only_the_returning_copy_has_a_block();
+    cluster.wait_ms(3000);
+    assert!(!cluster.answers.contains_key(&read), "{:?}", cluster.answers);
+    cluster.cut_links.clear();
+    cluster.wait_ms(3000);
+    let answer = cluster.answers.remove(&read);
+    assert!(
+        matches!(&answer, Some(Ok(ClientReply::Data(data))) if data[..] == [1; BLOCK_BYTES]),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_block_that_a_copy_does_not_come_back_with_is_not_waited_for_for_ever() {
+    let (mut cluster, _, read) = only_the_returning_copy_has_a_block();
+    cluster.wait_ms(30_000);
+    assert_eq!(cluster.answers.remove(&read), Some(Err(ClientError::Io)));
+}
+
 /// What a block table's page takes.
 fn table_bytes(cluster: &Cluster) -> u64 {
     let is_table = |oid: &proto::Oid| oid.kind() != Some(proto::ObjectKind::Data);

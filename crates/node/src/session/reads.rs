@@ -1,5 +1,7 @@
 //! Reads of whole blocks, and comparisons of objects, from one in-sync copy: this node's own first, another one if that fails.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::checksum::block_checksums;
 use proto::object::{BlockRange, Verified};
@@ -7,7 +9,9 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{NodeId, Oid, Since, Vid};
 
 use super::Session;
+use crate::Time;
 use crate::context::{Context, Purpose};
+use crate::view::Pg;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReadUse {
@@ -66,6 +70,17 @@ enum What {
     DifferenceFrom(Option<Oid>),
 }
 
+/// A copy that catches up may have what the others have lost, and gives it once it counts again. So long a read that has failed on all that
+/// count waits for it. Not for ever: it may catch up with the very blocks that nobody can read.
+const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Is there a copy that does not count now and may soon?
+fn comes_back(ctx: &Context, pg: &Pg) -> bool {
+    let catching = pg.catching.iter().map(|copy| copy.node);
+    let absent = pg.absent.iter().map(|copy| copy.node).filter(|node| pg.targets.contains(node));
+    catching.chain(absent).any(|node| ctx.view.is_serving(node))
+}
+
 #[derive(Debug)]
 pub(super) struct Read {
     oid: Oid,
@@ -76,6 +91,8 @@ pub(super) struct Read {
     /// Copies that failed since the in-sync set is what it is.
     failed: Vec<NodeId>,
     failed_since: Since,
+    /// When the last of them had.
+    failed_at: Option<Time>,
     asked: Option<(NodeId, u64, Since)>,
 }
 
@@ -86,7 +103,16 @@ impl Read {
     }
 
     fn new(oid: Oid, what: What, only: Option<NodeId>, purpose: ReadUse) -> Read {
-        Read { oid, what, purpose, only, failed: Vec::new(), failed_since: Since::default(), asked: None }
+        Read {
+            oid,
+            what,
+            purpose,
+            only,
+            failed: Vec::new(),
+            failed_since: Since::default(),
+            failed_at: None,
+            asked: None,
+        }
     }
 }
 
@@ -154,6 +180,7 @@ impl Session {
         if read.failed_since != pg.since {
             read.failed.clear();
             read.failed_since = pg.since;
+            read.failed_at = None;
         }
         let candidates: Vec<NodeId> =
             pg.in_sync.iter().copied().filter(|n| read.only.is_none_or(|only| only == *n)).collect();
@@ -163,7 +190,11 @@ impl Session {
         let Some(node) = usable.first().copied() else {
             read.asked = None;
             if candidates.iter().all(|n| read.failed.contains(n)) && !pg.in_sync.is_empty() {
-                self.finish_read(ctx, id, Found::Failed);
+                let failed_at = *read.failed_at.get_or_insert(ctx.now);
+                let waits = matches!(read.what, What::Blocks(_)) && read.only.is_none();
+                if !waits || ctx.now.since(failed_at) > RETURN_PATIENCE || !comes_back(ctx, pg) {
+                    self.finish_read(ctx, id, Found::Failed);
+                }
             }
             return;
         };
