@@ -114,6 +114,12 @@ pub(crate) enum StoreUse {
         pgs: Vec<PgId>,
     },
     OwnLength(Asked),
+    /// This node's own content of a block that the source cannot read, to be compared with what the source has on record.
+    OwnBlock {
+        asked: Asked,
+        block: u32,
+        recorded: u32,
+    },
     Backfill {
         pg: PgId,
         oid: Oid,

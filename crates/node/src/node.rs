@@ -521,6 +521,9 @@ impl Node {
                 StoreUse::OwnLength(asked) => {
                     node.catch_up.handle_own_length(ctx, node.replica, asked, reply);
                 }
+                StoreUse::OwnBlock { asked, block, recorded } => {
+                    node.catch_up.handle_own_block(ctx, node.replica, asked, (block, recorded), reply);
+                }
                 StoreUse::Backfill { pg, oid, started } => {
                     node.catch_up.handle_backfilled(ctx, node.replica, pg, oid, started, reply);
                 }

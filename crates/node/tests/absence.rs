@@ -141,6 +141,45 @@ fn a_block_that_a_copy_does_not_come_back_with_is_not_waited_for_for_ever() {
     assert_eq!(cluster.answers.remove(&read), Some(Err(ClientError::Io)));
 }
 
+/// Sheep 1 of two has been away while block 7 was written; sheep 0 has started anew since and does not know what the other lacks, and cannot
+/// read one of its blocks.
+fn the_only_source_is_damaged(rotten: u32) -> (Cluster, Vid) {
+    let (mut cluster, vid) = Cluster::with_disk(2);
+    write(&mut cluster, vid, 2 * OBJECT_BYTES, 128, 1);
+    cluster.wait_ms(1500);
+    let disk = cluster.lose(id_of(1));
+    write(&mut cluster, vid, 2 * OBJECT_BYTES + 7 * BLOCK, 1, 2);
+    cluster.wait_ms(1500);
+    cluster.lose_and_come_back(0);
+    let source = index_of(&cluster, 0);
+    cluster.sheep[source].2.rotten.insert((proto::Oid::data(vid, 2), rotten));
+    cluster.come_back(1, disk);
+    cluster.wait_ms(5000);
+    (cluster, vid)
+}
+
+fn counts(cluster: &Cluster, i: u16) -> bool {
+    let view = cluster.sheep[0].1.view();
+    view.pools().iter().flat_map(|pool| &pool.pgs).all(|pg| pg.in_sync.contains(&id_of(i)))
+}
+
+#[test]
+fn a_block_that_the_source_cannot_read_is_not_needed_where_it_is_the_same() {
+    let (mut cluster, vid) = the_only_source_is_damaged(5);
+    assert!(counts(&cluster, 1));
+    for (block, fill) in [(5, 1), (7, 2)] {
+        let op = VolumeOp::Read { offset: 2 * OBJECT_BYTES + block * BLOCK, len: BLOCK_BYTES as u32 };
+        let data = cluster.data(1, ClientOp::Volume { vid, at: Point::Head, op });
+        assert!(data.iter().all(|byte| *byte == fill), "block {block}");
+    }
+}
+
+#[test]
+fn a_block_that_the_source_cannot_read_and_that_was_written_meanwhile_is_missing() {
+    let (cluster, _) = the_only_source_is_damaged(7);
+    assert!(!counts(&cluster, 1));
+}
+
 /// What a block table's page takes.
 fn table_bytes(cluster: &Cluster) -> u64 {
     let is_table = |oid: &proto::Oid| oid.kind() != Some(proto::ObjectKind::Data);

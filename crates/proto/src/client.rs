@@ -75,7 +75,8 @@ pub enum VolumeOp {
         len: u64,
         keep_allocated: bool,
     },
-    /// All writes of the VDI that were acknowledged before, to whomever, are durable on all in-sync copies.
+    /// All writes of the VDI that were acknowledged before, to whomever, are durable on all in-sync copies. In write-back mode this does not cover what was
+    /// lost meanwhile because the processes of all copies have died.
     Flush,
     /// Which parts hold data. Answered by `Extents` that cover a prefix of the range, at least one.
     BlockStatus {

@@ -250,6 +250,8 @@ pub enum Fetched {
     Length(u32),
     /// The blocks asked for, with these checksums.
     Blocks(Vec<u32>),
+    /// Not all of the blocks asked for can be read here. These checksums of them are on record.
+    Damaged(Vec<u32>),
 }
 
 /// Why a frame was refused. The link is closed.

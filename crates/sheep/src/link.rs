@@ -348,7 +348,9 @@ fn verify(message: &PeerMessage) -> Result<(), ReceiveError> {
         }
         PeerMessage::Reply { body: PeerReply::Fetched { found, data, .. }, .. } => match found {
             Fetched::Blocks(checksums) => (data, checksums.as_slice(), checksums.len()),
-            Fetched::Absent | Fetched::Removed | Fetched::Length(_) => (data, &[][..], 0),
+            Fetched::Absent | Fetched::Removed | Fetched::Length(_) | Fetched::Damaged(_) => {
+                (data, &[][..], 0)
+            }
         },
         _ => return Ok(()),
     };

@@ -70,7 +70,8 @@ impl World {
             return;
         }
         let waits = is_of_disk || (kind == FaultKind::BitRot && !ROT_MEETS_FAULTS);
-        if waits || self.copies_of_any_pg() < 3 {
+        // In write-back mode a copy that was kept while it was down leaves when it returns: then one may be left of three.
+        if waits || self.copies_of_any_pg() < 3 || self.scenario.write_back {
             self.damages.stage = Some(Stage::Planned(kind));
         } else {
             self.damage(kind);

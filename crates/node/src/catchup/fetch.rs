@@ -12,8 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use proto::checksum::block_checksums;
-use proto::object::{AMENDED_MAX, BlockRange, Change, ObjectOp, ObjectReply, Stamp, Unsettled, WriteBase};
+use proto::checksum::{ZERO_BLOCK_CRC, block_checksums};
+use proto::object::{
+    AMENDED_MAX, BlockRange, Change, ObjectOp, ObjectReply, Stamp, StoreFailure, Unsettled, WriteBase,
+};
 use proto::peer::{Fetched, PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
 
@@ -44,6 +46,10 @@ pub(super) struct Fetching {
     found: Option<Found>,
     own_blocks: Option<u32>,
     next: u32,
+    /// Up to here blocks are fetched one by one: the source cannot read all of them.
+    singly_until: u64,
+    /// What came with a block that is compared with this copy's own.
+    compared: Vec<Unsettled>,
     /// All marks that came with it, and when each was told of first.
     marks: BTreeMap<Stamp, Told>,
     /// What was said last of each piece.
@@ -99,6 +105,8 @@ impl Fetching {
             found: None,
             own_blocks: None,
             next: 0,
+            singly_until: 0,
+            compared: Vec::new(),
             marks: BTreeMap::new(),
             seen: Vec::new(),
             turn: 0,
@@ -296,7 +304,8 @@ impl CatchUp {
             self.backfill(ctx, pg, oid, BlockRange::new(first, end - first), None);
             return self.fetch_next(ctx, replica, pg, oid);
         }
-        let blocks = BlockRange::new(first, FETCH_BLOCKS.min(end.min(found.blocks) - first));
+        let most = if u64::from(first) < fetching.singly_until { 1 } else { FETCH_BLOCKS };
+        let blocks = BlockRange::new(first, most.min(end.min(found.blocks) - first));
         let (bytes, bound) = (u64::from(blocks.count) * BLOCK_BYTES as u64, ctx.view.repair().rate_bytes);
         if self.is_store_full() {
             return self.pace.hold((pg, oid));
@@ -330,6 +339,9 @@ impl CatchUp {
         let Some(fetching) = self.awaiting(ctx, asked) else { return };
         let is_base = fetching.from != oid;
         let (data, marks) = match reply {
+            PeerReply::Fetched { found: Fetched::Damaged(checksums), marks, .. } if !is_base => {
+                return self.source_is_damaged(ctx, replica, asked, blocks, (&checksums, marks));
+            }
             PeerReply::Fetched { found: Fetched::Blocks(_), marks, data, .. }
                 if data.len() == blocks.count as usize * BLOCK_BYTES =>
             {
@@ -343,10 +355,23 @@ impl CatchUp {
             PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, marks, .. } => (None, marks),
             other => return self.fetch_again(pg, oid, &other),
         };
+        self.take_piece(ctx, replica, asked, blocks, (data, marks));
+    }
+
+    /// A piece is here, with the changes that are part of it.
+    fn take_piece(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        Asked { pg, oid, .. }: Asked,
+        blocks: BlockRange,
+        (data, marks): (Option<Bytes>, Vec<Unsettled>),
+    ) {
+        let is_base = self.objects.get(&(pg, oid)).is_some_and(|fetching| fetching.from != oid);
         if !is_base && !self.take_marks(ctx, replica, pg, oid, &marks) {
             return;
         }
-        let fetching = self.objects.get_mut(&(pg, oid)).expect("seen above");
+        let fetching = self.objects.get_mut(&(pg, oid)).expect("seen by the caller");
         fetching.next = fetching.next.max(blocks.end() as u32);
         if !is_base {
             fetching.see(blocks.first, blocks.end(), &marks);
@@ -354,6 +379,50 @@ impl CatchUp {
         self.fetched_bytes += data.as_ref().map_or(0, |data| data.len() as u64);
         self.backfill(ctx, pg, oid, blocks, data);
         self.fetch_next(ctx, replica, pg, oid);
+    }
+
+    /// The source cannot read all of these blocks. What it can read it gives block by block; what it cannot is not needed from it if this copy
+    /// has content with the checksum that the source has on record: then it is the same, and as good as if it had come from there.
+    fn source_is_damaged(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        asked: Asked,
+        blocks: BlockRange,
+        (checksums, marks): (&[u32], Vec<Unsettled>),
+    ) {
+        let Asked { pg, oid, .. } = asked;
+        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
+        if blocks.count > 1 {
+            fetching.singly_until = fetching.singly_until.max(blocks.end());
+            return self.fetch_next(ctx, replica, pg, oid);
+        }
+        fetching.compared = marks;
+        let recorded = checksums.first().copied().unwrap_or(ZERO_BLOCK_CRC);
+        let block = blocks.first;
+        ctx.store(ObjectOp::Read { oid, blocks }, StoreUse::OwnBlock { asked, block, recorded });
+    }
+
+    pub fn handle_own_block(
+        &mut self,
+        ctx: &mut Context,
+        replica: &mut Replica,
+        asked: Asked,
+        (block, recorded): (u32, u32),
+        reply: ObjectReply,
+    ) {
+        let Some(fetching) = self.awaiting(ctx, asked) else { return };
+        let marks = std::mem::take(&mut fetching.compared);
+        let blocks = BlockRange::new(block, 1);
+        match reply {
+            ObjectReply::Data { data, .. } if block_checksums(&data) == [recorded] => {
+                self.take_piece(ctx, replica, asked, blocks, (Some(data), marks));
+            }
+            _ => {
+                let failure = StoreFailure::Corrupt { oid: asked.oid, block };
+                self.fetch_again(asked.pg, asked.oid, &PeerReply::Failed(failure));
+            }
+        }
     }
 
     /// Gives an object up until the next tick.

@@ -56,6 +56,7 @@ impl Node {
             | StoreUse::ListFor { .. }
             | StoreUse::OwnList { .. }
             | StoreUse::OwnLength(_)
+            | StoreUse::OwnBlock { .. }
             | StoreUse::Backfill { .. }
             | StoreUse::Scrub(_)
             | StoreUse::Wiped

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use proto::object::{BlockRange, ObjectInfo, ObjectOp, ObjectReply, Stamp, Unsettled};
+use proto::object::{BlockRange, ObjectInfo, ObjectOp, ObjectReply, Stamp, StoreFailure, Unsettled};
 use proto::peer::{Fetched, PeerReply};
 use proto::{NodeId, Oid, PgId};
 
@@ -25,6 +25,9 @@ struct Fetch {
     to: NodeId,
     call: u64,
     oid: Oid,
+    blocks: Option<BlockRange>,
+    /// They cannot all be read: their checksums are looked up instead.
+    damaged: bool,
     marks: Vec<Unsettled>,
     /// Orders of `marks` that the store has not answered.
     awaited: BTreeMap<u64, Stamp>,
@@ -50,7 +53,9 @@ impl Replica {
         let awaited = entries.iter().filter_map(|e| Some((e.order?, e.change.stamp))).collect();
         self.serving.next += 1;
         let fetch = self.serving.next;
-        self.serving.fetches.insert(fetch, Fetch { to, call, oid, marks, awaited, found: None });
+        self.serving
+            .fetches
+            .insert(fetch, Fetch { to, call, oid, blocks, damaged: false, marks, awaited, found: None });
         let op = match blocks {
             Some(blocks) => ObjectOp::Read { oid, blocks },
             None => ObjectOp::Checksums { oid, blocks: BlockRange::ALL },
@@ -58,11 +63,19 @@ impl Replica {
         ctx.store(op, StoreUse::Fetch { fetch });
     }
 
+    /// What cannot be read here is told by its checksums: whoever asks may have the same. They may be those of a change that is submitted after the
+    /// marks were taken; but then whoever has the same has that change too.
     pub fn handle_fetch_read(&mut self, ctx: &mut Context, id: u64, reply: ObjectReply) {
-        if let Some(fetch) = self.serving.fetches.get_mut(&id) {
-            fetch.found = Some(reply);
-            self.answer_fetches(ctx);
+        let Some(fetch) = self.serving.fetches.get_mut(&id) else { return };
+        if let (ObjectReply::Failed(StoreFailure::Corrupt { .. }), Some(blocks), false) =
+            (&reply, fetch.blocks, fetch.damaged)
+        {
+            fetch.damaged = true;
+            let op = ObjectOp::Checksums { oid: fetch.oid, blocks };
+            return ctx.store(op, StoreUse::Fetch { fetch: id });
         }
+        fetch.found = Some(reply);
+        self.answer_fetches(ctx);
     }
 
     /// It is not answered any more.
@@ -83,10 +96,16 @@ impl Replica {
     fn answer_fetches(&mut self, ctx: &mut Context) {
         let complete = |_: &u64, f: &mut Fetch| f.awaited.is_empty() && f.found.is_some();
         for (_, fetch) in self.serving.fetches.extract_if(.., complete) {
-            let Fetch { to, call, oid, marks, found, .. } = fetch;
+            let Fetch { to, call, oid, marks, found, damaged, .. } = fetch;
             let (found, data) = match found.expect("it is complete") {
+                // That is newer than the marks.
+                ObjectReply::Absent if damaged => {
+                    ctx.reply(to, call, PeerReply::Failed(StoreFailure::Corrupt { oid, block: 0 }));
+                    continue;
+                }
                 ObjectReply::Absent if ctx.view.vdi(oid.vid()).is_none() => (Fetched::Removed, Bytes::new()),
                 ObjectReply::Absent => (Fetched::Absent, Bytes::new()),
+                ObjectReply::Checksums(checksums) if damaged => (Fetched::Damaged(checksums), Bytes::new()),
                 ObjectReply::Checksums(checksums) => (Fetched::Length(checksums.len() as u32), Bytes::new()),
                 ObjectReply::Data { data, checksums } => (Fetched::Blocks(checksums), data),
                 ObjectReply::Failed(failure) => {

@@ -9,8 +9,8 @@
 //!   remain it is kept, no write ends without it, and when it returns it leaves the set all the same if another has lived on (`view/pg.rs`). The owner
 //!   sends the change to whatever set there is then.
 //! - The owner dies: the next one's seal makes it alike on all copies, from any that has it.
-//! - All copies of a PG die before any has written it: it is lost, everywhere alike after the seal. So is what one of them had written, unless that
-//!   one counts in the seal, and it does: what is kept in a set while it is down is waited for.
+//! - All copies of a PG die before any has written it: it is lost, everywhere alike after the seal. What one of them had written is found there if that
+//!   one is back in time: a seal waits for what is kept in a set while it is down, but lets go of it after some seconds if enough others are there.
 //! - Nobody can refuse it: a store says that it has taken a change when room for it is found ([`proto::object::ObjectReply::Taken`]), and where one
 //!   that has lost it finds no room later, it may take the last room or is dropped, or the change waits, and with it the next flush.
 //!
@@ -100,9 +100,9 @@ impl Session {
         {
             return;
         }
-        // From here on none of them may be refused.
-        changes.into_iter().for_each(|seq| self.promise(seq));
         if self.answer_job(ctx, job, Ok(ClientReply::Done)) {
+            // From here on none of them may be refused.
+            changes.into_iter().for_each(|seq| self.promise(seq));
             self.write_back.begin(job, bytes);
         }
     }
