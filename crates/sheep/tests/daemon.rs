@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -197,14 +198,14 @@ fn a_sheep_that_is_killed_can_be_started_again_at_once() {
     let port = free_port();
     let pid = farm.start("0", port, &[]);
     signal(pid, libc::SIGKILL);
-    wait_until("it has ended", || has_ended(pid));
+    wait_until("its lock is free", || is_unlocked(&farm.store("0").join("lock")));
     let again = farm.start("0", port, &[]);
     assert_ne!(pid, again);
     UnixStream::connect(farm.store("0").join("sock")).unwrap();
 }
 
-/// True of a zombie too: it holds no files any more, and there may be nobody to reap it.
-fn has_ended(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
+/// Looked up and not tried: a daemon that another test starts at that moment would inherit our lock until it executes.
+fn is_unlocked(file: &Path) -> bool {
+    let inode = format!(":{} ", fs::metadata(file).unwrap().ino());
+    !fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains(&inode))
 }
