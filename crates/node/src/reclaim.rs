@@ -6,8 +6,10 @@
 //! stays safe however late a member acts on it. Tables of working VDIs are asked of their owners, who
 //! count changes that are not settled as what they were and as what they will be.
 //!
-//! A job is started for a VDI when it is deleted, when a table somewhere stops to refer to it, and by the first member
-//! whenever members come or go: so what a crash interrupted is taken up again. When nothing is kept on any member that is up
+//! A job is started for a VDI when it is deleted, when a table somewhere stops to refer to it, when a session has been sealed whose
+//! VDI stands on it (the owner before may not have lived to tell of what it let go of), and by the first member
+//! whenever members come or go: so what a crash interrupted is taken up again. What is wanted while a job reads tables is looked at once more after
+//! it: the job may have seen what has been let go of since. When nothing is kept on any member that is up
 //! the VDI is gone ([`crate::view::Life::Gone`]); members that are down drop the rest when they come back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -87,30 +89,42 @@ impl Reclaim {
     pub fn handle_tick(&mut self, ctx: &mut Context) {
         let unreferenced = std::mem::take(&mut ctx.out.unreferenced);
         self.want(ctx.now, unreferenced);
+        let older = self.next_job;
         for (top, told) in std::mem::take(&mut self.failed) {
-            self.next_job += 1;
-            let id = self.next_job;
-            self.jobs.insert(id, Job::new(ctx, top, told));
-            self.advance(ctx, id);
+            self.begin(ctx, top, told);
         }
         if self.due.is_none_or(|at| ctx.now < at) {
             return;
         }
         self.due = None;
+        let mut later = Vec::new();
         for vid in std::mem::take(&mut self.wanted) {
-            let covered = self.jobs.values().any(|job| !job.started && job.subjects.contains(&vid));
-            if !covered && ctx.view.vdis().get(&vid).is_some_and(|v| v.life == Life::Remains) {
-                self.start(ctx, vid, None);
+            if ctx.view.vdis().get(&vid).is_none_or(|v| v.life != Life::Remains) {
+                continue;
+            }
+            let mut reading = self.jobs.iter().filter(|(_, job)| !job.started && job.subjects.contains(&vid));
+            match reading.next_back().map(|(id, _)| *id) {
+                None => self.start(ctx, vid, None),
+                // It has asked nobody yet.
+                Some(id) if id > older => {}
+                // It may have read that table while that still referred to the object, and will keep it. One job after another is
+                // enough: the next one finds all that becomes free meanwhile.
+                Some(_) => later.push(vid),
             }
         }
+        self.want(ctx.now, later);
     }
 
     /// Reclaims what nothing refers to of `vid` and of what is deleted around it, then tells the client.
     pub fn start(&mut self, ctx: &mut Context, vid: Vid, request: Option<RequestId>) {
         let top = ctx.view.topmost_deleted(vid);
+        self.begin(ctx, top, request.into_iter().collect());
+    }
+
+    fn begin(&mut self, ctx: &mut Context, top: Vid, told: Vec<RequestId>) {
         self.next_job += 1;
         let id = self.next_job;
-        self.jobs.insert(id, Job::new(ctx, top, request.into_iter().collect()));
+        self.jobs.insert(id, Job::new(ctx, top, told));
         self.advance(ctx, id);
     }
 

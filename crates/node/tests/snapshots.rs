@@ -6,12 +6,14 @@
 #[path = "native/cluster.rs"]
 mod cluster;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use cluster::{Cluster, OBJECT_BYTES};
+use cluster::{Cluster, OBJECT_BYTES, id_of};
 use proto::client::*;
 use proto::object::{BlockRange, Change, WriteBase};
+use proto::peer::{PeerMessage, PeerRequest};
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, ObjectKind, Oid, RequestId, Vid};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -805,6 +807,79 @@ fn a_table_page_of_a_deleted_vdi_goes_when_the_last_one_that_read_it_has_its_own
         assert_exact_objects(&mut cluster, "when it is not needed any more");
         assert_eq!(read(&mut cluster, 0, reader, 5 * OBJECT_BYTES, 4096)[..], [2; 4096]);
     }
+}
+
+#[test]
+fn what_becomes_free_while_tables_are_read_is_reclaimed_as_well() {
+    let (mut cluster, _) = Cluster::with_disk(2);
+    let vid = create(&mut cluster, "v");
+    write(&mut cluster, 0, vid, 0, vec![1; 4096]);
+    let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+    write(&mut cluster, 0, head, OBJECT_BYTES, vec![2; 4096]);
+    // The other sheep owns it, and its table is asked for there.
+    let copy = clone(&mut cluster, vid, "c");
+    let all = VolumeOp::Discard { offset: 0, len: OBJECT_BYTES };
+    cluster.ask(1, at(copy, Point::Head, all.clone())).unwrap();
+    cluster.delays = Some(Box::new(move |_, message| {
+        matches!(message, PeerMessage::Request { body: PeerRequest::Forward { op, .. }, .. }
+            if matches!(op, ClientOp::Vdi(VdiOp::Table { vid, .. }) if *vid == copy))
+    }));
+    let deletion = cluster.begin(0, ClientOp::Vdi(VdiOp::Delete { vid }));
+    cluster.run();
+    assert!(!cluster.delayed.is_empty(), "it waits for one table, and has read the other");
+    cluster.ask(0, at(head, Point::Head, all)).unwrap();
+    cluster.wait_ms(2000);
+    assert!(!cluster.answers.contains_key(&deletion));
+    cluster.deliver_delayed();
+    assert_eq!(cluster.answers.remove(&deletion), Some(Ok(ClientReply::Done)));
+    cluster.wait_ms(2000);
+    assert_exact_objects(&mut cluster, "when nothing refers to the object any more");
+    assert_eq!(read(&mut cluster, 1, head, OBJECT_BYTES, 4096)[..], [2; 4096]);
+}
+
+#[test]
+fn what_an_owner_has_let_go_of_and_did_not_live_to_tell_is_reclaimed() {
+    // Sheep 0 owns the VDI and stores nothing.
+    let (mut cluster, vid) = Cluster::with_gateway();
+    write(&mut cluster, 0, vid, 0, vec![1; 4096]);
+    let head = vids(snapshot(&mut cluster, vid, "t"))[0];
+    write(&mut cluster, 0, head, OBJECT_BYTES, vec![2; 4096]);
+    // It never hears that the table is on all copies.
+    let owner = id_of(0);
+    let writes_of_table = RefCell::new(BTreeSet::new());
+    cluster.delays = Some(Box::new(move |to, message| match message {
+        PeerMessage::Request { id, body: PeerRequest::Change { oid, .. }, .. } => {
+            if *oid == Oid::inode(head) {
+                writes_of_table.borrow_mut().insert(*id);
+            }
+            false
+        }
+        PeerMessage::Reply { id, .. } => to == owner && writes_of_table.borrow().contains(id),
+        _ => false,
+    }));
+    cluster.begin(0, at(head, Point::Head, VolumeOp::Discard { offset: 0, len: OBJECT_BYTES }));
+    cluster.run();
+    assert_eq!(cluster.delayed.len(), 3);
+    assert_eq!(cluster.ask(1, ClientOp::Vdi(VdiOp::Delete { vid })), Ok(ClientReply::Done));
+    cluster.wait_ms(1000);
+    let holders = |cluster: &Cluster| {
+        cluster.sheep.iter().filter(|(_, _, store)| store.objects.contains_key(&Oid::data(vid, 0))).count()
+    };
+    assert_eq!(holders(&cluster), 3, "the change may not survive");
+    // Cut off, it loses the session, and stays a member.
+    let others: Vec<NodeId> = (1..4).map(id_of).collect();
+    cluster.cut_links.extend(others.iter().flat_map(|other| [(owner, *other), (*other, owner)]));
+    let op = VolumeOp::Read { offset: 0, len: 4096 };
+    let request = cluster.begin(1, at(head, Point::Head, op));
+    cluster.wait_ms(4500);
+    let zeros = Bytes::from(vec![0; 4096]);
+    assert_eq!(cluster.answers.remove(&request), Some(Ok(ClientReply::Data(zeros))));
+    cluster.delays = None;
+    cluster.delayed.clear();
+    cluster.cut_links.clear();
+    cluster.wait_ms(5000);
+    assert_eq!(holders(&cluster), 0);
+    assert_exact_objects(&mut cluster, "after the session was taken");
 }
 
 #[test]

@@ -259,6 +259,9 @@ impl Session {
 
     fn seal_is_complete(&mut self, ctx: &mut Context) {
         self.seal = None;
+        // What the owner before let go of in the table was kept as long as that was not settled: now it is, and that owner tells nobody.
+        let top = ctx.view.topmost_deleted(self.vid);
+        ctx.out.unreferenced.extend(Some(top).filter(|top| *top != self.vid));
         self.next_seq = FIRST_SEQ;
         self.serve_queue(ctx);
     }
