@@ -12,7 +12,7 @@ use proto::cluster::RepairChange;
 use proto::{Oid, RequestId};
 
 use crate::network::SheepIndex;
-use crate::object_store::{Disk, Ending};
+use crate::object_store::Ending;
 use crate::queue::Moment;
 use crate::scenario::FaultKind;
 use crate::sheep::State;
@@ -214,7 +214,7 @@ impl World {
             let keeps_mark = self.fault_rng.percent(50);
             let sheep = &mut self.sheep[index];
             sheep.member.store_id += REPLACEMENT_ID;
-            sheep.state = State::Down(Disk::new(self.scenario.store, sheep.member.store_id));
+            sheep.state = State::Down(self.scenario.new_disk(sheep.member.store_id));
             if !keeps_mark {
                 sheep.formatted = None;
             }

@@ -2,7 +2,7 @@
 //!
 //! The world carries out its I/O with latencies of its own. A crash is one of the disk: what was not synced is
 //! lost, torn or reordered. The disk is small, so that its journal wraps within a run, and yet larger than
-//! everything a run writes: `NoSpace` is a legal answer only where [`crate::ballast`] fills it.
+//! everything a run writes ([`crate::scenario::Scenario::new_disk`]): `NoSpace` is a legal answer only where [`crate::ballast`] fills it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,8 +17,6 @@ use store::{Disk, FormatOptions, IoId, IoOp, Recovered, Store};
 
 use crate::prng::Rng;
 
-/// Some 490 slots and 120 maps; a run has a few dozen objects at a time, with a few slots each.
-const DISK_BYTES: u64 = 32 << 20;
 /// The smallest there is: write-back begins after some 60 small writes.
 const JOURNAL_BYTES: u64 = 1 << 20;
 /// Completions between two checks of the engine's invariants.
@@ -32,6 +30,7 @@ const OWN_TICKET: u64 = u64::MAX;
 pub struct EngineDisk {
     disk: SimDisk,
     store_id: u64,
+    size_bytes: u64,
     is_formatted: bool,
 }
 
@@ -49,6 +48,7 @@ pub struct Flaws {
 pub struct EngineStore {
     store: Store,
     disk: SimDisk,
+    size_bytes: u64,
     pub flaws: Flaws,
     completed: u64,
     /// Rounds of write-back that came to their sync.
@@ -56,37 +56,44 @@ pub struct EngineStore {
 }
 
 impl EngineDisk {
-    pub fn new(store_id: u64) -> EngineDisk {
+    pub fn new(store_id: u64, size_bytes: u64) -> EngineDisk {
         // Devices and files in turn.
+        let options = format_options(store_id, size_bytes);
         let disk = match store_id % 2 {
-            0 => SimDisk::new(DISK_BYTES),
-            _ => SimDisk::growing(format_options(store_id).first_bytes().expect("large enough"), DISK_BYTES),
+            0 => SimDisk::new(size_bytes),
+            _ => SimDisk::growing(options.first_bytes().expect("large enough"), size_bytes),
         };
-        EngineDisk { disk, store_id, is_formatted: false }
+        EngineDisk { disk, store_id, size_bytes, is_formatted: false }
     }
 
     /// Formats the disk when it is new, and recovers it; perhaps at the second or third attempt.
     pub fn open(mut self, rng: &mut Rng) -> Result<(EngineStore, Vec<Unsettled>), String> {
+        let options = format_options(self.store_id, self.size_bytes);
         while rng.percent(5) {
             let mut failing = FailingPower { disk: &mut self.disk, steps_left: rng.below(9) };
-            let _ = open(&mut failing, self.store_id, self.is_formatted);
+            let _ = open(&mut failing, &options, self.is_formatted);
             self.disk.crash(rng.next());
         }
-        let (store, recovered) = open(&mut self.disk, self.store_id, self.is_formatted)?;
+        let (store, recovered) = open(&mut self.disk, &options, self.is_formatted)?;
         assert_eq!(recovered.store_id, self.store_id, "a disk keeps its id");
         store.assert_invariants();
-        let opened = EngineStore { store, disk: self.disk, flaws: Flaws::default(), completed: 0, syncs: 0 };
+        let EngineDisk { disk, size_bytes, .. } = self;
+        let opened = EngineStore { store, disk, size_bytes, flaws: Flaws::default(), completed: 0, syncs: 0 };
         Ok((opened, recovered.unsettled))
     }
 }
 
-fn format_options(store_id: u64) -> FormatOptions {
-    FormatOptions { size_bytes: DISK_BYTES, journal_bytes: JOURNAL_BYTES, store_id }
+fn format_options(store_id: u64, size_bytes: u64) -> FormatOptions {
+    FormatOptions { size_bytes, journal_bytes: JOURNAL_BYTES, store_id }
 }
 
-fn open(disk: &mut dyn Disk, store_id: u64, is_formatted: bool) -> Result<(Store, Recovered), String> {
+fn open(
+    disk: &mut dyn Disk,
+    options: &FormatOptions,
+    is_formatted: bool,
+) -> Result<(Store, Recovered), String> {
     if !is_formatted {
-        Store::format(disk, &format_options(store_id)).map_err(|e| format!("cannot be formatted: {e}"))?;
+        Store::format(disk, options).map_err(|e| format!("cannot be formatted: {e}"))?;
     }
     Store::open(disk).map_err(|e| format!("cannot be opened: {e}"))
 }
@@ -224,7 +231,8 @@ impl EngineStore {
     }
 
     fn into_disk(self) -> EngineDisk {
-        EngineDisk { disk: self.disk, store_id: self.store.store_id(), is_formatted: true }
+        let EngineStore { store, disk, size_bytes, .. } = self;
+        EngineDisk { disk, store_id: store.store_id(), size_bytes, is_formatted: true }
     }
 
     pub fn objects(&mut self) -> Vec<Oid> {
@@ -302,7 +310,7 @@ mod tests {
     #[test]
     fn answered_changes_survive_a_power_loss_and_rot_is_never_returned() {
         let mut rng = Rng::new(3);
-        let (mut store, _) = EngineDisk::new(1).open(&mut rng).unwrap();
+        let (mut store, _) = EngineDisk::new(1, 32 << 20).open(&mut rng).unwrap();
         write(&mut store, 0, 1);
         bring_home(&mut store);
         write(&mut store, 1, 2);
@@ -320,7 +328,7 @@ mod tests {
     fn a_disk_that_drops_syncs_loses_what_was_answered() {
         let lost = (0..50).filter(|seed| {
             let mut rng = Rng::new(*seed);
-            let (mut store, _) = EngineDisk::new(1).open(&mut rng).unwrap();
+            let (mut store, _) = EngineDisk::new(1, 32 << 20).open(&mut rng).unwrap();
             store.flaws.drops_syncs = true;
             write(&mut store, 0, 1);
             bring_home(&mut store);
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn a_failed_write_fails_the_whole_store() {
         let mut rng = Rng::new(4);
-        let (mut store, _) = EngineDisk::new(1).open(&mut rng).unwrap();
+        let (mut store, _) = EngineDisk::new(1, 32 << 20).open(&mut rng).unwrap();
         store.flaws.fails = true;
         store.submit(
             Ticket(1),

@@ -22,7 +22,7 @@ use crate::prng::Rng;
 use crate::value::{CELLS, Cells, decode};
 use crate::world::{Event, Purpose, World};
 
-/// Beyond, only deletions make room: a disk of the engine is small.
+/// Beyond, only deletions make room: a disk of the engine is small ([`crate::scenario::Scenario::new_disk`]).
 const VDIS_MAX: usize = 12;
 const LINES_MAX: usize = 6;
 /// Orders under way at the same time.

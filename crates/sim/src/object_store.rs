@@ -57,10 +57,11 @@ impl Default for Disk {
 }
 
 impl Disk {
-    pub fn new(kind: StoreKind, store_id: u64) -> Disk {
+    /// The model has no end.
+    pub fn new(kind: StoreKind, store_id: u64, size_bytes: u64) -> Disk {
         match kind {
             StoreKind::Model => Disk::default(),
-            StoreKind::Engine => Disk::Engine(Box::new(EngineDisk::new(store_id))),
+            StoreKind::Engine => Disk::Engine(Box::new(EngineDisk::new(store_id, size_bytes))),
         }
     }
 

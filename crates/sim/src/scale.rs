@@ -14,7 +14,7 @@ use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, 
 use proto::peer::PeerRequest;
 use proto::{BLOCK_BYTES, CopyPolicy, Generation, Incarnation, NodeId, Vid, ViewVersion, ZoneId};
 
-use crate::object_store::{Ending, StoreKind};
+use crate::object_store::{Disk, Ending, StoreKind};
 use crate::run::Options;
 use crate::sheep::Sheep;
 use crate::world::{Event, World};
@@ -219,7 +219,7 @@ fn world_of(sheep: usize) -> World {
     scenario.faults.clear();
     (scenario.forest, scenario.churn, scenario.large) = (false, false, false);
     (scenario.network_latency, scenario.disk_latency, scenario.driver_latency) = (NETWORK, DISK, DRIVER);
-    world.sheep = world.scenario.members.iter().map(|m| Sheep::new(m.clone(), StoreKind::Model)).collect();
+    world.sheep = world.scenario.members.iter().map(|m| Sheep::new(m.clone(), Disk::default())).collect();
     world.clients.clear();
     world
 }

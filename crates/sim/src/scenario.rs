@@ -5,12 +5,17 @@ use std::time::Duration;
 use proto::cluster::{FormatOptions, MemberInfo};
 use proto::{CopyPolicy, NodeId, ZoneId};
 
-use crate::object_store::StoreKind;
+use crate::object_store::{Disk, StoreKind};
 use crate::prng::Rng;
 
 const MS: Duration = Duration::from_millis(1);
 /// From this many sheep on a request costs so much more events that there are fewer of them.
 const LARGE_CLUSTER: usize = 6;
+/// The engine's disks: some 1000 slots and 250 maps, of which a sixteenth is held back. Where one sheep keeps everything, and VDIs are large, 14 living
+/// ones and 7 of which others needed something had 113 objects, with a map each; most of their slots are shared.
+const DISK_BYTES: u64 = 64 << 20;
+/// The same where they are to be full.
+const SMALL_DISK_BYTES: u64 = 32 << 20;
 /// Any number: keeps the draws for the store apart from all others of a seed.
 const SUCCESSION_SALT: u64 = 0x73_7563_6365_7373;
 const ISOLATION_SALT: u64 = 0x69_736f_6c61_7465;
@@ -220,6 +225,11 @@ impl Scenario {
             // Copies are dropped for want of room, whatever has rotted meanwhile: then the only one left may be the damaged one.
             self.faults.retain(|kind| *kind != FaultKind::BitRot);
         }
+    }
+
+    pub fn new_disk(&self, store_id: u64) -> Disk {
+        let size_bytes = if self.full_disks { SMALL_DISK_BYTES } else { DISK_BYTES };
+        Disk::new(self.store, store_id, size_bytes)
     }
 
     /// What the sheep of a run keep their objects on. Draws from a generator of its own: the rest of a

@@ -4,7 +4,7 @@ use node::{Node, Time};
 use proto::NodeId;
 use proto::cluster::MemberInfo;
 
-use crate::object_store::{Disk, ObjectStore, StoreKind};
+use crate::object_store::{Disk, ObjectStore};
 use crate::queue::Moment;
 
 pub struct Sheep {
@@ -39,10 +39,10 @@ pub struct Running {
 }
 
 impl Sheep {
-    pub fn new(member: MemberInfo, kind: StoreKind) -> Self {
+    pub fn new(member: MemberInfo, disk: Disk) -> Self {
         Sheep {
             start: 0,
-            state: State::Down(Disk::new(kind, member.store_id)),
+            state: State::Down(disk),
             member,
             formatted: None,
             clock: Clock::default(),

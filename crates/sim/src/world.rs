@@ -167,8 +167,9 @@ impl World {
         let forest = Forest::new(scenario.draw_forest(seed));
         scenario.draw_full_disks(seed);
         let fault_rng = rng.fork();
+        let members = scenario.members.iter();
         let sheep: Vec<Sheep> =
-            scenario.members.iter().map(|m| Sheep::new(m.clone(), scenario.store)).collect();
+            members.map(|m| Sheep::new(m.clone(), scenario.new_disk(m.store_id))).collect();
         let clients = (0..scenario.clients).map(|n| Client::new(rng.fork(), n % sheep.len())).collect();
         let churn_rng = rng.fork();
         let population = Population::new(&scenario);

@@ -75,6 +75,15 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
     assert!(done("rollback") > SEEDS / 20 && done("resize") > SEEDS / 4, "{deeds:?} were carried out");
 }
 
+/// An object of a deleted snapshot that was never reclaimed; a disk that was too small for what its run stored.
+#[test]
+fn seeds_that_have_failed_pass() {
+    for seed in [6_050_366, 6_006_769] {
+        let failure = run(seed, Options::default()).failure;
+        assert!(failure.is_none(), "seed {seed}: {}", failure.unwrap_or_default());
+    }
+}
+
 #[test]
 fn two_runs_of_a_seed_have_the_same_event_log() {
     let options = Options { trace: true, ..Options::default() };
