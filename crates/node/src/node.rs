@@ -478,7 +478,7 @@ impl Node {
                     let failed = matches!(reply, ObjectReply::Failed(_));
                     node.replica.handle_changed(ctx, vid, order, reply);
                     if failed {
-                        node.catch_up.handle_not_covered(node.replica, covered);
+                        node.catch_up.handle_not_covered(ctx, node.replica, covered);
                     }
                     node.catch_up.handle_answered(ctx, node.replica, order);
                 }

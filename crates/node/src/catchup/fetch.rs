@@ -623,7 +623,7 @@ fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
 }
 
 /// This copy leaves the PG's sets, to begin anew.
-fn give_up(ctx: &mut Context, pg: PgId) {
+pub(super) fn give_up(ctx: &mut Context, pg: PgId) {
     if let Some(since) = ctx.view.pg(pg).map(|state| state.since) {
         ctx.drop_copies(ctx.me, vec![(pg, since)]);
     }

@@ -177,14 +177,20 @@ impl CatchUp {
 
     /// The store could not take an accepted change after all: its blocks have to be fetched.
     ///
-    /// Not when all was here before: then they are as they were.
-    pub fn handle_not_covered(&mut self, replica: &Replica, covered: Covered) {
+    /// Not when all was here before: then they are as they were. Which changes have decided the blocks is known no more of those that are
+    /// settled by now: what the source has is at least as new. Not so what a clone's base has: then this copy begins anew.
+    pub fn handle_not_covered(&mut self, ctx: &mut Context, replica: &mut Replica, covered: Covered) {
         let Some(behind) = self.pgs.get_mut(&covered.pg) else { return };
         let mut decided = Decided::default();
         replica.own_changes(covered.oid).for_each(|(stamp, blocks)| decided.note(blocks, stamp));
         behind.decided.insert(covered.oid, decided);
-        if behind.stage != Stage::Proposed {
-            behind.fetch_anew(&mut self.objects, covered);
+        if behind.stage == Stage::Proposed {
+            return;
+        }
+        behind.fetch_anew(&mut self.objects, covered);
+        if behind.cloned.contains_key(&covered.oid) {
+            behind.later.insert(covered.oid);
+            fetch::give_up(ctx, covered.pg);
         }
     }
 
