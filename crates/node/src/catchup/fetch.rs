@@ -274,6 +274,11 @@ impl CatchUp {
         let decided = behind.decided.get(&oid);
         let conflict = decided.is_some_and(|decided| foreign.iter().any(|m| decided.is_outdated_by(m)));
         if !early && !conflict {
+            // A seal that asks from now on hears that this copy has them, and gives it nothing of them. So they are fetched, by a later attempt too that
+            // is not told of them any more.
+            if let Some(wanted) = behind.todo.get_mut(&oid) {
+                foreign.iter().for_each(|mark| wanted.unite(&Extent::of(mark.blocks)));
+            }
             replica.inherit(&foreign);
             return true;
         }
