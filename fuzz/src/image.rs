@@ -177,6 +177,7 @@ fn look(machine: &mut Machine, image: &Image, expected: Expected) {
             }
         }
         machine.call(ObjectOp::Checksums { oid, blocks: BlockRange::ALL });
+        machine.call(ObjectOp::Recorded { oid, blocks: BlockRange::ALL });
     }
     machine.call(ObjectOp::List { first: Oid(0), last: Oid(u64::MAX), limit: 1000 });
 }

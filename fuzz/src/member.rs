@@ -90,6 +90,7 @@ fn store_reply(op: &ObjectOp, has_object: bool) -> ObjectReply {
         ObjectOp::Read { .. }
         | ObjectOp::Verify { .. }
         | ObjectOp::Checksums { .. }
+        | ObjectOp::Recorded { .. }
         | ObjectOp::Compare { .. } => ObjectReply::Absent,
         ObjectOp::List { first, last, .. } => {
             let oid = Oid::data(proto::hash::vid_of_name(b"disk"), 3);

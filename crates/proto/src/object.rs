@@ -145,6 +145,8 @@ pub enum ObjectOp {
     Mend { oid: Oid, blocks: BlockRange, checksums: Vec<u32>, data: Bytes },
     /// The checksum of each of these blocks, up to the last of them ever written, at least. No disk data is read. Answered by `Checksums` or `Absent`.
     Checksums { oid: Oid, blocks: BlockRange },
+    /// As `Checksums`, which fails where a block is known to be lost; this gives what is on record of it, 0 if that is lost as well.
+    Recorded { oid: Oid, blocks: BlockRange },
     /// Where two objects may differ, or an object and nothing but zeros (`with: None`). No disk data is read: what is shared on the
     /// disk is the same, and what is not named in the answer is the same, byte for byte. Answered by `Differing` or, if one of the
     /// objects does not exist, `Absent`.
@@ -173,7 +175,7 @@ pub enum ObjectReply {
         data: Bytes,
         checksums: Vec<u32>,
     },
-    /// The object does not exist (to `Read`, `Verify`, `Checksums` and `Compare` only).
+    /// The object does not exist (to `Read`, `Verify`, `Checksums`, `Recorded` and `Compare` only).
     Absent,
     Verified(Verified),
     Checksums(Vec<u32>),

@@ -163,13 +163,15 @@ impl ModelDisk {
             },
             // Nothing is ever lost here.
             ObjectOp::Mend { .. } => ObjectReply::Done,
-            ObjectOp::Checksums { oid, blocks } => match self.objects.get(oid) {
-                None => ObjectReply::Absent,
-                Some(object) => {
-                    let end = u64::from(object.end).min(blocks.end()) as u32;
-                    ObjectReply::Checksums((blocks.first..end).map(|b| object.checksum(b)).collect())
+            ObjectOp::Checksums { oid, blocks } | ObjectOp::Recorded { oid, blocks } => {
+                match self.objects.get(oid) {
+                    None => ObjectReply::Absent,
+                    Some(object) => {
+                        let end = u64::from(object.end).min(blocks.end()) as u32;
+                        ObjectReply::Checksums((blocks.first..end).map(|b| object.checksum(b)).collect())
+                    }
                 }
-            },
+            }
             ObjectOp::Compare { oid, with } => self.compare(*oid, *with),
             ObjectOp::List { first, last, limit } => {
                 if first > last {

@@ -257,13 +257,14 @@ impl Store {
         self.reply_when_durable(seq, ticket, reply);
     }
 
-    pub(crate) fn answer_checksums(&mut self, ticket: u64, oid: Oid, blocks: BlockRange) {
+    /// `lost_too`: what is on record of blocks that are lost is told as well.
+    pub(crate) fn answer_checksums(&mut self, ticket: u64, oid: Oid, blocks: BlockRange, lost_too: bool) {
         let seq = self.undurable.get(&oid).copied().unwrap_or(0);
-        let reply = self.checksums(oid, blocks);
+        let reply = self.checksums(oid, blocks, lost_too);
         self.reply_when_durable(seq, ticket, reply);
     }
 
-    fn checksums(&self, oid: Oid, blocks: BlockRange) -> ObjectReply {
+    fn checksums(&self, oid: Oid, blocks: BlockRange, lost_too: bool) -> ObjectReply {
         if !self.tables.exists(oid) {
             return ObjectReply::Absent;
         }
@@ -298,7 +299,7 @@ impl Store {
         for (chunk, written) in self.written.chunks_of(oid).filter(|(chunk, _)| wanted.contains(chunk)) {
             written.blocks.iter().for_each(|b| put(chunk * SLOT_BLOCKS + u32::from(b.index), b.crc));
         }
-        match lost {
+        match lost.filter(|_| !lost_too) {
             Some(block) => ObjectReply::Failed(StoreFailure::Corrupt { oid, block }),
             None => ObjectReply::Checksums(checksums),
         }

@@ -378,7 +378,8 @@ impl Store {
             ObjectOp::Mend { oid, blocks, checksums, data } => {
                 self.start_mend(ticket, oid, blocks, checksums, data);
             }
-            ObjectOp::Checksums { oid, blocks } => self.answer_checksums(ticket, oid, blocks),
+            ObjectOp::Checksums { oid, blocks } => self.answer_checksums(ticket, oid, blocks, false),
+            ObjectOp::Recorded { oid, blocks } => self.answer_checksums(ticket, oid, blocks, true),
             ObjectOp::Compare { oid, with } => self.answer_compare(ticket, oid, with),
             op => self.start_change(order, ticket, op),
         }
@@ -516,6 +517,7 @@ fn footprint(op: &ObjectOp) -> Vec<(Oid, Gate)> {
         ObjectOp::Read { oid, blocks }
         | ObjectOp::Verify { oid, blocks, .. }
         | ObjectOp::Checksums { oid, blocks }
+        | ObjectOp::Recorded { oid, blocks }
         | ObjectOp::Mend { oid, blocks, .. } => {
             vec![(*oid, chunks(blocks, false))]
         }

@@ -280,6 +280,9 @@ fn what_is_lost_below_stays_lost_when_it_is_merged() {
         let blocks = BlockRange::new(0, CHUNK);
         assert_eq!(machine.call(ObjectOp::Read { oid: LIVE, blocks }), corrupt);
         assert_eq!(machine.call(ObjectOp::Checksums { oid: LIVE, blocks: BlockRange::ALL }), corrupt);
+        let recorded = machine.call(ObjectOp::Recorded { oid: LIVE, blocks: BlockRange::ALL });
+        let ObjectReply::Checksums(recorded) = recorded else { panic!("{recorded:?}") };
+        assert_eq!(recorded[9], recorded[8], "it is known what was there");
         assert_eq!(machine.read(LIVE, 3, 6), Some(vec![2, 1, 1, 1, 1, 1]));
         machine.crash();
     }

@@ -175,7 +175,7 @@ impl CatchUp {
         let from = self.pgs.get(&pg).and_then(|behind| behind.cloned.get(&oid)).copied().unwrap_or(oid);
         self.objects.insert((pg, oid), Fetching::new(attempt, source, from));
         let asked = Asked { pg, oid, attempt, since };
-        ctx.store(ObjectOp::Checksums { oid, blocks: BlockRange::ALL }, StoreUse::OwnLength(asked));
+        ctx.store(ObjectOp::Recorded { oid, blocks: BlockRange::ALL }, StoreUse::OwnLength(asked));
         let ask = PeerRequest::Fetch { pg, since, oid: from, blocks: None };
         ctx.call(source, ask, Purpose::Length(asked));
     }
@@ -420,7 +420,8 @@ impl CatchUp {
         let marks = std::mem::take(&mut fetching.compared);
         let blocks = BlockRange::new(block, 1);
         match reply {
-            ObjectReply::Data { data, .. } if block_checksums(&data) == [recorded] => {
+            // 0: nothing is on record.
+            ObjectReply::Data { data, .. } if recorded != 0 && block_checksums(&data) == [recorded] => {
                 self.take_piece(ctx, replica, asked, blocks, (Some(data), marks));
             }
             _ => {

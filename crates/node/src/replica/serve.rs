@@ -58,7 +58,7 @@ impl Replica {
             .insert(fetch, Fetch { to, call, oid, blocks, damaged: false, marks, awaited, found: None });
         let op = match blocks {
             Some(blocks) => ObjectOp::Read { oid, blocks },
-            None => ObjectOp::Checksums { oid, blocks: BlockRange::ALL },
+            None => ObjectOp::Recorded { oid, blocks: BlockRange::ALL },
         };
         ctx.store(op, StoreUse::Fetch { fetch });
     }
@@ -71,7 +71,7 @@ impl Replica {
             (&reply, fetch.blocks, fetch.damaged)
         {
             fetch.damaged = true;
-            let op = ObjectOp::Checksums { oid: fetch.oid, blocks };
+            let op = ObjectOp::Recorded { oid: fetch.oid, blocks };
             return ctx.store(op, StoreUse::Fetch { fetch: id });
         }
         fetch.found = Some(reply);

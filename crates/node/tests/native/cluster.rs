@@ -102,16 +102,24 @@ impl Store {
                 self.mended.push((oid, blocks));
                 ObjectReply::Done
             }
-            ObjectOp::Checksums { oid, blocks } => match self.objects.get(&oid) {
-                None => ObjectReply::Absent,
-                Some(object) => {
-                    let end = object.keys().next_back().map_or(0, |last| last + 1);
-                    let end = u64::from(end).min(blocks.end()) as u32;
-                    let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
-                    let block = |b| block_checksums(object.get(&b).unwrap_or(&zeros))[0];
-                    ObjectReply::Checksums((blocks.first..end).map(block).collect())
+            ObjectOp::Checksums { oid, blocks }
+                if let Some((_, block)) =
+                    self.rotten.iter().copied().find(|(of, b)| *of == oid && blocks.contains(*b)) =>
+            {
+                ObjectReply::Failed(StoreFailure::Corrupt { oid, block })
+            }
+            ObjectOp::Checksums { oid, blocks } | ObjectOp::Recorded { oid, blocks } => {
+                match self.objects.get(&oid) {
+                    None => ObjectReply::Absent,
+                    Some(object) => {
+                        let end = object.keys().next_back().map_or(0, |last| last + 1);
+                        let end = u64::from(end).min(blocks.end()) as u32;
+                        let zeros = Bytes::from_static(&[0; BLOCK_BYTES]);
+                        let block = |b| block_checksums(object.get(&b).unwrap_or(&zeros))[0];
+                        ObjectReply::Checksums((blocks.first..end).map(block).collect())
+                    }
                 }
-            },
+            }
             ObjectOp::Compare { oid, with } => {
                 let zeros = BTreeMap::new();
                 let (one, other) =
