@@ -306,8 +306,9 @@ impl Context<'_> {
     }
 
     /// Does this node hear from nobody? Then it lets the others go on without it, and not the other way round.
-    pub fn is_cut_off(&self) -> bool {
-        self.out.reach.is_cut_off(self.other_members(), self.now)
+    pub fn is_cut_off(&mut self) -> bool {
+        let others: Vec<NodeId> = self.other_members().collect();
+        self.out.reach.is_cut_off(&others, self.now)
     }
 
     /// Asks a peer for a sign of life, whatever view it has.

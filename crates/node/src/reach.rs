@@ -59,10 +59,24 @@ impl Reach {
 
     /// Has nobody answered of late, of at least two others? Then it may be this node that is cut off.
     ///
-    /// Asked when somebody is waited for, so others are probed too. Of two members neither can tell.
-    pub fn is_cut_off(&self, mut others: impl Iterator<Item = NodeId>, now: Time) -> bool {
+    /// Asked when somebody is waited for. That may be a member that is down, in a cluster that has nothing to do: then nobody had to answer anything, so they
+    /// are asked now. Of two members neither can tell.
+    pub fn is_cut_off(&mut self, others: &[NodeId], now: Time) -> bool {
         let answers = |peer: &Peer| peer.answered.is_some_and(|at| now.since(at) < CONNECTED);
-        others.nth(1).is_some() && !self.peers.values().any(answers)
+        if others.len() < 2 || self.peers.values().any(answers) {
+            return false;
+        }
+        self.want_some(others);
+        true
+    }
+
+    /// Others than those that were asked, and not the same each time: all that are asked may be behind the same broken switch.
+    fn want_some(&mut self, others: &[NodeId]) {
+        let at = others.len().min(self.probed);
+        let turned = others[at..].iter().chain(&others[..at]).copied();
+        self.wanted
+            .extend(turned.filter(|n| self.peers.get(n).is_none_or(|p| p.asked.is_none())).take(PROBES));
+        self.probed = if at + PROBES < others.len() { at + PROBES } else { 0 };
     }
 
     /// Whom to ask for a sign of life now. `late`: members that owe an answer, and since when they were asked last; `others`: all that are
@@ -74,7 +88,7 @@ impl Reach {
         now: Time,
     ) -> Vec<NodeId> {
         self.peers.retain(|node, _| others.contains(node));
-        let mut ask = std::mem::take(&mut self.wanted);
+        let mut ask = Vec::new();
         for (node, since) in late {
             let answered = self.peers.get(&node).and_then(|p| p.answered);
             if now.since(since) > SUSPICIOUS && answered.is_none_or(|at| at <= since) {
@@ -84,13 +98,10 @@ impl Reach {
         let suspects = self.peers.iter().filter_map(|(node, p)| Some((*node, p.asked?.0)));
         let suspects: Vec<(NodeId, Time)> = suspects.collect();
         if suspects.iter().any(|(_, since)| now.since(*since) > SUSPICIOUS) {
-            // Others than those, and not the same each time: all that are asked may be behind the same broken switch.
-            let at = others.len().min(self.probed);
-            let turned = others[at..].iter().chain(&others[..at]).copied();
-            ask.extend(turned.filter(|n| self.peers.get(n).is_none_or(|p| p.asked.is_none())).take(PROBES));
-            self.probed = if at + PROBES < others.len() { at + PROBES } else { 0 };
+            self.want_some(others);
         }
         ask.extend(suspects.into_iter().map(|(node, _)| node));
+        ask.append(&mut self.wanted);
         ask.sort_unstable();
         ask.dedup();
         ask.retain(|node| others.contains(node));
@@ -129,9 +140,9 @@ mod tests {
         assert_eq!(reach.handle_tick(std::iter::empty(), &others, at(1200)), others);
         reach.handle_answer(node(2), at(1201));
         assert!(!reach.is_silent(node(1), at(3500)) && reach.is_silent(node(1), at(3700)));
-        assert!(reach.is_cut_off(others.into_iter(), at(3700)));
+        assert!(reach.is_cut_off(&others, at(3700)));
         reach.handle_answer(node(2), at(3701));
-        assert!(!reach.is_cut_off(others.into_iter(), at(3800)));
+        assert!(!reach.is_cut_off(&others, at(3800)));
         reach.handle_answer(node(1), at(3800));
         assert!(!reach.is_silent(node(1), at(9000)));
     }
@@ -147,7 +158,7 @@ mod tests {
                     reach.handle_answer(asked, at(ms + 1));
                 }
             }
-            let cut_off = reach.is_cut_off(others.iter().copied(), at(ms + 2));
+            let cut_off = reach.is_cut_off(&others, at(ms + 2));
             assert!(ms < 3500 || !cut_off, "two members answer whenever they are asked, {ms} ms");
         }
         assert!(reach.is_silent(node(1), at(8000)));
@@ -161,12 +172,12 @@ mod tests {
         for ms in (100..6000).step_by(100) {
             reach.handle_tick([(node(1), at(100))].into_iter(), &others, at(ms));
             if reach.is_silent(node(1), at(ms)) {
-                assert!(reach.is_cut_off(others.into_iter(), at(ms)));
+                assert!(reach.is_cut_off(&others, at(ms)));
             }
         }
         assert!(reach.is_silent(node(1), at(6000)));
-        assert!(!reach.is_cut_off([node(1)].into_iter(), at(6000)), "either of two may be");
+        assert!(!reach.is_cut_off(&[node(1)], at(6000)), "either of two may be");
         reach.handle_answer(node(2), at(6000));
-        assert!(!reach.is_cut_off(others.into_iter(), at(6100)));
+        assert!(!reach.is_cut_off(&others, at(6100)));
     }
 }

@@ -105,3 +105,37 @@ fn a_snapshot_that_cannot_be_made_holds_no_reads() {
     assert_eq!(read(&mut cluster, 0, vid, BLOCK), 3);
     assert_eq!(cluster.sheep[0].1.view().vdis().len(), 1, "there is no snapshot");
 }
+
+/// Of three members that lost their power at once one does not come back.
+#[test]
+fn who_does_not_come_back_with_the_others_is_waited_for_once() {
+    let (mut cluster, vid) = Cluster::with_gateway();
+    // Objects of several PGs.
+    for object in 0..8 {
+        cluster.ask(0, write(vid, object * OBJECT_BYTES, 1)).unwrap();
+    }
+    let stores = cluster.lose_all(&[1, 2, 3].map(id_of));
+    for (sheep, store) in (1..3).zip(stores) {
+        cluster.come_back(sheep, store);
+    }
+    let waiting = |cluster: &Cluster| {
+        let pgs = cluster.sheep[0].1.view().pools().iter().flat_map(|pool| &pool.pgs);
+        pgs.filter(|pg| pg.writers().any(|n| n == id_of(3))).count()
+    };
+    cluster.wait_ms(10_000);
+    assert!(
+        waiting(&cluster) > 1,
+        "nobody needs it gone, and as long as it counts its copy is as good as the others"
+    );
+    let held = cluster.begin(0, write(vid, 0, 2));
+    cluster.run();
+    assert!(!cluster.answers.contains_key(&held));
+    cluster.wait_ms(6000);
+    assert_eq!(cluster.answers.remove(&held), Some(Ok(ClientReply::Done)));
+    assert_eq!(waiting(&cluster), 0);
+    for object in 1..8 {
+        let next = cluster.begin(0, write(vid, object * OBJECT_BYTES, 2));
+        cluster.run();
+        assert_eq!(cluster.answers.remove(&next), Some(Ok(ClientReply::Done)), "object {object}, at once");
+    }
+}

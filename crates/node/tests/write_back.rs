@@ -243,5 +243,9 @@ fn a_write_that_was_answered_is_not_refused_by_a_disk_that_has_become_full() {
     lose_all_copies(&mut cluster, &before, &[], None);
     cluster.wait_ms(1000);
     assert_eq!(cluster.ask(0, on(vid, VolumeOp::Flush)), DONE);
-    assert!(contents(&cluster, vid).iter().all(|(_, byte)| *byte == NEW), "{:?}", contents(&cluster, vid));
+    // The third came late and was let go of; its disk has no room to catch up.
+    let counted = in_sync(&cluster, vid);
+    assert!(counted.len() >= 2);
+    let counted = contents(&cluster, vid).into_iter().filter(|(id, _)| counted.contains(id));
+    assert!(counted.into_iter().all(|(_, byte)| byte == NEW), "{:?}", contents(&cluster, vid));
 }

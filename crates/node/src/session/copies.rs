@@ -379,9 +379,10 @@ impl Session {
             let blocked = pg.map(|pg| (flight.blocked.unwrap_or(ctx.now), pg));
             flight.blocked = blocked.map(|(at, _)| at);
             if let Some((_, pg)) = blocked.filter(|(at, _)| ctx.now.since(*at) > COPY_TIMEOUT) {
-                // Members that did not come back with the others: the view lets go of them if enough remain.
+                // Members that did not come back with the others: the view lets go of them if enough remain. Of all they hold, as if they had
+                // died alone: else the first write to each PG would wait as long.
                 for node in pg.writers().filter(|n| !ctx.view.is_up(*n)) {
-                    slow.entry(node).or_default().insert(flight.pg, pg.since);
+                    slow.entry(node).or_default().extend(ctx.view.pgs_of(node));
                 }
             }
             if let Some(since) = flight.since {
@@ -396,7 +397,7 @@ impl Session {
             self.transmit(ctx, seq);
         }
         // Whoever hears from nobody would drop those that can go on.
-        if !ctx.is_cut_off() {
+        if !slow.is_empty() && !ctx.is_cut_off() {
             for (node, pgs) in slow {
                 let count = pgs.len();
                 if ctx.drop_copies(node, pgs.into_iter().collect()) {

@@ -285,6 +285,13 @@ impl View {
         }
     }
 
+    /// All PGs that wait for this member's copy.
+    pub fn pgs_of(&self, node: NodeId) -> impl Iterator<Item = (PgId, Since)> + '_ {
+        let state = |id| (id, self.pg(id).expect("from the list"));
+        let waiting = self.pg_ids().map(state).filter(move |(_, pg)| pg.writers().any(|n| n == node));
+        waiting.map(|(id, pg)| (id, pg.since))
+    }
+
     /// Can this copy leave its PG, whose last change was at `since`, with enough others left?
     pub fn may_drop(&self, node: NodeId, id: PgId, since: Since) -> bool {
         let Some(pg) = self.pg(id).filter(|pg| pg.since == since) else { return false };
