@@ -7,6 +7,7 @@ use proto::object::{BlockRange, ObjectOp};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVersion};
 
+use crate::cache::Cache;
 use crate::catchup::Asked;
 use crate::reach::Reach;
 use crate::strain::Strain;
@@ -191,6 +192,7 @@ pub(crate) struct Out {
     /// Deleted VDIs to which a table has stopped to refer somewhere.
     pub unreferenced: BTreeSet<Vid>,
     pub reach: Reach,
+    pub cache: Cache,
     /// Sheep that have refused a change for want of room, and have not shown since that there is some.
     pub full_disks: BTreeSet<NodeId>,
     /// Sessions ever opened by this node.
@@ -211,8 +213,8 @@ pub(crate) struct Context<'a> {
 impl Out {
     /// Ids of calls begin somewhere else in every life: a peer's late answer to the life before must not pass for the
     /// answer to a call of this one.
-    pub fn new(life: u64) -> Out {
-        Out { next_call: life, ..Out::default() }
+    pub fn new(life: u64, cache_bytes: u64) -> Out {
+        Out { next_call: life, cache: Cache::new(cache_bytes), ..Out::default() }
     }
 }
 
@@ -225,6 +227,15 @@ impl Context<'_> {
         let version = self.view.version();
         self.transmit_request(to, id, version, body.clone());
         self.out.calls.insert(id, Call { to, body, purpose, sent_at: self.now });
+        id
+    }
+
+    /// As if this node's own replica had been asked, and had answered so.
+    pub fn answer_self(&mut self, reply: PeerReply, purpose: Purpose) -> u64 {
+        self.out.next_call = self.out.next_call.wrapping_add(1).max(1);
+        let id = self.out.next_call;
+        self.out.calls.insert(id, Call { to: self.me, body: PeerRequest::Ping, purpose, sent_at: self.now });
+        self.transmit(self.me, PeerMessage::Reply { id, body: reply });
         id
     }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::client::{ClientError, ClientOp, ClientReply, ClusterOp};
+use proto::client::{CacheUse, ClientError, ClientOp, ClientReply, ClusterOp};
 use proto::cluster::{Action, LogEntry, MemberInfo};
 use proto::object::{ObjectReply, Origin, StoreFailure, Unsettled};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
@@ -42,6 +42,8 @@ pub struct NodeConfig {
     pub member: MemberInfo,
     /// `ctime` of the format that the objects in the store belong to, as the shell has kept it.
     pub formatted: Option<u64>,
+    /// Memory for blocks of snapshots. 0: none.
+    pub cache_bytes: u64,
 }
 
 pub struct Node {
@@ -84,7 +86,7 @@ impl Node {
             incarnation: None,
             formatted: config.formatted,
             view: View::default(),
-            out: Out::new(config.member.life),
+            out: Out::new(config.member.life, config.cache_bytes),
             sessions: Sessions::new(),
             replica: Replica::new(unsettled),
             gateway: Gateway::default(),
@@ -123,6 +125,10 @@ impl Node {
         self.catch_up.fetched_bytes()
     }
 
+    pub fn cache_use(&self) -> CacheUse {
+        self.out.cache.usage()
+    }
+
     /// How far it has come with what it lacks.
     pub fn progress(&self) -> Progress {
         self.catch_up.progress(&self.view, self.me)
@@ -146,6 +152,7 @@ impl Node {
             return Err(SnapshotError::Version { expected: version, got: view.version() });
         }
         self.view = view;
+        self.out.cache.clear();
         Ok(())
     }
 
@@ -176,6 +183,9 @@ impl Node {
     pub fn handle_log(&mut self, entry: LogEntry, now: Time) {
         if self.halted {
             return;
+        }
+        if changes_snapshots(&entry) {
+            self.out.cache.clear();
         }
         let applied = self.view.apply(&entry);
         match self.incarnation {
@@ -363,7 +373,10 @@ impl Node {
     }
 
     fn handle_reply(&mut self, from: NodeId, id: u64, body: PeerReply, now: Time) {
-        self.out.reach.handle_answer(from, now);
+        // What this node answers itself does not tell that others hear it.
+        if from != self.me {
+            self.out.reach.handle_answer(from, now);
+        }
         let incarnation = self.incarnation.unwrap_or_default();
         self.with(now, |node, ctx| {
             let known = ctx.out.calls.get(&id).is_some_and(|c| c.to == from);
@@ -727,4 +740,11 @@ pub enum SnapshotError {
     Malformed(postcard::Error),
     #[error("the snapshot holds version {got}, expected {expected}")]
     Version { expected: ViewVersion, got: ViewVersion },
+}
+
+/// After a new format vids may be given again; after a recovery by force an older copy may be the one that counts.
+fn changes_snapshots(entry: &LogEntry) -> bool {
+    use proto::cluster::{Action, ClusterEvent};
+    let ClusterEvent::Message { proposal, .. } = &entry.event else { return false };
+    matches!(proposal.action, Action::Format(_) | Action::ForceRecovery)
 }

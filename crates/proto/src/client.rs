@@ -516,8 +516,21 @@ pub struct EpochInfo {
     pub nodes: Vec<NodeInfo>,
 }
 
+/// A sheep's memory for blocks of snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheUse {
+    /// What it takes at most. 0: there is none.
+    pub limit_bytes: u64,
+    /// Content that is there.
+    pub used_bytes: u64,
+    /// Blocks of 4 KiB, since the sheep started: given from memory, and asked of a copy.
+    pub hits: u64,
+    pub misses: u64,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStat {
+    pub cache: CacheUse,
     pub size_bytes: u64,
     pub used_bytes: u64,
     /// PGs whose copy here lacks something, and all that should have one here.

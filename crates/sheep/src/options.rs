@@ -23,6 +23,12 @@ const NOT_SUPPORTED: &str = "";
 static TABLE: [Opt; 27] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
+    Opt {
+        short: None,
+        long: "cache",
+        has_value: true,
+        help: "specify the memory for blocks of snapshots, which clones share (default: 64M)",
+    },
     opt('D', "directio", false, NOT_SUPPORTED),
     Opt {
         short: None,
@@ -76,6 +82,8 @@ static TABLE: [Opt; 27] = [
 ];
 
 pub const DEFAULT_PORT: u16 = 7000;
+/// Enough for what guests read of their image while they boot, and half of what a sheep may take without it.
+const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 /// A disk in trouble may take as long for its own attempts; guests wait that long at most before others go on.
 const DISK_TIMEOUT: Duration = Duration::from_secs(30);
 const DISK_TIMEOUT_SECONDS_MAX: u64 = 3600;
@@ -91,6 +99,8 @@ pub enum Invocation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub bind: Option<IpAddr>,
+    /// Memory for blocks of snapshots. 0: none.
+    pub cache_bytes: u64,
     pub driver: DriverChoice,
     /// Of a store that is made at this start.
     pub disk_size_bytes: Option<u64>,
@@ -175,6 +185,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
     }
     let mut options = Options {
         bind: None,
+        cache_bytes: DEFAULT_CACHE_BYTES,
         driver: DriverChoice::Local { directory: None },
         disk_size_bytes: None,
         disk_timeout: DISK_TIMEOUT,
@@ -231,6 +242,7 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
     let text = value.to_string_lossy();
     match opt.long {
         "bindaddr" => options.bind = Some(address(&text)?),
+        "cache" => options.cache_bytes = size(&text)?,
         "cluster" => options.driver = driver(value)?,
         "disk-size" => options.disk_size_bytes = Some(size(&text)?),
         "disk-timeout" => {
@@ -498,17 +510,19 @@ mod tests {
         let defaults = run("").unwrap();
         assert_eq!((defaults.port, defaults.directory.to_str()), (7000, Some("/tmp")));
         assert!(!defaults.write_back);
+        assert_eq!(defaults.cache_bytes, 64 << 20);
         let options = run("/meta,/dev/sdb -b :: -c local:/c -fg -p 7001 -P /pid -y 10.0.0.1 -z 4294967295");
         assert_eq!(
             options,
             Err("A gateway ('-g') stores nothing: give it one directory and no disks".into())
         );
         let options = run(
-            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --writeback --disk-size 1.5G --disk-timeout 7 \
+            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --writeback --disk-size 1.5G --disk-timeout 7 --cache 2G \
              -l level=debug,dir=/log,format=json",
         );
         let expect = Options {
             bind: Some("::".parse().unwrap()),
+            cache_bytes: 2 << 30,
             driver: DriverChoice::Local { directory: Some("/c".into()) },
             disk_size_bytes: Some(1536 << 20),
             disk_timeout: Duration::from_secs(7),

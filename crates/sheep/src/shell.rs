@@ -561,6 +561,7 @@ impl State {
         let progress = self.node.progress();
         let pgs = self.node.view().pools().iter().flat_map(|pool| pool.pgs.iter());
         NodeStat {
+            cache: self.node.cache_use(),
             size_bytes: space.size_bytes,
             used_bytes: space.used_bytes,
             pgs_behind: progress.pgs_behind,

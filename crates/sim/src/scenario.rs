@@ -26,6 +26,8 @@ const SIZE_SALT: u64 = 0x7369_7a65;
 const BALLAST_SALT: u64 = 0x62_616c_6c61_7374;
 /// The same for clients that flush.
 const WRITE_BACK_SALT: u64 = 0x7772_6974_6562;
+/// The same for what is kept of snapshots.
+const CACHE_SALT: u64 = 0x63_6163_6865;
 /// The same for snapshots.
 const FOREST_SALT: u64 = 0x66_6f72_6573;
 
@@ -139,6 +141,8 @@ pub struct Scenario {
     pub full_disks: bool,
     /// Clients are answered before their writes are durable, and flush.
     pub write_back: bool,
+    /// What sheep may keep of snapshots in memory.
+    pub cache_bytes: u64,
     /// Sheep that are down for a second are given up.
     pub gives_up: bool,
     /// How often, per I/O, a store begins to bring everything home without need.
@@ -201,6 +205,7 @@ impl Scenario {
             large: false,
             full_disks: false,
             write_back: false,
+            cache_bytes: 0,
             gives_up: rng.percent(20),
             checkpoints_permille: 0,
         }
@@ -249,6 +254,11 @@ impl Scenario {
             self.disk_latency *= 8;
         }
         self.members.iter_mut().for_each(|member| member.write_back = self.write_back);
+    }
+
+    /// How much of snapshots is kept in memory: nothing, some blocks, or all. Draws from a generator of its own, too.
+    pub fn draw_cache(&mut self, seed: u64) {
+        self.cache_bytes = *Rng::new(seed ^ CACHE_SALT).pick(&[0, 0, 32 << 10, 16 << 20]);
     }
 
     pub fn new_disk(&self, store_id: u64) -> Disk {

@@ -176,6 +176,7 @@ impl World {
         let forest = Forest::new(scenario.draw_forest(seed));
         scenario.draw_full_disks(seed);
         scenario.draw_write_back(seed);
+        scenario.draw_cache(seed);
         let fault_rng = rng.fork();
         let members = scenario.members.iter();
         let sheep: Vec<Sheep> =
@@ -301,7 +302,11 @@ impl World {
             unsettled.clear();
         }
         let found = unsettled.len();
-        let config = NodeConfig { member: sheep.member.clone(), formatted: sheep.formatted };
+        let config = NodeConfig {
+            member: sheep.member.clone(),
+            formatted: sheep.formatted,
+            cache_bytes: self.scenario.cache_bytes,
+        };
         let node = Node::new(config, unsettled);
         sheep.state = State::Up(Box::new(Running { node, store, timer: None, hearing: false }));
         let start = sheep.start;

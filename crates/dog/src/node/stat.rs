@@ -6,11 +6,13 @@
 //! Peer     0        89       2        81       1        0        392 MB   24 MB
 //! ```
 //!
+//! `--json` also tells of the memory for blocks of snapshots (`sheep --cache`).
 //! With `-w` again every second, with what the last second added: bytes written, bytes read, requests.
 
 use std::thread;
 use std::time::Duration;
 
+use proto::client::CacheUse;
 use proto::sd::structs::SdStat;
 use serde_json::json;
 
@@ -18,6 +20,7 @@ use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form};
 use crate::failure::Outcome;
 use crate::getopt::Parsed;
+use crate::sheep::Sheep;
 use crate::size;
 
 pub const COMMAND: Command = Command {
@@ -46,6 +49,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let mut sheep = context.connect()?;
+    if context.form == Form::Json {
+        return run_json(context, parsed, &mut sheep);
+    }
     let mut last = sheep.stat()?;
     if !parsed.has("watch") {
         let text = render(&last, None, context.form);
@@ -59,6 +65,21 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         context.print(&text)?;
         context.out.flush()?;
         last = now;
+    }
+}
+
+/// One document, or with `-w` one every second.
+fn run_json(context: &mut Context, parsed: &Parsed, sheep: &mut Sheep) -> Outcome {
+    loop {
+        if parsed.has("watch") {
+            thread::sleep(INTERVAL);
+        }
+        let text = render_json(&sheep.stat()?, sheep.node_stat()?.cache);
+        context.print(&text)?;
+        if !parsed.has("watch") {
+            return Ok(());
+        }
+        context.out.flush()?;
     }
 }
 
@@ -104,9 +125,6 @@ fn lines(stat: &SdStat) -> [Counters; 2] {
 
 /// `before`: the counters a second ago, for the three columns of rates.
 fn render(stat: &SdStat, before: Option<&SdStat>, form: Form) -> String {
-    if form == Form::Json {
-        return render_json(stat);
-    }
     let raw = form == Form::Raw;
     let mut text = String::new();
     if !raw {
@@ -134,7 +152,7 @@ fn render(stat: &SdStat, before: Option<&SdStat>, form: Form) -> String {
     text
 }
 
-fn render_json(stat: &SdStat) -> String {
+fn render_json(stat: &SdStat, cache: CacheUse) -> String {
     let [client, peer] = lines(stat).map(|line| {
         json!({
             "active": line.active,
@@ -147,7 +165,13 @@ fn render_json(stat: &SdStat) -> String {
             "read_bytes": line.read_bytes,
         })
     });
-    format!("{:#}\n", json!({ "client": client, "peer": peer }))
+    let cache = json!({
+        "limit_bytes": cache.limit_bytes,
+        "used_bytes": cache.used_bytes,
+        "hits": cache.hits,
+        "misses": cache.misses,
+    });
+    format!("{:#}\n", json!({ "client": client, "peer": peer, "cache": cache }))
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use proto::checksum::block_checksums;
 use proto::object::{BlockRange, Verified};
 use proto::peer::{PeerReply, PeerRequest};
-use proto::{NodeId, Oid, Since, Vid};
+use proto::{NodeId, ObjectKind, Oid, Since, Vid};
 
 use super::Session;
 use crate::Time;
+use crate::cache::Leave;
 use crate::context::{Context, Purpose};
-use crate::view::Pg;
+use crate::view::{Pg, View};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReadUse {
@@ -94,6 +95,8 @@ pub(super) struct Read {
     /// When the last of them had.
     failed_at: Option<Time>,
     asked: Option<(NodeId, u64, Since)>,
+    /// It asks for blocks that never change: what comes may be kept in memory.
+    keep: Option<Leave>,
 }
 
 impl Read {
@@ -112,7 +115,17 @@ impl Read {
             failed_since: Since::default(),
             failed_at: None,
             asked: None,
+            keep: None,
         }
+    }
+
+    /// Blocks of a snapshot's data that a client wants, and not some copy's in particular. Not its table's: a session keeps those itself.
+    fn of_a_snapshot(&self, view: &View) -> Option<BlockRange> {
+        let What::Blocks(blocks) = self.what else { return None };
+        let is_task = matches!(self.purpose, ReadUse::Task(_)) && self.only.is_none();
+        let is_data = self.oid.kind() == Some(ObjectKind::Data);
+        let is_snapshot = || view.vdi_or_remains(self.oid.vid()).is_some_and(|vdi| vdi.is_snapshot());
+        (is_task && is_data && is_snapshot()).then_some(blocks)
     }
 }
 
@@ -176,6 +189,15 @@ impl Session {
         let Some(read) = self.reads.get_mut(&id) else { return };
         let pg_id = ctx.view.pg_of(read.oid).expect("the VDI of a session has a pool");
         let Some(pg) = ctx.view.pg(pg_id) else { return };
+        if let Some(blocks) = read.of_a_snapshot(ctx.view) {
+            if let Some(data) = ctx.out.cache.get(read.oid, blocks) {
+                let reply = PeerReply::Data { checksums: Vec::new(), data };
+                let call = ctx.answer_self(reply, Purpose::Read { vid: self.vid, read: id });
+                read.asked = Some((ctx.me, call, pg.since));
+                return;
+            }
+            read.keep = ctx.out.cache.leave(blocks);
+        }
         // A disk that could not read then may be able to now, and may by now be the last to have the blocks.
         if read.failed_since != pg.since {
             read.failed.clear();
@@ -221,6 +243,9 @@ impl Session {
             {
                 let damaged = std::mem::take(&mut read.failed);
                 let oid = read.oid;
+                if let Some(leave) = read.keep {
+                    ctx.out.cache.put(leave, oid, blocks.first, &data);
+                }
                 self.finish_read(ctx, id, Found::Data(data));
                 // An ancestor's object is not this session's to check. The copy that could not give it has it mended (see `scrub`).
                 if !damaged.is_empty() && oid.vid() == self.vid {
