@@ -30,7 +30,13 @@ fn member(id: NodeId) -> MemberInfo {
 }
 
 fn started() -> Node {
-    Node::new(NodeConfig { member: member(ME), formatted: None }, Vec::new())
+    let config = NodeConfig {
+        member: member(ME),
+        formatted: None,
+        cache_bytes: 1 << 20,
+        gathered_max: node::GATHERED_MAX,
+    };
+    Node::new(config, Vec::new())
 }
 
 /// Joined, with a VDI that the other sheep serves.

@@ -12,7 +12,7 @@ use crate::catchup::Asked;
 use crate::reach::Reach;
 use crate::strain::Strain;
 use crate::view::View;
-use crate::{Effect, Ticket, Time};
+use crate::{Effect, NodeConfig, Ticket, Time};
 
 /// Why a request was sent to a peer (or to this node's own replica): whom the answer is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +193,7 @@ pub(crate) struct Out {
     pub unreferenced: BTreeSet<Vid>,
     pub reach: Reach,
     pub cache: Cache,
+    pub gathered_max: u64,
     /// Sheep that have refused a change for want of room, and have not shown since that there is some.
     pub full_disks: BTreeSet<NodeId>,
     /// Sessions ever opened by this node.
@@ -213,8 +214,13 @@ pub(crate) struct Context<'a> {
 impl Out {
     /// Ids of calls begin somewhere else in every life: a peer's late answer to the life before must not pass for the
     /// answer to a call of this one.
-    pub fn new(life: u64, cache_bytes: u64) -> Out {
-        Out { next_call: life, cache: Cache::new(cache_bytes), ..Out::default() }
+    pub fn new(config: &NodeConfig) -> Out {
+        Out {
+            next_call: config.member.life,
+            cache: Cache::new(config.cache_bytes),
+            gathered_max: config.gathered_max,
+            ..Out::default()
+        }
     }
 }
 

@@ -25,3 +25,4 @@ pub mod view;
 pub use catchup::Progress;
 pub use effect::{Effect, Ticket, Time};
 pub use node::{Node, NodeConfig, SnapshotError};
+pub use session::GATHERED_MAX;

@@ -44,6 +44,9 @@ pub struct NodeConfig {
     pub formatted: Option<u64>,
     /// Memory for blocks of snapshots. 0: none.
     pub cache_bytes: u64,
+    /// Changes of a VDI that may gather before copies are told one by one which of them they may forget: [`GATHERED_MAX`], unless one wants to see that
+    /// happen.
+    pub gathered_max: u64,
 }
 
 pub struct Node {
@@ -86,7 +89,7 @@ impl Node {
             incarnation: None,
             formatted: config.formatted,
             view: View::default(),
-            out: Out::new(config.member.life, config.cache_bytes),
+            out: Out::new(&config),
             sessions: Sessions::new(),
             replica: Replica::new(unsettled),
             gateway: Gateway::default(),

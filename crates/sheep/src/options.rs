@@ -20,7 +20,7 @@ const fn opt(short: char, long: &'static str, has_value: bool, help: &'static st
 const NOT_SUPPORTED: &str = "";
 
 /// In the order of `sheep -h`. No help text: known, and refused.
-static TABLE: [Opt; 27] = [
+static TABLE: [Opt; 28] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
     Opt {

@@ -173,7 +173,15 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let (links, link_events) = Links::new(own);
     let shell = Shell::start(Parts {
         own,
-        node: Node::new(NodeConfig { member, formatted, cache_bytes: options.cache_bytes }, opened.unsettled),
+        node: Node::new(
+            NodeConfig {
+                member,
+                formatted,
+                cache_bytes: options.cache_bytes,
+                gathered_max: node::GATHERED_MAX,
+            },
+            opened.unsettled,
+        ),
         store: opened.store,
         disk: opened.disk,
         links,

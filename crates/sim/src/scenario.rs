@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use node::GATHERED_MAX;
 use proto::cluster::{FormatOptions, MemberInfo};
 use proto::{CopyPolicy, NodeId, ZoneId};
 
@@ -26,6 +27,8 @@ const SIZE_SALT: u64 = 0x7369_7a65;
 const BALLAST_SALT: u64 = 0x62_616c_6c61_7374;
 /// The same for clients that flush.
 const WRITE_BACK_SALT: u64 = 0x7772_6974_6562;
+/// The same for what gathers.
+const GATHERED_SALT: u64 = 0x6761_7468_6572;
 /// The same for what is kept of snapshots.
 const CACHE_SALT: u64 = 0x63_6163_6865;
 /// The same for snapshots.
@@ -143,6 +146,8 @@ pub struct Scenario {
     pub write_back: bool,
     /// What sheep may keep of snapshots in memory.
     pub cache_bytes: u64,
+    /// Changes that gather before copies are told by number what is settled.
+    pub gathered_max: u64,
     /// Sheep that are down for a second are given up.
     pub gives_up: bool,
     /// How often, per I/O, a store begins to bring everything home without need.
@@ -206,6 +211,7 @@ impl Scenario {
             full_disks: false,
             write_back: false,
             cache_bytes: 0,
+            gathered_max: GATHERED_MAX,
             gives_up: rng.percent(20),
             checkpoints_permille: 0,
         }
@@ -254,6 +260,11 @@ impl Scenario {
             self.disk_latency *= 8;
         }
         self.members.iter_mut().for_each(|member| member.write_back = self.write_back);
+    }
+
+    /// Whether copies are soon told by number what is settled, as else after a thousand changes only. Draws from a generator of its own, too.
+    pub fn draw_gathered(&mut self, seed: u64) {
+        self.gathered_max = *Rng::new(seed ^ GATHERED_SALT).pick(&[GATHERED_MAX, GATHERED_MAX, 16, 2]);
     }
 
     /// How much of snapshots is kept in memory: nothing, some blocks, or all. Draws from a generator of its own, too.

@@ -177,6 +177,7 @@ impl World {
         scenario.draw_full_disks(seed);
         scenario.draw_write_back(seed);
         scenario.draw_cache(seed);
+        scenario.draw_gathered(seed);
         let fault_rng = rng.fork();
         let members = scenario.members.iter();
         let sheep: Vec<Sheep> =
@@ -306,6 +307,7 @@ impl World {
             member: sheep.member.clone(),
             formatted: sheep.formatted,
             cache_bytes: self.scenario.cache_bytes,
+            gathered_max: self.scenario.gathered_max,
         };
         let node = Node::new(config, unsettled);
         sheep.state = State::Up(Box::new(Running { node, store, timer: None, hearing: false }));

@@ -45,6 +45,7 @@ use write_back::WriteBack;
 
 pub(crate) use inner::Inner;
 pub(crate) use seal::blocks_of;
+pub use settled::GATHERED_MAX;
 
 /// The first change of a session after its seal. 1 stands for the seal, and those between are the seal's own: so it shows of every
 /// change whether it is a copy that a seal made.
@@ -225,7 +226,7 @@ impl Session {
         if matches!(request.requester, Requester::Local(_)) {
             self.last_used_locally = ctx.now;
         }
-        if self.gathers() {
+        if self.gathers(ctx) {
             self.settle_around(ctx);
         }
         let is_new = !self.forwarded.contains_key(&request.origin);

@@ -21,7 +21,7 @@ use crate::context::Context;
 
 /// Changes that may gather before copies are told what is settled around the pinned ones. More than what is under way at one time to and from
 /// gateways that can be reached: to forget by number costs a journal entry each.
-const GATHERED_MAX: u64 = 1024;
+pub const GATHERED_MAX: u64 = 1024;
 /// Changes of one VDI that copies may have to remember. A store has room for 87,000 with a journal of 64 MiB.
 const REMEMBERED_MAX: u64 = 8192;
 /// Without a change for this long, copies are told to forget for good.
@@ -110,8 +110,8 @@ impl Session {
     }
 
     /// Has so much been changed that one should look before the next tick?
-    pub(super) fn gathers(&self) -> bool {
-        self.next_seq.0 - self.settling.looked_at.0.min(self.next_seq.0) >= GATHERED_MAX
+    pub(super) fn gathers(&self, ctx: &Context) -> bool {
+        self.next_seq.0 - self.settling.looked_at.0.min(self.next_seq.0) >= ctx.out.gathered_max
     }
 
     /// Tells copies what is settled around pinned changes, if too much has gathered behind these.
@@ -123,7 +123,7 @@ impl Session {
         }
         let settled = self.settled().max(Seq(FIRST_SEQ.0 - 1));
         let numbered = Seq(self.next_seq.0.max(FIRST_SEQ.0) - 1);
-        if self.state == State::Sealing || numbered.0 - settled.0 <= GATHERED_MAX {
+        if self.state == State::Sealing || numbered.0 - settled.0 <= ctx.out.gathered_max {
             self.settling.holds = false;
             return;
         }

@@ -275,7 +275,15 @@ impl Cluster {
 
     fn with_shift(members: Vec<MemberInfo>, copies: u8, block_size_shift: u8) -> (Cluster, Vid) {
         let node = |m: &MemberInfo| {
-            Node::new(NodeConfig { member: m.clone(), formatted: None, cache_bytes: 1 << 20 }, Vec::new())
+            Node::new(
+                NodeConfig {
+                    member: m.clone(),
+                    formatted: None,
+                    cache_bytes: 1 << 20,
+                    gathered_max: node::GATHERED_MAX,
+                },
+                Vec::new(),
+            )
         };
         let mut cluster = Cluster {
             sheep: members.iter().map(|m| (m.id, node(m), Store::default())).collect(),
@@ -354,7 +362,12 @@ impl Cluster {
     pub fn come_back(&mut self, i: u16, store: Store) {
         let write_back = self.write_back;
         let info = MemberInfo { life: self.version * 1000, write_back, ..member(i, 1 << 30) };
-        let config = NodeConfig { member: info.clone(), formatted: Some(1), cache_bytes: 1 << 20 };
+        let config = NodeConfig {
+            member: info.clone(),
+            formatted: Some(1),
+            cache_bytes: 1 << 20,
+            gathered_max: node::GATHERED_MAX,
+        };
         let mut node = Node::new(config, store.remembered.clone());
         self.log.iter().for_each(|entry| node.handle_log(entry.clone(), self.now));
         self.sheep.push((info.id, node, store));
