@@ -522,7 +522,10 @@ impl Node {
                 StoreUse::SweepList { job } => {
                     if let ObjectReply::Objects(objects) = reply {
                         let doomed = node.sweeps.handle_listed(ctx, job, objects);
-                        doomed.into_iter().for_each(|oid| node.replica.note_removed(ctx, oid));
+                        for oid in doomed {
+                            node.replica.note_removed(ctx, oid);
+                            node.catch_up.handle_purged(ctx, oid);
+                        }
                     }
                 }
                 StoreUse::SweepDelete { job } => {

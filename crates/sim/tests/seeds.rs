@@ -82,10 +82,11 @@ fn acknowledged_writes_survive_every_seeded_fault_mix() {
 
 /// An object of a deleted snapshot that was never reclaimed; a disk that was too small for what its run stored; a clone's own block that was fetched from
 /// its base after a refused change; a block that only a returning copy could read; a change that a seal took a copy's word for which was still
-/// fetching it; a member whose source knew that it had lost a block, and told no checksum of it.
+/// fetching it; a member whose source knew that it had lost a block, and told no checksum of it; a copy that was to begin anew and did not; an
+/// object that was brought back, empty, by a copy that was still fetching it.
 #[test]
 fn seeds_that_have_failed_pass() {
-    for seed in [6_050_366, 6_006_769, 9_003_490, 9_050_589, 9_006_636, 9_061_145] {
+    for seed in [6_050_366, 6_006_769, 9_003_490, 9_050_589, 9_006_636, 9_061_145, 10_061_475, 10_062_947] {
         let failure = run(seed, Options::default()).failure;
         assert!(failure.is_none(), "seed {seed}: {}", failure.unwrap_or_default());
     }

@@ -289,7 +289,7 @@ impl CatchUp {
         if *attempts >= ATTEMPTS_MAX {
             *attempts = 0;
             tracing::warn!(%oid, "a change has not come here and will not; starting this copy again");
-            give_up(ctx, pg);
+            self.give_up(ctx, pg);
         }
         false
     }
@@ -356,8 +356,11 @@ impl CatchUp {
             PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, .. } if is_base => {
                 return drop(self.objects.remove(&(pg, oid)));
             }
+            // Its VDI was deleted since, and nobody needs the object. Were zeros written in its place, there would be an object again: an empty
+            // one, of which a copy that still fetches what was cloned from it would believe that it always was.
+            PeerReply::Fetched { found: Fetched::Removed, .. } => return self.fetch_later(pg, oid),
             // Deleted since.
-            PeerReply::Fetched { found: Fetched::Absent | Fetched::Removed, marks, .. } => (None, marks),
+            PeerReply::Fetched { found: Fetched::Absent, marks, .. } => (None, marks),
             other => return self.fetch_again(pg, oid, &other),
         };
         self.take_piece(ctx, replica, asked, blocks, (data, marks));
@@ -427,6 +430,17 @@ impl CatchUp {
             _ => {
                 let failure = StoreFailure::Corrupt { oid: asked.oid, block };
                 self.fetch_again(asked.pg, asked.oid, &PeerReply::Failed(failure));
+            }
+        }
+    }
+
+    /// The object is being removed here, since nobody needs it any more. What is on its way of it would bring a part of it back: it is looked at anew.
+    pub fn handle_purged(&mut self, ctx: &Context, oid: Oid) {
+        let Some(pg) = ctx.view.pg_of(oid) else { return };
+        if self.objects.contains_key(&(pg, oid)) {
+            self.fetch_later(pg, oid);
+            if let Some(behind) = self.pgs.get_mut(&pg) {
+                behind.todo.insert(oid, Extent::Whole);
             }
         }
     }
@@ -609,11 +623,7 @@ impl CatchUp {
         behind.backfills -= 1;
         if let ObjectReply::Failed(failure) = reply {
             tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
-            give_up(ctx, pg);
-            // Nor may what is under way of it end as if all of it was here: others may be given up first, or not at all.
-            behind.todo.insert(oid, Extent::Whole);
-            behind.later.insert(oid);
-            self.objects.remove(&(pg, oid));
+            self.give_up(ctx, pg);
         }
     }
 
@@ -626,13 +636,6 @@ impl CatchUp {
 fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
     let part = data.slice(at..at + len);
     if len <= data.len() / 2 { Bytes::copy_from_slice(&part) } else { part }
-}
-
-/// This copy leaves the PG's sets, to begin anew.
-pub(super) fn give_up(ctx: &mut Context, pg: PgId) {
-    if let Some(since) = ctx.view.pg(pg).map(|state| state.since) {
-        ctx.drop_copies(ctx.me, vec![(pg, since)]);
-    }
 }
 
 #[cfg(test)]

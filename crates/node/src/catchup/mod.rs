@@ -123,6 +123,8 @@ enum Stage {
     Listing,
     Copying,
     Proposed,
+    /// It leaves the sets, to begin anew, and until the view says so nothing of it can end.
+    Leaving,
 }
 
 /// One listing of several PGs at one source: of what was changed, or of everything.
@@ -189,9 +191,24 @@ impl CatchUp {
         }
         behind.fetch_anew(&mut self.objects, covered);
         if behind.cloned.contains_key(&covered.oid) {
-            behind.later.insert(covered.oid);
-            fetch::give_up(ctx, covered.pg);
+            self.give_up(ctx, covered.pg);
         }
+    }
+
+    /// This copy leaves the PG's sets, to begin anew.
+    fn give_up(&mut self, ctx: &mut Context, pg: PgId) {
+        if let Some(behind) = self.pgs.get_mut(&pg) {
+            behind.stage = Stage::Leaving;
+            self.objects.retain(|(of, _), _| *of != pg);
+            self.propose_leaving(ctx);
+        }
+    }
+
+    /// Again and again: one such proposal is made at a time, and the view may be another when it is decided.
+    fn propose_leaving(&mut self, ctx: &mut Context) {
+        let leaving = self.pgs.iter().filter(|(_, behind)| behind.stage == Stage::Leaving);
+        let leaving = leaving.filter_map(|(id, _)| Some((*id, ctx.view.pg(*id)?.since))).collect();
+        ctx.drop_copies(ctx.me, leaving);
     }
 
     /// Looks at the view and starts or stops what it says.
@@ -302,6 +319,7 @@ impl CatchUp {
     /// Does whatever can be done now.
     pub fn advance(&mut self, ctx: &mut Context, replica: &Replica) {
         self.pgs.values_mut().for_each(|behind| behind.later.clear());
+        self.propose_leaving(ctx);
         self.propose_start(ctx);
         self.start_rounds(ctx);
         self.start_objects(ctx);
@@ -459,7 +477,7 @@ impl CatchUp {
         for pg in unknown {
             let Some(at) = round.pgs.iter().position(|(of, _)| *of == pg) else { continue };
             round.pgs.swap_remove(at);
-            if let Some(behind) = self.pgs.get_mut(&pg) {
+            if let Some(behind) = self.pgs.get_mut(&pg).filter(|behind| behind.stage == Stage::Listing) {
                 behind.stage = Stage::Unlisted;
                 behind.unknown_to += 1;
             }
@@ -492,7 +510,7 @@ impl CatchUp {
     fn end_round(&mut self, id: u64, stage: Stage) {
         let Some(round) = self.rounds.remove(&id) else { return };
         for (pg, _) in round.pgs {
-            if let Some(behind) = self.pgs.get_mut(&pg) {
+            if let Some(behind) = self.pgs.get_mut(&pg).filter(|behind| behind.stage == Stage::Listing) {
                 behind.stage = stage;
             }
         }
