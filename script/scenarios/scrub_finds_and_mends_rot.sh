@@ -15,7 +15,7 @@ run dog cluster format --copies=3
 wait_for 20 "a running cluster" cluster_runs
 # Until it is asked for, nothing is to be found.
 run dog cluster scrub disable
-are_disabled() { [[ $(dog node scrub -r | grep -cE '^[0-2] [^ ]+ disabled [0-9]+ [0-9]+ [0-9]+ [0-9]+ (-|[0-9]+) 0 0 0 0 0 0$') == 3 ]]; }
+are_disabled() { [[ $(dog node scrub -r | grep -cE '^[0-2] [^ ]+ disabled [0-9]+ [0-9]+ [0-9]+ [0-9]+ (-|[0-9]+) 0 0 0 0 0 0 0$') == 3 ]]; }
 wait_for 20 "no scrub anywhere" are_disabled
 
 # content WORD BLOCKS: blocks that name themselves.

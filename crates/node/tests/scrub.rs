@@ -125,6 +125,22 @@ fn a_block_that_no_copy_can_give_is_named_until_it_is_written_anew() {
 }
 
 #[test]
+fn each_pass_has_the_whole_journal_read_back_and_counts_what_was_damaged() {
+    let (mut cluster, _) = filled();
+    cluster.sheep[1].2.rotten_records = [1, 30, 31, 100].into();
+    scrub_now(&mut cluster);
+    assert!(cluster.sheep[1].2.rotten_records.is_empty());
+    let [one, other] = [0, 1].map(|sheep| status(&mut cluster, sheep));
+    assert_eq!((one.journal_records, other.journal_records), (0, 4));
+    assert!(!other.is_running && other.passes > 0, "{other:?}");
+    assert_eq!((other.bytes_done, other.objects_done), (other.bytes_total, other.objects_total));
+    cluster.sheep[1].2.rotten_records = [90].into();
+    scrub_now(&mut cluster);
+    assert_eq!(status(&mut cluster, 1).journal_records, 5);
+    assert_eq!(counts(&mut cluster, 1), (0, 0, 0, 0), "that is no block's matter");
+}
+
+#[test]
 fn where_it_is_disabled_nothing_is_looked_for_but_what_is_asked_for() {
     let (mut cluster, vid) = filled();
     set(&mut cluster, RepairChange { scrub: Some(false), ..RepairChange::default() });
@@ -308,7 +324,7 @@ fn writes_under_way_are_no_differences() {
             assert_ne!(cluster.sheep[0].2.objects.get(&oid), cluster.sheep[1].2.objects.get(&oid), "{oid}");
         }
         set(&mut cluster, RepairChange { scrub_now: true, ..RepairChange::default() });
-        cluster.wait_ms(3000);
+        cluster.wait_ms(4000);
         let states = [status(&mut cluster, 0), status(&mut cluster, 1)];
         assert!(states.iter().all(|status| !status.is_running), "all was compared meanwhile: {states:?}");
         cluster.deliver_delayed();

@@ -580,7 +580,9 @@ pub struct ScrubStatus {
     /// them that were not made alike so far.
     pub differed: u64,
     pub differing: u64,
-    /// Some of those.
+    /// Damaged records that were found in the journal of its store. All that they said was in memory and is home; no start of the sheep needs them.
+    pub journal_records: u64,
+    /// Some of the blocks that copies still have differently.
     pub told_differing: Vec<DifferingBlocks>,
 }
 

@@ -138,6 +138,9 @@ pub enum ObjectOp {
     /// Reads blocks and tells which of them pass their checksum, without giving their content. Answered by `Verified` or `Absent`.
     /// `pass`: what was found good by an earlier order of the same pass, as a part of whatever object, is left out. 0: nothing is.
     Verify { oid: Oid, blocks: BlockRange, pass: u64 },
+    /// Reads back a part of the store's own journal, from record `first` on and not beyond `last`, of what a start would replay now, and has it that no start
+    /// needs what is found damaged. Answered by `JournalVerified`, when that is so.
+    VerifyJournal { first: u64, last: u64 },
     /// Puts content back that the disk has lost, block by block. The caller knows that it is what the object has there (it has not changed since it
     /// was read from another copy), so nothing that anybody sees changes, but that blocks can be read again: of all objects
     /// that share them on the disk. A block whose content or checksum is known to be another, or that is in use for something else at the moment, stays as it
@@ -178,6 +181,7 @@ pub enum ObjectReply {
     /// The object does not exist (to `Read`, `Verify`, `Checksums`, `Recorded` and `Compare` only).
     Absent,
     Verified(Verified),
+    JournalVerified(JournalVerified),
     Checksums(Vec<u32>),
     /// Ascending, no two adjacent.
     Differing(Vec<BlockRange>),
@@ -192,6 +196,18 @@ pub struct Verified {
     pub checksums: Vec<u32>,
     /// Blocks that fail their checksum or cannot be read. Ascending, no two adjacent.
     pub damaged: Vec<BlockRange>,
+    /// What was read from the disk for it.
+    pub read_bytes: u64,
+}
+
+/// How far a store's journal was read back, and what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalVerified {
+    /// Where to go on, up to `last`: what was durable when it was asked, and not beyond what was asked for. All is done if `next` is beyond.
+    pub next: u64,
+    pub last: u64,
+    /// Damaged records that a start would have needed, and that nobody had found before.
+    pub damaged: u64,
     /// What was read from the disk for it.
     pub read_bytes: u64,
 }

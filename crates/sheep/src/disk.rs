@@ -1,7 +1,8 @@
 //! Finds a sheep's disk, formats it at the first start, and opens it.
 //!
 //! Formatting destroys, so it happens only where there is nothing to lose: the directory has no mark of an earlier
-//! disk, and the disk is a new file, the remains of a format that was cut off, or a device that begins with zeros.
+//! disk, and the disk is a new file, the remains of a format that was cut off, or a device that begins with zeros. A store that is damaged is left as it
+//! is, too: it may be the last copy of something, which only the other sheep know.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,7 @@ fn open_path(
             Store::format(&mut disk, &FormatOptions::new(size, new.store_id))?;
             Store::open(&mut disk)?
         }
+        Err(error) if error.is_damage() => return Err(damaged(&error, directory, is_ours)),
         other => other?,
     };
     match expected {
@@ -147,6 +149,21 @@ fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
          To begin anew, without its data, remove {}",
         mark.display()
     ))
+}
+
+/// What an operator is told of a store that cannot be opened any more. Whoever does as it says keeps the damaged bytes until nothing needs them.
+fn damaged(error: &OpenError, directory: &Path, is_ours: bool) -> anyhow::Error {
+    let directory = directory.display();
+    let disk = if is_ours { "" } else { ", but with another disk" };
+    anyhow!(
+        "{error}.\n\
+         It is left as it is. Do not format or delete it before you know that nothing needs it. Ask a sheep that runs:\n\
+         \x20   dog cluster health -p PORT\n\
+         If it says 'degraded' or 'ok', the others have all of it, but for blocks of which it says that no copy is good. Then put this one aside:\n\
+         \x20   mv {directory} {directory}.damaged\n\
+         and start this sheep as before{disk}: with an empty store, which fetches all from the others. Keep {directory}.damaged until it says 'ok'.\n\
+         If it says anything else, or no other sheep runs, this may be the last copy of something: keep it, and start all others first."
+    )
 }
 
 fn is_blank(disk: &mut FileDisk) -> io::Result<bool> {
@@ -269,6 +286,33 @@ mod tests {
         fs::copy(other.path().join("meta").join(OBJECTS_FILE), &objects).unwrap();
         let text = try_open(dir.path(), None, 8).unwrap_err();
         assert!(text.contains("it is disk 0000000000000007"), "{text}");
+    }
+
+    #[test]
+    fn a_damaged_store_is_left_as_it_is_and_what_to_do_is_said() {
+        for name in [None, Some("disk")] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = name.map(|name| dir.path().join(name));
+            disk.iter().for_each(|disk| fs::write(disk, vec![0; 64 << 20]).unwrap());
+            try_open(dir.path(), disk.as_deref(), 5).unwrap();
+            let path = disk.clone().unwrap_or(dir.path().join("meta").join(OBJECTS_FILE));
+            let mut bytes = fs::read(&path).unwrap();
+            // Both superblocks.
+            (bytes[100], bytes[4196]) = (1, 1);
+            fs::write(&path, &bytes).unwrap();
+            let text = try_open(dir.path(), disk.as_deref(), 6).unwrap_err();
+            let begin =
+                format!("cannot use disk {}: both copies of the superblock are damaged.\n", path.display());
+            assert!(text.starts_with(&begin), "{text}");
+            let meta = dir.path().join("meta").display().to_string();
+            assert!(text.contains("\n    dog cluster health -p PORT\n"), "{text}");
+            assert!(text.contains(&format!("\n    mv {meta} {meta}.damaged\n")), "{text}");
+            assert_eq!(
+                text.contains("as before, but with another disk: with an empty store"),
+                name.is_some()
+            );
+            assert!(fs::read(&path).unwrap() == bytes, "nothing was written to it");
+        }
     }
 
     #[test]

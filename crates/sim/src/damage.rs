@@ -2,7 +2,8 @@
 //!
 //! All damage of a run is done to one sheep, so at most one copy of any block is bad, and another must serve and
 //! mend it; a second disk, in another zone, fails when all is in sync again after the first, if none of that has rotted. That copy may have to be there: where the view might go on with the damaged copy alone, or where
-//! all of a disk is lost, damage is done only when all is well, and other faults wait until it is mended.
+//! all of a disk is lost, damage is done only when all is well, and other faults wait until it is mended. So they do for rot in a journal that a start would
+//! replay: its sheep has to find it by its scrub, as it would not open the disk any more; from then on it may be killed like any other.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::network::SheepIndex;
 use crate::object_store::Ending;
 use crate::queue::Moment;
 use crate::scenario::FaultKind;
-use crate::sheep::State;
+use crate::sheep::{Sheep, State};
 use crate::world::World;
 
 const MS: Duration = Duration::from_millis(1);
@@ -24,6 +25,8 @@ const MS: Duration = Duration::from_millis(1);
 const ROT_MEETS_FAULTS: bool = true;
 /// Disks that fail in one run.
 const DISKS_MAX: u32 = 2;
+/// How much of the rot is in journals, in percent.
+const JOURNAL_PERCENT: u64 = 50;
 /// How long two passes over small disks may take, and what they have to mend.
 const SCRUB_SECONDS_MAX: u64 = 60;
 /// Added to the id of a disk for the one that replaces it: no other disk has it.
@@ -46,6 +49,10 @@ pub(crate) struct Damages {
 enum Stage {
     /// All is to be well first.
     Planned(FaultKind),
+    /// A journal is to rot, of a sheep that is not about to end.
+    PlannedInJournal,
+    /// This record has, until it is one that no start reads.
+    InJournal(SheepIndex, u64),
     /// Rot: clients may find it first, then a check does.
     Found(BTreeSet<Oid>, Moment),
     Checked(BTreeSet<Oid>, Oid, RequestId),
@@ -66,6 +73,11 @@ impl World {
     pub(crate) fn plan_damage(&mut self, kind: FaultKind, victim: SheepIndex) {
         self.damages.victim.get_or_insert(victim);
         let is_of_disk = kind == FaultKind::DiskFailure;
+        // That takes no other copy to mend.
+        if kind == FaultKind::BitRot && self.fault_rng.percent(JOURNAL_PERCENT) {
+            self.damages.stage = Some(Stage::PlannedInJournal);
+            return;
+        }
         if self.copies_of_any_pg() < 2 || (is_of_disk && !self.may_another_disk_fail(victim)) {
             return;
         }
@@ -115,6 +127,11 @@ impl World {
     fn heal(&mut self, stage: Stage) -> Option<Stage> {
         match stage {
             Stage::Planned(kind) if self.is_all_well() => self.damage(kind),
+            Stage::PlannedInJournal if self.is_victim_steady() => self.rot_journal(),
+            Stage::InJournal(index, seq) if !self.needs_record(index, seq) => {
+                self.log(|| format!("no start of sheep {index} needs record {seq} any more"));
+                None
+            }
             Stage::Found(oids, at) if at <= self.now() => self.check_next(oids),
             Stage::Checked(left, oid, request) => match self.answers.remove(&request) {
                 None => Some(Stage::Checked(left, oid, request)),
@@ -178,6 +195,26 @@ impl World {
         }
     }
 
+    /// It is up, and no fault of before will end it.
+    fn is_victim_steady(&self) -> bool {
+        let is_steady = |sheep: &Sheep| sheep.is_up() && !sheep.cut_off;
+        self.damages.victim.is_some_and(|victim| is_steady(&self.sheep[victim])) && !self.driver.has_untold()
+    }
+
+    fn rot_journal(&mut self) -> Option<Stage> {
+        let index = self.damages.victim?;
+        let engine = self.sheep[index].process_mut()?.store.engine()?;
+        let seq = engine.rot_journal(&mut self.fault_rng)?;
+        self.log(|| format!("record {seq} of the journal of sheep {index} has rotted"));
+        self.damages.count += 1;
+        Some(Stage::InJournal(index, seq))
+    }
+
+    fn needs_record(&mut self, index: SheepIndex, seq: u64) -> bool {
+        let engine = self.sheep[index].process_mut().and_then(|running| running.store.engine());
+        engine.is_some_and(|engine| engine.needs_record(seq))
+    }
+
     /// Every copy is where it should be, and nothing is under way that would take one away.
     fn is_all_well(&self) -> bool {
         self.is_repaired().is_ok()
@@ -226,8 +263,10 @@ impl World {
 
     /// Nothing fails any more. What has rotted stays so until somebody mends it.
     pub(crate) fn end_damage(&mut self) {
-        if let Some(Stage::Gateway(index, _)) = self.damages.stage.take() {
-            self.replace_disk(index);
+        match self.damages.stage.take() {
+            Some(Stage::Gateway(index, _)) => self.replace_disk(index),
+            Some(stage @ Stage::InJournal(..)) => self.damages.stage = Some(stage),
+            _ => {}
         }
         self.make_sound();
     }
@@ -266,7 +305,11 @@ impl World {
                 return Err(format!("sheep {sheep} has found copies that differ: {status:?}"));
             }
         }
-        Ok(())
+        let Some(Stage::InJournal(index, seq)) = self.damages.stage else { return Ok(()) };
+        match self.needs_record(index, seq) {
+            true => Err(format!("record {seq} of the journal of sheep {index} has rotted and was not found")),
+            false => Ok(()),
+        }
     }
 
     fn scrub_status(&mut self, sheep: SheepIndex) -> Result<ScrubStatus, String> {

@@ -12,7 +12,7 @@ use node::Ticket;
 use proto::checksum::ZERO_BLOCK_CRC;
 use proto::object::{BlockRange, ObjectOp, ObjectReply, StoreFailure, Unsettled};
 use proto::{BLOCK_BYTES, Oid};
-use store::testing::{HomeBlock, SimDisk, home_blocks};
+use store::testing::{HomeBlock, SimDisk, SimRng, home_blocks, live_records, oldest_record};
 use store::{Disk, FormatOptions, IoId, IoOp, Recovered, Store};
 
 use crate::prng::Rng;
@@ -218,6 +218,20 @@ impl EngineStore {
         blocks.into_iter().map(|b| (b.oid, b.block)).collect()
     }
 
+    /// Flips a bit in a record that a start would replay. Returns its number, if there is any.
+    pub fn rot_journal(&mut self, rng: &mut Rng) -> Option<u64> {
+        let records = live_records(&self.store, &mut self.disk);
+        let record = records.get(rng.below(records.len().max(1) as u64) as usize)?;
+        let place = record.place(&mut SimRng::new(rng.next()));
+        self.disk.flip_bit(place, rng.below(8) as u8);
+        Some(record.seq)
+    }
+
+    /// Would a start replay this record?
+    pub fn needs_record(&self, seq: u64) -> bool {
+        oldest_record(&self.store) <= seq
+    }
+
     /// The machine loses power: the disk keeps what was synced, and any part of the rest.
     pub fn lose_power(mut self, rng: &mut Rng) -> EngineDisk {
         self.disk.crash(rng.next());
@@ -322,6 +336,28 @@ mod tests {
         assert_eq!(store.content(OID), Err(StoreFailure::Corrupt { oid: OID, block: 0 }));
         write(&mut store, 0, 3);
         assert_eq!(store.content(OID).unwrap().unwrap()[&0][0], 3);
+    }
+
+    #[test]
+    fn a_rotten_journal_opens_once_it_was_read_back() {
+        let mut rng = Rng::new(5);
+        for is_read_back in [false, true] {
+            let (mut store, _) = EngineDisk::new(1, 32 << 20).open(&mut rng).unwrap();
+            write(&mut store, 0, 1);
+            let seq = store.rot_journal(&mut rng).unwrap();
+            write(&mut store, 1, 2);
+            assert!(store.needs_record(seq));
+            if is_read_back {
+                let reply = store.ask(ObjectOp::VerifyJournal { first: 0, last: u64::MAX });
+                assert!(matches!(reply, ObjectReply::JournalVerified(verified) if verified.damaged == 1));
+                assert!(!store.needs_record(seq));
+            }
+            let content = reopen(store, &mut rng).map(|mut store| store.content(OID).unwrap().unwrap());
+            match content {
+                Ok(content) => assert!(is_read_back && content[&0][0] == 1 && content[&1][0] == 2),
+                Err(why) => assert!(!is_read_back && why.contains("is damaged"), "{why}"),
+            }
+        }
     }
 
     #[test]

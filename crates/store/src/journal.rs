@@ -26,7 +26,8 @@ const SPARE_BYTES_MAX: usize = 64 << 10;
 /// One record: what it holds that somebody may still need, and what happens when it becomes durable.
 #[derive(Default)]
 pub struct RecordInfo {
-    /// Position after it.
+    /// Its position, and the one after it; of no meaning before its place is fixed.
+    pub begin: u64,
     pub end: u64,
     pub incarnation: u64,
     /// Written blocks whose data is in this record.
@@ -220,7 +221,9 @@ impl Journal {
         self.head = position + blocks;
         assert!(self.head - self.tail <= self.geometry.journal_blocks, "the journal overtook its tail");
         let seq = self.last_seq();
-        self.info_mut(seq).end = self.head;
+        let end = self.head;
+        let info = self.info_mut(seq);
+        (info.begin, info.end) = (position, end);
         self.sealed.push_back(Sealed { seq, position, batch });
     }
 

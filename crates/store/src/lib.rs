@@ -5,7 +5,7 @@
 //! time and in any order. [`Disk`] is only for [`Store::format`] and [`Store::open`], which block.
 //!
 //! Reading order: `layout` (where things lie), `record` (the journal's entries), `store` (the life of an order),
-//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `job` (what is copied for that, and what stays below), `merge` (how overlays end), `growth` (how a file takes its room), `ahead` (how that is written to before it is needed), `recover`
+//! `change` and `read` (what orders do), `write_back` (how the journal is emptied), `job` (what is copied for that, and what stays below), `merge` (how overlays end), `growth` (how a file takes its room), `ahead` (how that is written to before it is needed), `journal_check` (how rot in the journal is found before a crash), `recover`
 //! (how a crash ends). The
 //! bytes, and why each sync is enough, stand in docs/formats.md, "Store on disk".
 //! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
@@ -22,6 +22,7 @@ mod invariants;
 mod io;
 mod job;
 mod journal;
+mod journal_check;
 mod layout;
 mod mend;
 mod merge;

@@ -3,9 +3,10 @@
 //! A record is a 64-byte head, entries, padding to whole blocks, and data blocks. Everything an entry says about the
 //! tables is a new value, never a difference: replaying it twice, or onto a table that already has it, changes nothing.
 
+use bytes::Bytes;
 use proto::checksum::crc32c;
 use proto::object::{BlockRange, Origin, Stamp, Unsettled};
-use proto::{Generation, Incarnation, Oid, RequestId, Seq, Vid};
+use proto::{BLOCK_BYTES, Generation, Incarnation, Oid, RequestId, Seq, Vid};
 
 use crate::layout::{BLOCK, GROUP_CHUNKS};
 
@@ -275,6 +276,25 @@ impl Writer<'_> {
         self.u8(u8::from(key.blocks.is_none())).u32(blocks.first).u32(blocks.count)
     }
     fn done(&mut self) {}
+}
+
+/// The entries and the data blocks of a record, all of which is in `record`. `None`: something of it fails its checksum. Entries that pass it and make no
+/// sense are given as they are, without a look at the data.
+pub fn record_body(head: &RecordHead, record: &Bytes) -> Option<(Vec<u8>, Vec<Bytes>)> {
+    let entries = record.get(HEAD_BYTES..HEAD_BYTES + head.entries_bytes as usize)?;
+    if crc32c(entries) != head.entries_crc {
+        return None;
+    }
+    let data_at = header_blocks(entries.len()) as usize * BLOCK_BYTES;
+    let block = |i| record.slice(data_at + i * BLOCK_BYTES..data_at + (i + 1) * BLOCK_BYTES);
+    let data: Vec<Bytes> = (0..head.data_blocks as usize).map(block).collect();
+    let Some(parsed) = decode_entries(entries) else { return Some((entries.to_vec(), data)) };
+    let crcs = parsed.iter().flat_map(|entry| match entry {
+        Entry::Write { crcs, .. } => &crcs[..],
+        _ => &[],
+    });
+    let is_whole = data.iter().map(|block| crc32c(block)).eq(crcs.copied());
+    is_whole.then(|| (entries.to_vec(), data))
 }
 
 /// Decodes all entries of a record; `None` if the bytes make no sense.

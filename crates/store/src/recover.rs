@@ -8,7 +8,6 @@ use std::io;
 
 use bytes::Bytes;
 use proto::BLOCK_BYTES;
-use proto::checksum::crc32c;
 use proto::object::{Stamp, Unsettled};
 
 use crate::ahead::Ahead;
@@ -16,7 +15,7 @@ use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::journal::{Journal, RecordInfo, Recovered as RecoveredJournal};
 use crate::layout::*;
-use crate::record::{Entry, HEAD_BYTES, RecordHead, decode_entries, header_blocks};
+use crate::record::{Entry, RecordHead, decode_entries, record_body};
 use crate::slots::Slots;
 use crate::store::Store;
 use crate::tables::{Contradiction, Tables, encode_free_page};
@@ -66,7 +65,9 @@ pub enum FormatError {
     Io(#[from] io::Error),
 }
 
-/// Why a disk cannot be opened, and what to do about it.
+/// Why a disk cannot be opened. What to do about damage depends on what else there is of the data, which a store does not know.
+///
+/// Nothing has been written to a disk that is refused as damaged.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("this is not a Sheepdog disk: format it first")]
@@ -75,25 +76,28 @@ pub enum OpenError {
         "the disk has format version {found}, this program knows {FORMAT_VERSION}: use the program that made it"
     )]
     OtherVersion { found: u32 },
-    #[error(
-        "both copies of the superblock are damaged: replace the disk, its data is repaired from other copies"
-    )]
+    #[error("both copies of the superblock are damaged")]
     DamagedSuperblock,
     #[error("the disk has {found} bytes but its store needs {expected}: was it cut, or copied in part?")]
     DiskSmaller { expected: u64, found: u64 },
     #[error(
-        "record {seq} of the journal is damaged: format the disk anew, its data is repaired from other copies"
+        "record {seq} of the journal is damaged, and without it writes that were acknowledged would be undone"
     )]
     DamagedJournal { seq: u64 },
-    #[error(
-        "the newest superblock is lost: it knows of {known} opens, the journal of {found}; format the disk anew, its \
-         data is repaired from other copies"
-    )]
+    #[error("the newest superblock is lost: the one at hand knows of {known} opens, the journal of {found}")]
     LostSuperblock { known: u64, found: u64 },
-    #[error("the object tables are damaged: format the disk anew, its data is repaired from other copies")]
+    #[error("the object tables are damaged")]
     DamagedTables,
     #[error("cannot read or write the disk")]
     Io(#[from] io::Error),
+}
+
+impl OpenError {
+    /// Does the disk hold a store that cannot be read any more, as a whole?
+    pub fn is_damage(&self) -> bool {
+        use OpenError::*;
+        matches!(self, DamagedSuperblock | DamagedJournal { .. } | LostSuperblock { .. } | DamagedTables)
+    }
 }
 
 /// What opening a disk found.
@@ -298,6 +302,7 @@ fn scan_journal(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Scan, Op
         incarnation = head.incarnation;
         scan.head = head.position + head.blocks();
         scan.infos.push_back(RecordInfo {
+            begin: head.position,
             end: scan.head,
             incarnation,
             written: true,
@@ -319,31 +324,8 @@ fn read_record(
     let Some(head) = RecordHead::decode(&first).filter(|head| accepts(head)) else { return Ok(None) };
     let mut record = AlignedBuf::zeroed(head.blocks() as usize);
     disk.read_at(offset, record.bytes_mut())?;
-    let record = record.freeze();
-    let data_at = header_blocks(head.entries_bytes as usize) as usize * BLOCK_BYTES;
-    let entries = &record[HEAD_BYTES..HEAD_BYTES + head.entries_bytes as usize];
-    if crc32c(entries) != head.entries_crc {
-        return Ok(None);
-    }
-    let data: Vec<Bytes> = (0..head.data_blocks as usize)
-        .map(|i| record.slice(data_at + i * BLOCK_BYTES..data_at + (i + 1) * BLOCK_BYTES))
-        .collect();
-    let Some(parsed) = decode_entries(entries) else { return Ok(Some((head, entries.to_vec(), data))) };
-    let crcs = parsed.iter().flat_map(|entry| match entry {
-        Entry::Write { crcs, .. } => &crcs[..],
-        _ => &[],
-    });
-    let mut blocks = 0;
-    for crc in crcs {
-        match data.get(blocks) {
-            Some(block) if crc32c(block) == *crc => blocks += 1,
-            _ => return Ok(None),
-        }
-    }
-    if blocks != data.len() {
-        return Ok(None);
-    }
-    Ok(Some((head, entries.to_vec(), data)))
+    let Some((entries, data)) = record_body(&head, &record.freeze()) else { return Ok(None) };
+    Ok(Some((head, entries, data)))
 }
 
 /// The scan ended before record `seq`. A torn end is what a crash leaves; but if the superblock or a later record says that

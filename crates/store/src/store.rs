@@ -16,6 +16,7 @@ use crate::ahead::Ahead;
 use crate::growth::Growth;
 use crate::io::{IoId, IoOp, IoRequest, IoResult, Usage};
 use crate::journal::Journal;
+use crate::journal_check::JournalChecks;
 use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS, SLOT_BYTES, Superblock};
 use crate::mend::Mends;
 use crate::read::{Purpose, Reads};
@@ -37,6 +38,7 @@ pub struct Store {
     pub(crate) tags: Tags,
     pub(crate) reads: Reads,
     pub(crate) mends: Mends,
+    pub(crate) journal_checks: JournalChecks,
     pub(crate) write_back: WriteBack,
     pub(crate) growth: Growth,
     pub(crate) ahead: Ahead,
@@ -101,6 +103,7 @@ pub(crate) enum IoOwner {
     Read { read: u64, piece: usize },
     Direct { order: u64 },
     Mend { mend: u64 },
+    JournalCheck { check: u64 },
     WriteBackRead { job: usize, piece: usize },
     WriteBackWrite,
     WriteBackSync,
@@ -127,6 +130,7 @@ impl Store {
             tags,
             reads: Reads::default(),
             mends: Mends::default(),
+            journal_checks: JournalChecks::default(),
             write_back: WriteBack::default(),
             growth: Growth::default(),
             ahead: Ahead::default(),
@@ -193,6 +197,7 @@ impl Store {
             (IoOwner::WriteBackRead { job, piece }, result) => {
                 self.handle_write_back_read(job, piece, result)
             }
+            (IoOwner::JournalCheck { check }, result) => self.handle_journal_read(check, result),
             (IoOwner::Growth, result) => self.handle_grown(result),
             // Whether the bytes are on disk is unknown, and a second fsync may claim success: nothing holds any more.
             (_, Err(_)) => return self.fail(),
@@ -235,7 +240,8 @@ impl Store {
 
     /// Nothing is in flight and nothing is waiting for I/O.
     pub fn is_quiet(&self) -> bool {
-        self.failed || (self.io_owners.is_empty() && self.journal.is_idle() && !self.write_back.is_active())
+        let is_active = self.write_back.is_active() || self.journal_checks.is_active();
+        self.failed || (self.io_owners.is_empty() && self.journal.is_idle() && !is_active)
     }
 
     pub fn is_failed(&self) -> bool {
@@ -375,6 +381,7 @@ impl Store {
             ObjectOp::Verify { oid, blocks, pass } => {
                 self.start_read(ticket, oid, blocks, Purpose::Verification { pass });
             }
+            ObjectOp::VerifyJournal { first, last } => self.start_journal_check(ticket, first, last),
             ObjectOp::Mend { oid, blocks, checksums, data } => {
                 self.start_mend(ticket, oid, blocks, checksums, data);
             }
@@ -456,7 +463,8 @@ impl Store {
             self.replies.extend(info.replies.drain(..).map(|(ticket, _)| (ticket, failed())));
         }
         let (reads, mends) = (self.reads.take_tickets(), self.mends.take_tickets());
-        self.replies.extend(reads.into_iter().chain(mends).map(|ticket| (ticket, failed())));
+        let waiting = reads.into_iter().chain(mends).chain(self.journal_checks.take_tickets());
+        self.replies.extend(waiting.map(|ticket| (ticket, failed())));
         self.gates.clear();
         self.stalled.clear();
         self.growth.roomless.clear();

@@ -4,7 +4,7 @@
 //! overlaps a write in flight may see any mixture of both. Bits can be flipped at will. Steppable: `submit` a request,
 //! look at `pending`, `complete` or `fail` one of them in any order, `crash`. The same seeds give the same disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::io::{IoFailed, IoId, IoOp, IoRequest, IoResult};
 use crate::layout::{BLOCK, DESCRIPTOR_BYTES, DESCRIPTORS_PER_PAGE, GROUP_CHUNKS, PageId, SLOT_BLOCKS};
+use crate::record::{Entry, HEAD_BYTES, RecordHead, decode_entries};
 use crate::store::Store;
 use crate::tables::bits;
 
@@ -338,6 +339,60 @@ pub fn home_blocks(store: &Store) -> Vec<HomeBlock> {
         }
     }
     found
+}
+
+/// A record that a start would replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveRecord {
+    pub seq: u64,
+    /// Where on the disk it lies.
+    pub offset: u64,
+    /// Of its head and entries, and with its data from the next whole block on.
+    pub header_bytes: u64,
+    pub bytes: u64,
+}
+
+impl LiveRecord {
+    /// Somewhere in it, where a checksum covers it.
+    pub fn place(&self, rng: &mut SimRng) -> u64 {
+        let data_bytes = self.bytes - self.header_bytes.next_multiple_of(BLOCK);
+        let at = match rng.below(3) {
+            0 => rng.below(HEAD_BYTES as u64),
+            1 if data_bytes > 0 => self.bytes - 1 - rng.below(data_bytes),
+            _ => rng.below(self.header_bytes),
+        };
+        self.offset + at
+    }
+}
+
+/// The first record that a start would replay.
+pub fn oldest_record(store: &Store) -> u64 {
+    store.journal.tail_seq()
+}
+
+/// The records from the tail on, up to the last one that is durable: where rot must be noticed before the next start.
+pub fn live_records(store: &Store, disk: &mut SimDisk) -> Vec<LiveRecord> {
+    let seqs = store.journal.tail_seq()..=store.journal.durable();
+    seqs.map(|seq| {
+        let info = store.journal.info(seq);
+        let offset = store.superblock.geometry.journal_offset(info.begin);
+        let head = RecordHead::decode(&disk.read_blocks(offset, BLOCK_BYTES)).expect("a sound disk");
+        let header_bytes = (HEAD_BYTES + head.entries_bytes as usize) as u64;
+        LiveRecord { seq, offset, header_bytes, bytes: (info.end - info.begin) * BLOCK }
+    })
+    .collect()
+}
+
+/// Which kinds of entries a record has, as docs/formats.md numbers them.
+pub fn kinds_in(record: &LiveRecord, disk: &mut SimDisk) -> BTreeSet<u8> {
+    let bytes = disk.read_blocks(record.offset, record.bytes as usize);
+    let entries = decode_entries(&bytes[HEAD_BYTES..record.header_bytes as usize]).expect("a sound disk");
+    let kind = |entry: &Entry| {
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        bytes[0]
+    };
+    entries.iter().map(kind).collect()
 }
 
 /// What room the chunks of an object take, the slots below overlays included, and how many of its chunks have such.

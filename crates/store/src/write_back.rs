@@ -147,7 +147,10 @@ impl Store {
         let full = used > ring / 2 || self.written.block_count() > WRITTEN_BLOCKS_MAX;
         let enough = used <= ring / 4 && self.written.block_count() <= WRITTEN_BLOCKS_MAX / 2;
         self.write_back.pressed = full || (self.write_back.pressed && !enough);
-        self.write_back.pressed || !self.stalled.is_empty() || self.write_back.checkpoint.is_some()
+        self.write_back.pressed
+            || !self.stalled.is_empty()
+            || self.write_back.checkpoint.is_some()
+            || self.journal_checks.goal().is_some()
     }
 
     fn trimmable(&self) -> u64 {
@@ -207,7 +210,8 @@ impl Store {
     /// Unsettled changes in records that nothing else needs, from the tail on.
     fn plan_tags(&self, upto: u64) -> Vec<(u64, TagKey)> {
         let mut tags = Vec::new();
-        let last = self.write_back.checkpoint.map_or(upto, |checkpoint| checkpoint.min(upto));
+        let goal = self.write_back.checkpoint.max(self.journal_checks.goal());
+        let last = goal.map_or(upto, |goal| goal.min(upto));
         for seq in self.journal.tail_seq()..=last {
             let info = self.journal.info(seq);
             if info.live > 0 || tags.len() >= TAGS_MAX {
@@ -395,6 +399,7 @@ impl Store {
     pub(crate) fn handle_superblock_written(&mut self) {
         let round = self.write_back.round.take().expect("its I/O belongs to a round");
         self.journal.trim(round.tail_seq.expect("the superblock said so"));
+        self.handle_journal_trimmed();
     }
 
     fn log_job(&mut self, seq: u64, upto: u64, job: &Job) {

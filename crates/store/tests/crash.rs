@@ -19,7 +19,7 @@ fn lives(seed: u64, lives: u64, orders: u64) {
     for _ in 0..lives {
         let mut history = History::reset(&model, OBJECTS);
         let mut changes = BTreeSet::new();
-        let (mut reads, mut comparisons) = (Vec::new(), Vec::new());
+        let (mut reads, mut comparisons, mut verifications) = (Vec::new(), Vec::new(), Vec::new());
         let orders = 1 + machine.rng.below(orders);
         let depth = 1 + machine.rng.below(12);
         for _ in 0..orders {
@@ -32,6 +32,9 @@ fn lives(seed: u64, lives: u64, orders: u64) {
                 let with = machine.rng.chance(80).then_some(other);
                 let ticket = machine.submit(ObjectOp::Compare { oid, with });
                 comparisons.push((ticket, model.differing(oid, with)));
+            } else if machine.rng.chance(5) {
+                let first = machine.rng.below(200);
+                verifications.push(machine.submit(ObjectOp::VerifyJournal { first, last: u64::MAX }));
             } else {
                 let (oid, change, values, tag) = workload.change(&mut machine.rng);
                 let before = model.clone();
@@ -63,6 +66,11 @@ fn lives(seed: u64, lives: u64, orders: u64) {
             if let Some(reply) = machine.replies.remove(&ticket) {
                 assert_eq!(decode_read(reply), expected, "read {ticket}");
             }
+        }
+        // Records that are passed and overwritten meanwhile are no damage.
+        for reply in verifications.iter().filter_map(|ticket| machine.replies.remove(ticket)) {
+            let ObjectReply::JournalVerified(verified) = reply else { panic!("{reply:?}") };
+            assert_eq!(verified.damaged, 0, "{verified:?}");
         }
         for (ticket, expected) in comparisons {
             if let Some(reply) = machine.replies.remove(&ticket) {

@@ -5,7 +5,8 @@
 //!    0   127.0.0.1:7000       running   37.5%     3.0 GB     8.0 GB   2026-11-22 11:23:11        2        2        0         0
 //! ```
 //!
-//! Blocks are counted since the sheep was started. Below the table those are named that are still damaged, or that copies still have differently.
+//! Blocks are counted since the sheep was started. Below the table those are named that are still damaged, or that copies still have differently, and how
+//! many records of a node's journal were damaged: no start needs them any more.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,7 +39,8 @@ pub const COMMAND: Command = Command {
             within 10 s.\n\
             Raw: number, address, state, objects done and all, bytes done and all, when the last pass ended (- if none has since the\n\
             start of the sheep), blocks found, mended, still damaged, and lost on all copies; blocks that copies had differently though\n\
-            each passes its checksum, and that they still have so.\n\
+            each passes its checksum, and that they still have so; records of the journal that were damaged, which cost nothing, as\n\
+            all that they said was still in memory and is stored elsewhere now.\n\
             To switch, bound or begin it: dog cluster scrub.",
 };
 
@@ -138,6 +140,19 @@ fn render_damage(row: &Row) -> String {
     if row.status.damaged > told {
         text += &format!("node {}: {} more blocks are damaged\n", row.id, row.status.damaged - told);
     }
+    match row.status.journal_records {
+        0 => {}
+        1 => {
+            text +=
+                &format!("node {}: a record of the journal was damaged; nothing needs it any more\n", row.id)
+        }
+        n => {
+            text += &format!(
+                "node {}: {n} records of the journal were damaged; nothing needs them any more\n",
+                row.id
+            )
+        }
+    }
     for DifferingBlocks { vdi, oid, blocks } in &row.status.told_differing {
         text += &format!("node {}: {}: copies differ\n", row.id, describe(vdi, *oid, *blocks));
     }
@@ -169,12 +184,13 @@ fn render_raw(row: &Row, now: u64) -> String {
         lost,
         differed,
         differing,
+        journal_records,
         ..
     } = row.status;
     let ended = row.status.last_ended_s.map_or("-".to_string(), |ago| now.saturating_sub(ago).to_string());
     let state = state(&row.status).replace(' ', "-");
     format!(
-        "{} {} {state} {objects_done} {objects_total} {bytes_done} {bytes_total} {ended} {found} {mended} {damaged} {lost} {differed} {differing}\n",
+        "{} {} {state} {objects_done} {objects_total} {bytes_done} {bytes_total} {ended} {found} {mended} {damaged} {lost} {differed} {differing} {journal_records}\n",
         row.id, row.node
     )
 }
@@ -226,6 +242,7 @@ fn to_json(row: &Row) -> serde_json::Value {
         "differed": status.differed,
         "differing": status.differing,
         "differing_blocks": told_differing,
+        "journal_records": status.journal_records,
     })
 }
 
@@ -256,6 +273,7 @@ mod tests {
             lost: 2,
             differed: 7,
             differing: 6,
+            journal_records: 8,
             told_differing: vec![DifferingBlocks {
                 vdi: b"bob".to_vec(),
                 oid: damage.oid,
@@ -271,7 +289,7 @@ mod tests {
     fn a_node_tells_how_far_it_is_and_what_is_still_damaged() {
         let text = render(&[row()], 86400 * 20_000, Form::Human);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 6);
+        assert_eq!(lines.len(), 7);
         assert!(lines[1].starts_with("   1   127.0.0.1:7001       running    37.5%"), "{}", lines[1]);
         assert!(lines[1].ends_with("        5        2        3         7"), "{}", lines[1]);
         assert_eq!(lines[0].len(), lines[1].len());
@@ -280,11 +298,12 @@ mod tests {
             "node 1: blocks 7 to 8 of object 007c2b2500000003 of VDI alice: no copy is good"
         );
         assert_eq!(lines[3], "node 1: 1 more blocks are damaged");
-        assert_eq!(lines[4], "node 1: block 4 of object 007c2b2500000003 of VDI bob: copies differ");
-        assert_eq!(lines[5], "node 1: copies of 5 more blocks differ");
+        assert_eq!(lines[4], "node 1: 8 records of the journal were damaged; nothing needs them any more");
+        assert_eq!(lines[5], "node 1: block 4 of object 007c2b2500000003 of VDI bob: copies differ");
+        assert_eq!(lines[6], "node 1: copies of 5 more blocks differ");
         assert_eq!(
             render(&[row()], 86500, Form::Raw),
-            "1 127.0.0.1:7001 running 3 8 3221225472 8589934592 100 5 2 3 2 7 6\n"
+            "1 127.0.0.1:7001 running 3 8 3221225472 8589934592 100 5 2 3 2 7 6 8\n"
         );
     }
 

@@ -191,6 +191,7 @@ impl State {
             let (oid, blocks) = (Oid::data(Vid(0x7c2b25), 3), BlockRange::new(7, 1));
             status.told = vec![DamagedBlocks { vdi: b"test".to_vec(), oid, blocks, is_lost: true }];
             (status.differed, status.differing) = (2, 1);
+            status.journal_records = 1;
             let (oid, blocks) = (Oid::data(Vid(0x7c2b25), 5), BlockRange::new(9, 1));
             status.told_differing = vec![DifferingBlocks { vdi: b"test".to_vec(), oid, blocks }];
         }

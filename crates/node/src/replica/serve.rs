@@ -115,6 +115,7 @@ impl Replica {
                 ObjectReply::Done
                 | ObjectReply::Taken
                 | ObjectReply::Verified(_)
+                | ObjectReply::JournalVerified(_)
                 | ObjectReply::Objects(_)
                 | ObjectReply::Differing(_) => {
                     unreachable!("not an answer to a read")

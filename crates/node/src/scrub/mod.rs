@@ -1,8 +1,8 @@
 //! Reads everything in this node's own store, over and over, so that rot is found while other copies are good.
 //!
-//! A *pass* first counts what there is, then goes through all objects by id and has the store verify each block; what several objects share is
+//! A *pass* first counts what there is, then has the store read back its own journal, then goes through all objects by id and has the store verify each block; what several objects share is
 //! read once. A sheep begins somewhere else after every start (its life decides), so that one that is started often still comes round.
-//! What is found is mended by others ([`finds`]): a pass writes nothing.
+//! What is found is mended by others ([`finds`]): a pass writes nothing. Only rot in the journal is the store's own affair: all that is in there is in memory too.
 //!
 //! A copy may have other content than the others and the right checksum for it, if not its disk is to blame but a mistake. So a pass also compares
 //! the checksums that copies have on record ([`comparison`]); where they seem to differ the VDI's owner looks ([`differences`]).
@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use proto::client::{ClientResult, ScrubStatus};
-use proto::object::{BlockRange, ObjectInfo, ObjectOp, ObjectReply};
+use proto::object::{BlockRange, JournalVerified, ObjectInfo, ObjectOp, ObjectReply};
 use proto::peer::{PeerReply, Pressure};
 use proto::{BLOCK_BYTES, NodeId, Oid};
 
@@ -57,6 +57,9 @@ pub(crate) enum ScrubUse {
     List {
         pass: u64,
     },
+    Journal {
+        pass: u64,
+    },
     Verify {
         pass: u64,
         oid: Oid,
@@ -91,6 +94,8 @@ pub(crate) struct Scrub {
     /// What the last pass has read.
     last_done: Amount,
     ended: u64,
+    /// Damaged records that were in the store's journal.
+    journal_records: u64,
     finds: Finds,
     differences: Differences,
     asks: Asks,
@@ -123,8 +128,19 @@ struct Amount {
 enum Stage {
     /// Counts what there is, from here on. So many pages were seen.
     Counting { from: Oid, pages: u64 },
+    /// Of the store's journal these records are next.
+    Journal { first: u64, last: u64 },
     /// These are next, the first from this block on, and after them those of the ranges (first, last), one after the other.
     Reading { queue: VecDeque<ObjectInfo>, block: u32, ranges: VecDeque<(Oid, Oid)> },
+}
+
+impl Stage {
+    /// All objects, from this one on and round.
+    fn reading_from(start: Oid) -> Stage {
+        let mut ranges = VecDeque::from([(start, Oid(u64::MAX))]);
+        ranges.extend(start.0.checked_sub(1).map(|end| (Oid(0), Oid(end))));
+        Stage::Reading { queue: VecDeque::new(), block: 0, ranges }
+    }
 }
 
 impl Scrub {
@@ -230,6 +246,10 @@ impl Scrub {
                 let op = ObjectOp::List { first: *from, last: Oid(u64::MAX), limit: PAGE };
                 (op, ScrubUse::List { pass: number })
             }
+            Stage::Journal { first, last } => {
+                let op = ObjectOp::VerifyJournal { first: *first, last: *last };
+                (op, ScrubUse::Journal { pass: number })
+            }
             Stage::Reading { queue, block, ranges } => {
                 while let Some(object) = queue.front()
                     && !is_to_be_read(ctx, object.oid, *block)
@@ -290,6 +310,11 @@ impl Scrub {
             ScrubUse::Verify { pass, oid, blocks } if pass == self.number => {
                 self.handle_verified(ctx, oid, blocks, reply);
             }
+            ScrubUse::Journal { pass } => {
+                if let ObjectReply::JournalVerified(verified) = reply {
+                    self.handle_journal_verified(ctx, pass, verified);
+                }
+            }
             // Of a pass that has ended.
             ScrubUse::List { .. } | ScrubUse::Verify { .. } => {}
         }
@@ -314,13 +339,11 @@ impl Scrub {
                 }
                 match after.filter(|_| !is_last) {
                     Some(after) => *from = after,
-                    None => {
-                        let mut ranges = VecDeque::from([(pass.start, Oid(u64::MAX))]);
-                        ranges.extend(pass.start.0.checked_sub(1).map(|end| (Oid(0), Oid(end))));
-                        pass.stage = Stage::Reading { queue: VecDeque::new(), block: 0, ranges };
-                    }
+                    None => pass.stage = Stage::Journal { first: 0, last: u64::MAX },
                 }
             }
+            // It has answered what was asked for then.
+            Stage::Journal { .. } => {}
             Stage::Reading { queue, ranges, .. } => {
                 let Some((_, last)) = ranges.pop_front() else { return };
                 if let Some(after) = after.filter(|after| !is_last && *after <= last) {
@@ -329,6 +352,26 @@ impl Scrub {
                 queue.extend(objects);
             }
         }
+    }
+
+    fn handle_journal_verified(&mut self, ctx: &Context, pass: u64, verified: JournalVerified) {
+        let JournalVerified { next, last, damaged, read_bytes } = verified;
+        self.journal_records += damaged;
+        if damaged > 0 {
+            tracing::error!(
+                node = %ctx.me, disk = format!("{:016x}", self.disk), records = damaged,
+                "the journal was damaged; all that it said is home now, and no start needs the damaged records any more"
+            );
+        }
+        if pass != self.number {
+            return;
+        }
+        self.rest(ctx, read_bytes);
+        let Some(pass) = &mut self.pass else { return };
+        pass.stage = match next > last {
+            true => Stage::reading_from(pass.start),
+            false => Stage::Journal { first: next, last },
+        };
     }
 
     fn handle_verified(&mut self, ctx: &mut Context, oid: Oid, blocks: BlockRange, reply: ObjectReply) {
@@ -405,6 +448,7 @@ impl Scrub {
             passes: self.ended,
             last_ended_s: self.last_ended.map(|at| ctx.now.since(at).as_secs()),
             next_in_s: self.pass.is_none().then(|| self.due(ctx).since(ctx.now).as_secs()),
+            journal_records: self.journal_records,
             ..self.finds.status(ctx)
         };
         self.differences.add_to(ctx, &mut status);

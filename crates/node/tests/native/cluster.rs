@@ -8,8 +8,8 @@ use proto::checksum::block_checksums;
 use proto::client::*;
 use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, Proposal};
 use proto::object::{
-    BlockRange, Change, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled, Verified, WriteBase,
-    runs_of,
+    BlockRange, Change, JournalVerified, ObjectInfo, ObjectOp, ObjectReply, StoreFailure, Tag, Unsettled,
+    Verified, WriteBase, runs_of,
 };
 use proto::peer::{CONTROL_BYTES_MAX, FRAME_HEAD_BYTES, PeerMessage, PeerReply};
 use proto::{BLOCK_BYTES, CopyPolicy, NodeId, Oid, RequestId, Vid, ViewVersion, ZoneId};
@@ -24,6 +24,8 @@ pub struct Store {
     pub changes: Vec<(Oid, Change, usize)>,
     /// Blocks that cannot be read.
     pub rotten: BTreeSet<(Oid, u32)>,
+    /// Records that are damaged; where there are none, the journal is empty.
+    pub rotten_records: BTreeSet<u64>,
     /// Content that was put back: object, blocks.
     pub mended: Vec<(Oid, BlockRange)>,
     /// Bytes that were read and given out.
@@ -90,6 +92,15 @@ impl Store {
                 let written = object.keys().filter(|block| blocks.contains(**block)).count();
                 let read_bytes = (written * BLOCK_BYTES) as u64;
                 ObjectReply::Verified(Verified { checksums, damaged, read_bytes })
+            }
+            ObjectOp::VerifyJournal { first, last } => {
+                let (first, last) =
+                    (first.max(1), last.min(self.rotten_records.last().copied().unwrap_or(0)));
+                let next = first + 30;
+                let before = self.rotten_records.len();
+                self.rotten_records.retain(|record| !(first..next).contains(record));
+                let damaged = (before - self.rotten_records.len()) as u64;
+                ObjectReply::JournalVerified(JournalVerified { next, last, damaged, read_bytes: 30 << 12 })
             }
             ObjectOp::Mend { oid, blocks, checksums, data } => {
                 assert_eq!(checksums, block_checksums(&data));
