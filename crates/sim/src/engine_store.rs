@@ -4,7 +4,7 @@
 //! lost, torn or reordered. The disk is small, so that its journal wraps within a run, and yet larger than
 //! everything a run writes ([`crate::scenario::Scenario::new_disk`]): `NoSpace` is a legal answer only where [`crate::ballast`] fills it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use node::Ticket;
 use proto::checksum::ZERO_BLOCK_CRC;
 use proto::object::{BlockRange, ObjectOp, ObjectReply, StoreFailure, Unsettled};
 use proto::{BLOCK_BYTES, Oid};
-use store::testing::{HomeBlock, SimDisk, SimRng, home_blocks, live_records, oldest_record};
+use store::testing::{SimDisk, SimRng, home_blocks, live_records, oldest_record};
 use store::{Disk, FormatOptions, IoId, IoOp, Recovered, Store};
 
 use crate::prng::Rng;
@@ -207,15 +207,16 @@ impl EngineStore {
         }
     }
 
-    /// Flips a bit in each of some blocks that lie on the disk.
+    /// Flips a bit in each of some blocks that lie on the disk. Returns which those are, of all objects that share them.
     pub fn rot(&mut self, rng: &mut Rng) -> Vec<(Oid, u32)> {
         let mut blocks = home_blocks(&self.store);
         rng.shuffle(&mut blocks);
-        blocks.truncate(rng.in_range(1..6) as usize);
-        for HomeBlock { offset, .. } in &blocks {
+        let count = rng.in_range(1..6) as usize;
+        let rotten: BTreeSet<u64> = blocks.iter().take(count).map(|b| b.offset).collect();
+        for offset in &rotten {
             self.disk.flip_bit(offset + rng.below(BLOCK_BYTES as u64), rng.below(8) as u8);
         }
-        blocks.into_iter().map(|b| (b.oid, b.block)).collect()
+        blocks.into_iter().filter(|b| rotten.contains(&b.offset)).map(|b| (b.oid, b.block)).collect()
     }
 
     /// Flips a bit in a record that a start would replay. Returns its number, if there is any.
