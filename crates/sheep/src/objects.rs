@@ -149,6 +149,7 @@ impl ObjectStore for NoStore {
             ObjectOp::Read { .. }
             | ObjectOp::Verify { .. }
             | ObjectOp::Checksums { .. }
+            | ObjectOp::Recorded { .. }
             | ObjectOp::Compare { .. } => ObjectReply::Absent,
             ObjectOp::List { .. } => ObjectReply::Objects(Vec::new()),
             ObjectOp::Amend { .. } | ObjectOp::Mend { .. } | ObjectOp::Settle { .. } | ObjectOp::Flush => {
