@@ -779,4 +779,7 @@ pub enum ClientError {
     /// Every copy failed or is corrupt.
     #[error("I/O error")]
     Io,
+    /// A VDI would hide a snapshot from NBD, which calls that `NAME@TAG` or `NAME:ID`.
+    #[error("a VDI and a snapshot would have the same name for NBD")]
+    NameClash,
 }

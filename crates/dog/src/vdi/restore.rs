@@ -11,14 +11,14 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
-use proto::Vid;
 use proto::checksum::crc32c;
-use proto::client::ClientError;
+use proto::client::{ClientError, VdiInfo};
 use proto::inode::{SHIFT_MAX, is_hyper};
+use proto::{Vid, export};
 
 use super::backup::read_padded;
 use super::delete::{check_pacing, delete_unneeded};
-use super::names::{lossy, name_at, open, selector};
+use super::names::{create_failure, lossy, name_at, open, selector};
 use super::ranges::cut;
 use super::span::Span;
 use super::stream::reader::{Content, Reader, StreamError};
@@ -130,9 +130,9 @@ fn restore_whole(sheep: &mut Sheep, name: &[u8], reader: Input) -> Outcome {
     let header = reader.header().expect("only version 2 is complete by itself").clone();
     let (size, shift) = (header.target.size, header.block_size_shift);
     let hyper = is_hyper(size, shift.min(SHIFT_MAX));
-    let vid = sheep.create(name, size, None, Some(shift), hyper).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-    })?;
+    let vid = sheep
+        .create(name, size, None, Some(shift), hyper)
+        .map_err(|error| create_failure(sheep, name, error))?;
     let tag = free_tag(sheep, name, Some(&header));
     let restored = apply(sheep, name, reader, None, vid)
         .and_then(|()| sheep.snapshot(&[vid], &tag?).map_err(|error| refused(name, error)).map(drop));
@@ -170,10 +170,13 @@ fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: 
     prepared
 }
 
-/// The tag that the snapshot had, unless the name has a snapshot with it already.
+/// The tag that the snapshot had, unless the name has a snapshot with it already, or a VDI would hide that.
 fn free_tag(sheep: &mut Sheep, name: &[u8], header: Option<&Header>) -> Outcome<Vec<u8>> {
     let Some(tag) = header.map(|header| header.target.tag.clone()) else { return Ok(Vec::new()) };
-    let is_taken = sheep.vdis()?.iter().any(|info| info.name == name && info.tag == tag);
+    let by_tag = export::by_tag(name, &tag);
+    let has_it = |info: &VdiInfo| info.name == name && info.tag == tag;
+    let hides_it = |info: &VdiInfo| info.name == by_tag && info.snap_ctime == 0;
+    let is_taken = sheep.vdis()?.iter().any(|info| has_it(info) || hides_it(info));
     Ok(if is_taken { Vec::new() } else { tag })
 }
 

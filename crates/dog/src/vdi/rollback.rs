@@ -61,6 +61,11 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             "Failed to rollback VDI {}: it is in use through {owner}; close it there, or force with -f",
             lossy(&name)
         )),
+        CallError::Declined(ClientError::NameClash) => Failure::refused(format!(
+            "Failed to rollback VDI {0}: for NBD {0} is the name of another VDI's snapshot, which a working VDI would hide; clone the \
+             snapshot under another name",
+            lossy(&name)
+        )),
         error => error.or_refused(|reason| format!("Failed to rollback VDI {}: {reason}", lossy(&name))),
     })?;
     if context.verbose {

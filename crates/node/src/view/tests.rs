@@ -8,6 +8,8 @@ use proto::{CopyPolicy, Generation, Incarnation, NodeId, PgId, PoolId, Since, Vi
 
 use super::{Accepted, Outcome, View};
 
+mod export_names;
+
 const PG: PgId = PgId { pool: PoolId(0), index: 0 };
 
 fn id(n: u16) -> NodeId {
