@@ -73,6 +73,8 @@ pub struct Applied {
     pub frozen: Vec<(Vid, Vid)>,
     /// VDIs that were deleted.
     pub deleted: Vec<Vid>,
+    /// The entry was a join and came to nothing: this member has the store.
+    pub refused_for: Option<NodeId>,
     /// Members came or went.
     pub membership: bool,
     pub shut_down: bool,

@@ -9,6 +9,7 @@ use proto::{CopyPolicy, Generation, Incarnation, NodeId, PgId, PoolId, Since, Vi
 use super::{Accepted, Outcome, View};
 
 mod export_names;
+mod one_store;
 
 const PG: PgId = PgId { pool: PoolId(0), index: 0 };
 
