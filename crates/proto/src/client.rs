@@ -642,6 +642,8 @@ pub enum Out {
     /// It was away for too long. It is in again when it comes back.
     ByTime,
     ByOperator,
+    /// It was down when an operator had the cluster go on without (`ForceRecovery`). It is in again when it comes back.
+    ByForce,
 }
 
 /// The PGs of one number of copies.

@@ -46,7 +46,9 @@ fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
     let mut sheep = context.connect()?;
     let health = sheep.health()?;
     let member = find(context, &health, &parsed.positionals[0])?;
-    if member.out.is_some() == out && member.out != Some(Out::ByTime) {
+    // Who was given up would be in again when it comes back.
+    let is_said = member.out.is_none() || member.out == Some(Out::ByOperator);
+    if member.out.is_some() == out && is_said {
         notice(&format!(
             "Node {} is {} already; nothing was changed.",
             member.id,

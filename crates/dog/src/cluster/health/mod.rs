@@ -39,7 +39,7 @@ pub const COMMAND: Command = Command {
     action: Action::Run(run),
     notes: "The first line is one word. Exit code 0: ok. 1: degraded: everything is served, but something lacks copies or\n\
             room. 2: unresponsive (a member does not answer), blocked (writes wait), waiting (reads wait too), stopping,\n\
-            unformatted, or unreachable (the sheep that was asked).",
+            unformatted, lost (blocks of which no good copy is left), or unreachable (the sheep that was asked).",
 };
 
 /// Where no sheep answers there is no verdict, but there is a word.
@@ -124,6 +124,7 @@ fn render_json(heard: &Heard) -> String {
                 "out": member.out.map(|out| match out {
                     Out::ByTime => "time",
                     Out::ByOperator => "operator",
+                    Out::ByForce => "force",
                 }),
             })
         })
