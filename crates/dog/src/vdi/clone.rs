@@ -26,6 +26,7 @@ pub const COMMAND: Command = Command {
     summary: "clone an image from a snapshot",
     args: "<src vdi> <dst vdi>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::SNAPSHOT,
         option::COPY_ALL,

@@ -31,6 +31,7 @@ pub const COMMAND: Command = Command {
     summary: "create an image",
     args: "<vdiname> <size>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::PREALLOC,
         option::HYPER,

@@ -33,6 +33,7 @@ pub const COMMAND: Command = Command {
     summary: "create or overwrite an image from a file",
     args: "<file> <vdiname>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::FORMAT,
         option::SOCKET,

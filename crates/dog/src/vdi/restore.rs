@@ -35,6 +35,7 @@ pub const COMMAND: Command = Command {
     summary: "apply a backup from stdin",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::ADDRESS,
@@ -139,7 +140,7 @@ fn restore_whole(sheep: &mut Sheep, name: &[u8], reader: Input) -> Outcome {
     if restored.is_err() {
         delete_unneeded(sheep, &[vid]);
     }
-    restored
+    restored.and_then(|()| tell(sheep, vid, name, true))
 }
 
 fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: Input) -> Outcome {
@@ -167,7 +168,39 @@ fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: 
     if prepared.is_err() {
         clear_named(sheep, copy_name.as_bytes());
     }
-    prepared
+    prepared.and_then(|()| tell(sheep, copy.vid, name, false))
+}
+
+/// What was made, and what the working VDI of its name is now.
+fn tell(sheep: &mut Sheep, snapshot: Vid, name: &[u8], is_whole: bool) -> Outcome {
+    let infos = sheep.vdis()?;
+    let has_working = infos.iter().any(|info| info.name == name && info.snap_ctime == 0);
+    // Somebody may have deleted it already.
+    let made = infos.iter().find(|info| info.vid == snapshot);
+    made.into_iter().for_each(|made| notice(&render(made, is_whole, has_working)));
+    Ok(())
+}
+
+fn render(made: &VdiInfo, is_whole: bool, has_working: bool) -> String {
+    let name = lossy(&made.name);
+    let (called, select) = match made.tag.as_slice() {
+        [] => (format!("snapshot {} of VDI {name}, without a tag", made.snap_id), made.snap_id.to_string()),
+        tag => (format!("snapshot {} of VDI {name}, tag {}", made.snap_id, lossy(tag)), lossy(tag)),
+    };
+    let working = match (is_whole, has_working) {
+        (true, _) => format!("The working VDI {name} is new and holds the same."),
+        (false, true) => {
+            format!(
+                "The working VDI {name} is as it was; to make it this: dog vdi rollback -s {select} {name}"
+            )
+        }
+        (false, false) => {
+            format!(
+                "There is no working VDI {name}; to make one of this: dog vdi rollback -s {select} {name}"
+            )
+        }
+    };
+    format!("Restored {called}.\n{working}")
 }
 
 /// The tag that the snapshot had, unless the name has a snapshot with it already, or a VDI would hide that.

@@ -25,6 +25,7 @@ pub const COMMAND: Command = Command {
     summary: "rollback to a snapshot",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::ADDRESS,

@@ -25,6 +25,7 @@ pub const COMMAND: Command = Command {
     summary: "create a snapshot",
     args: "<vdiname>...",
     args_min: 1,
+    args_max: usize::MAX,
     options: &[
         option::TAG,
         option::ADDRESS,

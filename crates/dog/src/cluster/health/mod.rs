@@ -33,6 +33,7 @@ pub const COMMAND: Command = Command {
     summary: "tell whether all data are safe and served",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: false,
     check: no_values,
