@@ -82,7 +82,7 @@ chapter "Deletion"
 run dog vdi delete -s one disk
 holds "$dir/thin.want" thin
 holds "$dir/two.want" disk two
-run dog vdi delete thin thick apart nobody
+expect 1 'Deleted: thin, thick, apart; not deleted: nobody' dog vdi delete thin thick apart nobody
 run dog vdi delete -s two disk
 holds "$dir/disk.want" disk
 run dog vdi delete -s pair disk journal

@@ -19,6 +19,8 @@ pub struct Command {
     /// Positionals as the usage line shows them.
     pub args: &'static str,
     pub args_min: usize,
+    /// Of one with subcommands: what they take says that.
+    pub args_max: usize,
     pub options: &'static [Opt],
     /// Whether the node list is fetched before the positionals are looked at. So an unreachable sheep is
     /// reported first, which scripts know.
@@ -41,6 +43,7 @@ pub struct SubCommand {
     pub summary: &'static str,
     /// Positionals, its own name not counted.
     pub args_min: usize,
+    pub args_max: usize,
     /// Needs no sheep, so none is looked for.
     pub is_local: bool,
     pub run: fn(&mut Context, &Parsed) -> Outcome,

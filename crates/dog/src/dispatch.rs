@@ -1,7 +1,7 @@
 //! From the words of a command line to an exit code.
 //!
 //! The order of checks is part of the interface: names of command and subcommand, environment, options, then
-//! the node list where it is needed, then missing positionals, then the command itself. So a missing argument
+//! the node list where it is needed, then positionals that are missing or too many, then the command itself. So a missing argument
 //! with no daemon running is reported as an unreachable daemon.
 
 use std::ffi::OsString;
@@ -128,9 +128,12 @@ fn execute(command: &Command, parsed: &Parsed, mut context: Context) -> Outcome 
         fetch_nodes(&mut context)?;
     }
     let outcome = match &command.action {
-        Action::Run(run) => require(parsed, command.args_min).and_then(|()| run(&mut context, parsed)),
+        Action::Run(run) => {
+            require(parsed, command.args_min, command.args_max).and_then(|()| run(&mut context, parsed))
+        }
         Action::Sub(_) => choose(command, parsed)
-            .and_then(|sub| require(parsed, sub.args_min + 1).and_then(|()| (sub.run)(&mut context, parsed))),
+            .and_then(|sub| require(parsed, sub.args_min + 1, sub.args_max + 1).map(|()| sub))
+            .and_then(|sub| (sub.run)(&mut context, parsed)),
     };
     // Failed commands have results too, such as the header of a table.
     if parsed.has("time") {
@@ -150,8 +153,16 @@ fn fetch_nodes(context: &mut Context) -> Outcome {
     Ok(())
 }
 
-fn require(parsed: &Parsed, args_min: usize) -> Outcome {
-    if parsed.positionals.len() < args_min { Err(Failure::usage("")) } else { Ok(()) }
+/// A word that nobody looks at may be what the user wanted most: `delete disk snap` is no `delete -s snap disk`.
+fn require(parsed: &Parsed, args_min: usize, args_max: usize) -> Outcome {
+    match parsed.positionals.get(args_max) {
+        Some(word) => {
+            let word = String::from_utf8_lossy(word);
+            Err(Failure::usage(format!("Unexpected argument '{word}'; nothing was done")))
+        }
+        None if parsed.positionals.len() < args_min => Err(Failure::usage("")),
+        None => Ok(()),
+    }
 }
 
 /// No word is a wrong command line (64); a wrong word is a refusal (1), as it always was.

@@ -18,7 +18,7 @@ pub enum Nbd {
 /// A path has a slash, `HOST:PORT` has none.
 pub fn parse(text: &str) -> Outcome<Nbd> {
     if text.contains('/') {
-        return Ok(Nbd::Unix(text.to_string()));
+        return unix(text);
     }
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
@@ -27,6 +27,21 @@ pub fn parse(text: &str) -> Outcome<Nbd> {
         }
         _ => Err(Failure::refused(format!("Invalid NBD server '{text}': HOST:PORT or a path is expected"))),
     }
+}
+
+/// Longest path in the address of a unix socket, on Linux.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A socket that a client can connect to. A sheep can listen by a longer path, since it works in the directory.
+pub fn unix(path: &str) -> Outcome<Nbd> {
+    if path.len() <= SOCKET_PATH_BYTES_MAX {
+        return Ok(Nbd::Unix(path.to_string()));
+    }
+    Err(Failure::refused(format!(
+        "The path of the NBD socket has {} bytes, and no program can connect to one of more than {SOCKET_PATH_BYTES_MAX}: {path}\nMake a shorter \
+         one with a symbolic link to its directory and name that (SHEEPDOG_NBD, or --socket where there is that option), or have the sheep serve NBD by TCP (sheep --nbd)",
+        path.len()
+    )))
 }
 
 /// Of the sheep at `target`: on this machine its socket, elsewhere its TCP port.
@@ -51,7 +66,7 @@ fn socket(path: Vec<u8>, target: &Target) -> Outcome<Nbd> {
         )));
     }
     match path.to_str() {
-        Some(path) => Ok(Nbd::Unix(path.to_string())),
+        Some(path) => unix(path),
         None => Err(Failure::refused(format!("QEMU takes only paths in UTF-8: {}", path.display()))),
     }
 }
@@ -100,6 +115,24 @@ mod tests {
             let failure = remote(local).unwrap_err();
             assert!(failure.message.contains("192.0.2.1:7000 serves NBD on its own machine only"), "{local}");
         }
+    }
+
+    #[test]
+    fn a_path_that_no_client_can_connect_to_is_told() {
+        let path = |bytes: usize| format!("/{}", "x".repeat(bytes - 1));
+        assert_eq!(parse(&path(107)).unwrap(), Nbd::Unix(path(107)));
+        let failure = parse(&path(108)).unwrap_err();
+        assert_eq!(failure.code, 1);
+        assert!(
+            failure.message.starts_with("The path of the NBD socket has 108 bytes, and no program"),
+            "{}",
+            failure.message
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let long = dir.path().join("x".repeat(120));
+        std::fs::write(&long, "").unwrap();
+        let failure = socket(long.into_os_string().into_vec(), &Target::default()).unwrap_err();
+        assert!(failure.message.contains("symbolic link"), "{}", failure.message);
     }
 
     #[test]

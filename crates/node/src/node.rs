@@ -77,6 +77,8 @@ pub struct Node {
     sweep_wanted: bool,
     /// Cut off or expelled: does nothing any more.
     halted: bool,
+    /// The cluster did not take this node in, for this member has its store.
+    refused_for: Option<NodeId>,
     next_tick: Time,
 }
 
@@ -106,6 +108,7 @@ impl Node {
             disk_failed: false,
             sweep_wanted: false,
             halted: false,
+            refused_for: None,
             next_tick: Time(0),
         }
     }
@@ -140,6 +143,11 @@ impl Node {
     /// Has this node joined, and is it neither cut off nor expelled?
     pub fn is_member(&self) -> bool {
         self.incarnation.is_some() && !self.halted
+    }
+
+    /// Who is a member with the store of this node, which is none for that.
+    pub fn refused_for(&self) -> Option<NodeId> {
+        self.refused_for
     }
 
     /// The view in bytes, from which another node can go on.
@@ -192,6 +200,10 @@ impl Node {
         }
         let applied = self.view.apply(&entry);
         match self.incarnation {
+            None if self.is_own_join(&entry) && applied.refused_for.is_some() => {
+                self.refused_for = applied.refused_for;
+                return self.halt();
+            }
             None if self.is_own_join(&entry) => {
                 self.incarnation = Some(Incarnation(entry.version.0));
                 self.joined(now);

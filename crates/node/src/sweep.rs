@@ -12,7 +12,6 @@ use proto::{NodeId, ObjectKind, Oid, Vid};
 
 use crate::context::{Context, StoreUse};
 use crate::index_set::runs_contain;
-use crate::view::View;
 
 const PAGE: u32 = 1024;
 
@@ -126,7 +125,7 @@ impl Sweeps {
         }
         let doomed = |oid: Oid| match (job.sweep, oid.kind()) {
             (Sweep::Wipe, _) => true,
-            (Sweep::Garbage, _) => is_garbage(ctx.view, ctx.me, oid),
+            (Sweep::Garbage, _) => ctx.view.is_garbage(ctx.me, oid),
             (Sweep::Purge(_), Some(ObjectKind::Data)) => !runs_contain(&job.keep, oid.index()),
             (Sweep::Purge(_), Some(ObjectKind::Inode | ObjectKind::BTree)) => !job.keep_table,
             (Sweep::Purge(_), _) => true,
@@ -160,12 +159,4 @@ impl Sweeps {
             }
         }
     }
-}
-
-fn is_garbage(view: &View, me: NodeId, oid: Oid) -> bool {
-    if view.vdi_or_remains(oid.vid()).is_none() {
-        return true;
-    }
-    let Some(pg) = view.pg_of(oid).and_then(|pg| view.pg(pg)) else { return false };
-    !pg.concerns(me) && !pg.targets.is_empty() && pg.targets.iter().all(|t| pg.in_sync.contains(t))
 }

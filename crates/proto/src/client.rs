@@ -657,6 +657,8 @@ pub enum Out {
     /// It was away for too long. It is in again when it comes back.
     ByTime,
     ByOperator,
+    /// It was down when an operator had the cluster go on without (`ForceRecovery`). It is in again when it comes back.
+    ByForce,
 }
 
 /// The PGs of one number of copies.
@@ -794,4 +796,7 @@ pub enum ClientError {
     /// Every copy failed or is corrupt.
     #[error("I/O error")]
     Io,
+    /// A VDI would hide a snapshot from NBD, which calls that `NAME@TAG` or `NAME:ID`.
+    #[error("a VDI and a snapshot would have the same name for NBD")]
+    NameClash,
 }

@@ -9,6 +9,7 @@
 pub mod checksum;
 pub mod client;
 pub mod cluster;
+pub mod export;
 pub mod hash;
 pub mod ids;
 pub mod inode;

@@ -95,6 +95,7 @@ impl Attachments {
     /// Serves `name` by `socket`, now and after every start. Again is no mistake.
     pub fn attach(&self, shell: &Shell, name: &[u8], socket: &[u8]) -> Result<Vec<Attachment>, ClientError> {
         let socket = self.socket_name(socket)?;
+        check_reachable(&self.path(&socket))?;
         let mut served = self.served.borrow_mut();
         match served.get(&socket) {
             Some(known) if known.name != name => {
@@ -222,6 +223,20 @@ impl Served {
     }
 }
 
+/// Longest path in the address of a unix socket, on Linux.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+fn check_reachable(path: &Path) -> Result<(), ClientError> {
+    match path.as_os_str().len() {
+        0..=SOCKET_PATH_BYTES_MAX => Ok(()),
+        bytes => Err(unsupported(format!(
+            "the path of the socket would have {bytes} bytes, and no program can connect to one of more than {SOCKET_PATH_BYTES_MAX}: {}; start the \
+             sheep with a --vhost-user directory that has a shorter path, or take a shorter name",
+            path.display()
+        ))),
+    }
+}
+
 fn unsupported(text: String) -> ClientError {
     ClientError::Unsupported(text)
 }
@@ -298,6 +313,14 @@ mod tests {
         {
             assert_eq!(parse_record(damaged), None, "{damaged:?}");
         }
+    }
+
+    #[test]
+    fn a_path_that_no_guest_can_connect_to_is_refused() {
+        let path = |bytes: usize| PathBuf::from(format!("/{}", "x".repeat(bytes - 1)));
+        assert_eq!(check_reachable(&path(107)), Ok(()));
+        let refused = check_reachable(&path(108)).unwrap_err().to_string();
+        assert!(refused.contains("would have 108 bytes"), "{refused}");
     }
 
     #[test]

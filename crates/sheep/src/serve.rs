@@ -210,10 +210,13 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         attachments.serve_all(&shell);
         shell.set_attachments(attachments);
     }
-    if let Some(launch) = launch.take() {
-        launch.ready().context("cannot detach from the terminal")?;
+    // Whether the cluster takes it is told where the sheep was started.
+    if shell.until_taken_in().await {
+        if let Some(launch) = launch.take() {
+            launch.ready().context("cannot detach from the terminal")?;
+        }
+        tracing::info!("sheepdog daemon (version {}) started", env!("CARGO_PKG_VERSION"));
     }
-    tracing::info!("sheepdog daemon (version {}) started", env!("CARGO_PKG_VERSION"));
 
     let stopped = shell.until_stopped();
     tokio::pin!(stopped);

@@ -120,6 +120,14 @@ struct State {
     last_peer_link: u64,
 }
 
+/// Why a store cannot be used, and what to do.
+fn render_refusal(store: &str, other: NodeId) -> String {
+    format!(
+        "the store {store} is in use by node {other}: one of the two is a copy of the other, and a cluster may have only one of them. Nothing was \
+         changed. For another node begin with an empty directory; to go on from this one, end node {other} first ('dog node kill {other}')"
+    )
+}
+
 impl Shell {
     /// Starts all tasks of the shell, within a `LocalSet`.
     pub fn start(parts: Parts) -> Shell {
@@ -177,6 +185,20 @@ impl Shell {
         shell
     }
 
+    /// Waits until the cluster has taken this sheep in (true), or it is to end.
+    pub async fn until_taken_in(&self) -> bool {
+        let mut changes = self.0.view_changes.subscribe();
+        loop {
+            if self.0.state.borrow().node.is_member() {
+                return true;
+            }
+            let is_refused = self.0.state.borrow().node.refused_for().is_some();
+            if is_refused || self.0.stop.failure.borrow().is_some() || changes.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
     /// Asks the sheep to end in order.
     pub fn stop(&self) {
         self.0.stop.asked.notify_one();
@@ -228,6 +250,7 @@ impl Shell {
     fn fail(&self, text: String) {
         tracing::error!("{text}");
         self.0.stop.failure.borrow_mut().get_or_insert(text);
+        self.0.view_changes.send_modify(|count| *count += 1);
         self.0.stop.asked.notify_one();
         self.0.stop.progress.notify_one();
     }
@@ -522,7 +545,9 @@ impl State {
                 }
             }
             Effect::Stop => {
-                if !self.node.is_member() {
+                if let Some(other) = self.node.refused_for() {
+                    shell.fail(render_refusal(&self.store.disk_name(), other));
+                } else if !self.node.is_member() {
                     shell.fail("this sheep is not a member of the cluster any more".into());
                 }
                 shell.stop();

@@ -15,6 +15,7 @@ pub const COMMAND: Command = Command {
     summary: "change the default number of copies",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME, option::COPIES, option::FORCE],
     needs_nodes: true,
     check: |parsed| wanted_copies(parsed).map(drop),

@@ -30,6 +30,7 @@ pub const COMMAND: Command = Command {
     summary: "create a new cluster, wiping the old one",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[
         option::STORE,
         option::COPIES,

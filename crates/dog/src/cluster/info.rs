@@ -28,6 +28,7 @@ pub const COMMAND: Command = Command {
     summary: "show the state of the cluster",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[
         option::ADDRESS,
         option::PORT,

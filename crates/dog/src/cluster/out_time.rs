@@ -20,6 +20,7 @@ pub const COMMAND: Command = Command {
     summary: "show or set after what time a node that is down is given up",
     args: "[<time>]",
     args_min: 0,
+    args_max: 1,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME],
     needs_nodes: false,
     check: |parsed| wanted(parsed).map(drop),

@@ -13,6 +13,7 @@ pub const COMMAND: Command = Command {
     summary: "stop the whole cluster",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: false,
     check: no_values,

@@ -19,6 +19,7 @@ pub const COMMAND: Command = Command {
     summary: "list nodes",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: true,
     check: no_values,

@@ -22,6 +22,7 @@ pub const COMMAND: Command = Command {
     summary: "show the disks of nodes",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[
         option::ADDRESS,
         option::PORT,
@@ -37,6 +38,7 @@ pub const COMMAND: Command = Command {
         name: "info",
         summary: "show capacity and use of each disk",
         args_min: 0,
+        args_max: 0,
         is_local: false,
         run: run_info,
     }]),

@@ -4,6 +4,7 @@ pub mod info;
 pub mod kill;
 pub mod list;
 pub mod md;
+pub mod named;
 pub mod out;
 pub mod recovery;
 pub mod scrub;

@@ -3,12 +3,12 @@
 //! Out is not down: the node goes on serving what it holds until others hold it. A node that is down has no id, so its address names it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use proto::client::{Health, MemberHealth, Out};
 use proto::cluster::RepairOptions;
 use proto::{NodeId, ZoneId};
 
+use super::named;
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome};
@@ -21,12 +21,14 @@ pub const OUT: Command = Command {
     summary: "store nothing on a node any more, and empty it",
     args: "<node id | host:port>",
     args_min: 1,
+    args_max: 1,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::FORCE, option::TIME],
     needs_nodes: true,
     check: no_values,
     action: Action::Run(|context, parsed| run(context, parsed, true)),
-    notes: "Ids are those of 'dog node list'; a node that is down is named by its address, as 'dog cluster health' does. It stays\n\
-            out, whatever happens to it, until 'dog node in'. Exit code 1 if the question is not answered with yes.",
+    notes: "Ids are those of 'dog node list', and change when nodes come and go; HOST:PORT stays (HOST is enough where it has one\n\
+            node). A node that is down is named by its address, as 'dog cluster health' does. It stays out,\n\
+            whatever happens to it, until 'dog node in'. Exit code 1 if the question is not answered with yes.",
 };
 
 pub const IN: Command = Command {
@@ -35,6 +37,7 @@ pub const IN: Command = Command {
     summary: "store on a node again",
     args: "<node id | host:port>",
     args_min: 1,
+    args_max: 1,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: true,
     check: no_values,
@@ -45,8 +48,13 @@ pub const IN: Command = Command {
 fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
     let mut sheep = context.connect()?;
     let health = sheep.health()?;
-    let member = find(context, &health, &parsed.positionals[0])?;
-    if member.out.is_some() == out && member.out != Some(Out::ByTime) {
+    let known: Vec<NodeId> = health.members.iter().map(|member| member.id).collect();
+    let node = named::find(&parsed.positionals[0], &context.node_ids(), &known)?;
+    let member = health.members.iter().find(|member| member.id == node).copied();
+    let member = member.ok_or_else(|| Failure::refused(format!("{node} has left the cluster")))?;
+    // Who was given up would be in again when it comes back.
+    let is_said = member.out.is_none() || member.out == Some(Out::ByOperator);
+    if member.out.is_some() == out && is_said {
         notice(&format!(
             "Node {} is {} already; nothing was changed.",
             member.id,
@@ -62,6 +70,7 @@ fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
             return Err(Failure::refused("Nothing was changed."));
         }
     }
+    notice(&format!("{} node {node}", if out { "Putting out" } else { "Taking in" }));
     sheep.set_out(member.id, out).map_err(|error| {
         error.or_refused(|reason| {
             format!("Failed to change node {}: {reason}; nothing was changed", member.id)
@@ -70,29 +79,6 @@ fn run(context: &mut Context, parsed: &Parsed, out: bool) -> Outcome {
     let repair = sheep.cluster_info()?.repair;
     let text = if out { render_out(&member, &repair) } else { render_in(&member, &repair) };
     context.print(&text)
-}
-
-fn find(context: &Context, health: &Health, text: &[u8]) -> Outcome<MemberHealth> {
-    let shown = String::from_utf8_lossy(text);
-    let id = match parse_address(&shown) {
-        Some(id) => id,
-        None => {
-            let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let node = shown.parse().ok().filter(|_| is_number).and_then(|id: usize| context.nodes.get(id));
-            node.ok_or_else(|| Failure::bad_value(format!("Invalid node id '{shown}'")))?.id
-        }
-    };
-    health.members.iter().find(|member| member.id == id).copied().ok_or_else(|| {
-        let members: Vec<String> = health.members.iter().map(|member| member.id.to_string()).collect();
-        Failure::refused(format!("{id} is no node of this cluster; its nodes are {}", members.join(", ")))
-    })
-}
-
-/// As addresses of nodes are printed; brackets do no harm.
-fn parse_address(text: &str) -> Option<NodeId> {
-    let (host, port) = text.rsplit_once(':')?;
-    let ip: IpAddr = host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
-    Some(NodeId::new(ip, port.parse().ok()?))
 }
 
 /// `None` where all VDIs keep as many copies as they have, and nothing waits for the node.

@@ -30,6 +30,7 @@ pub const COMMAND: Command = Command {
     summary: "show the progress of recovery, or bound it",
     args: "[info | set-throttle <max> <interval> | get-throttle]",
     args_min: 0,
+    args_max: 3,
     options: &[
         option::ADDRESS,
         option::PORT,
@@ -68,9 +69,13 @@ impl Row {
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     match parsed.positionals.split_first().map(|(word, rest)| (word.as_slice(), rest)) {
-        None | Some((b"info", _)) => {}
+        None | Some((b"info", [])) => {}
         Some((b"set-throttle", numbers)) => return throttle::set(context, numbers),
-        Some((b"get-throttle", _)) => return throttle::get(context),
+        Some((b"get-throttle", [])) => return throttle::get(context),
+        Some((b"info" | b"get-throttle", [word, ..])) => {
+            let word = String::from_utf8_lossy(word);
+            return Err(Failure::usage(format!("Unexpected argument '{word}'; nothing was done")));
+        }
         // A wrong word after the subcommand is a refusal, as everywhere.
         Some(_) => return Err(Failure { code: exit::FAILURE, ..Failure::usage("") }),
     }

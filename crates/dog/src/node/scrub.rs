@@ -31,6 +31,7 @@ pub const COMMAND: Command = Command {
     summary: "show how far nodes are with looking for rotten blocks",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: true,
     check: no_values,
@@ -126,7 +127,18 @@ fn render_row(row: &Row, now: u64) -> String {
     )
 }
 
+/// Each line once: what objects share may be told of several times.
 fn render_damage(row: &Row) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in damage_of(row).lines() {
+        if lines.iter().all(|known| known != line) {
+            lines.push(line.to_string());
+        }
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn damage_of(row: &Row) -> String {
     let mut text: String = row
         .status
         .told

@@ -29,6 +29,7 @@ pub const COMMAND: Command = Command {
     summary: "show the requests a node has served",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[
         option::ADDRESS,
         option::PORT,

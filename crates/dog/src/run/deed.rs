@@ -10,7 +10,7 @@ use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome, exit};
 use crate::sheep::{Selector, Sheep};
 use crate::vdi::create::{self, Wanted};
-use crate::vdi::names::{lossy, open, open_failure};
+use crate::vdi::names::{create_failure, lossy, open, open_failure};
 use crate::vdi::{ranges, resize, snapshot};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,9 +174,7 @@ impl Deed {
         }
         let shown = format!("backing_file={} backing_fmt=raw", base.export());
         self.say(context, &format!("Formatting '{}', fmt=raw size={wanted} {shown}\n", self.typed))?;
-        let made = sheep.clone_vdi(from, name).map_err(|error| {
-            error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-        })?;
+        let made = sheep.clone_vdi(from, name).map_err(|error| create_failure(sheep, name, error))?;
         if wanted == header.vdi_size {
             return Ok(());
         }

@@ -40,6 +40,7 @@ pub const COMMAND: Command = Command {
     summary: "run QEMU's programs with sheepdog: names",
     args: "[--] <command> [<argument>...]",
     args_min: 1,
+    args_max: usize::MAX,
     options: &[option::PRINT, option::ADDRESS, option::PORT, option::HELP],
     needs_nodes: false,
     check: no_values,

@@ -37,6 +37,7 @@ pub const COMMAND: Command = Command {
     summary: "change an image's number of copies",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[option::COPIES, option::ADDRESS, option::PORT, option::HELP, option::TIME, option::FORCE],
     needs_nodes: true,
     check: |parsed| wanted_copies(parsed).map(drop),

@@ -29,6 +29,7 @@ pub const ATTACH: Command = Command {
     summary: "serve an image by a vhost-user socket",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::VHOST_USER,
         option::SNAPSHOT,
@@ -51,6 +52,7 @@ pub const DETACH: Command = Command {
     summary: "serve an image by a vhost-user socket no longer",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::VHOST_USER,
         option::SNAPSHOT,
@@ -72,6 +74,7 @@ pub const ATTACHED: Command = Command {
     summary: "list the images that a sheep serves by vhost-user sockets",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: false,
     check: no_values,

@@ -33,6 +33,7 @@ pub const COMMAND: Command = Command {
     summary: "write a snapshot, or what two differ in, as a stream",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::FROM,

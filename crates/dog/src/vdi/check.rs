@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The sheep that is asked does the comparing, by checksum and version, under the locks that writes take: a VDI may be used meanwhile. With `-e` it
-//! is only asked what is missing, and the exit code tells whether anything is. With `-v` it is said on stderr what was compared.
+//! is only asked what is missing or lost, and the exit code tells whether anything is. With `-v` it is said on stderr what was compared.
 //!
 //! What is wrong with an object counts only if the VDI still is there afterwards and its table still names the object: a VDI that is deleted
 //! meanwhile loses its objects one by one, on one sheep after the other.
@@ -37,6 +37,7 @@ pub const COMMAND: Command = Command {
     summary: "check and repair an image's consistency",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::EXIST,
@@ -49,7 +50,8 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| selector(parsed).map(drop),
     action: Action::Run(run),
-    notes: "",
+    notes: "Exit code 0 also if something could not be mended, as ever; with -e 1 if an object lacks a copy, or has blocks of which no\n\
+            copy is good.",
 };
 
 /// What is to be said about one object.
@@ -271,7 +273,8 @@ fn find_missing(oid: Oid, report: Option<&CheckReport>) -> Findings {
         None => vec![format!("no node has {oid}")],
         Some(report) => report.missing.iter().map(|node| format!("[{node}] oid {oid} is missing.")).collect(),
     };
-    Findings { mended, ..Findings::default() }
+    let lost = report.into_iter().flat_map(|report| &report.lost);
+    Findings { mended, beyond_repair: lost.map(|range| render_loss(oid, *range)).collect() }
 }
 
 fn render_loss(oid: Oid, range: BlockRange) -> String {
@@ -341,6 +344,10 @@ mod tests {
     fn missing_copies_are_only_told_about() {
         let findings = find_missing(oid(), Some(&damage()));
         assert_eq!(findings.mended, ["[127.0.0.1:7001] oid 007c2b2500000003 is missing."]);
+        assert_eq!(findings.beyond_repair, [""; 0]);
+        let report = CheckReport { lost: vec![BlockRange::new(4, 2)], ..CheckReport::default() };
+        let lost = "no good copy of 007c2b2500000003, blocks 4 to 5";
+        assert_eq!(find_missing(oid(), Some(&report)).beyond_repair, [lost]);
         assert_eq!(render_lost("test", 2), "test lost 2 object(s).\n");
         assert_eq!(render_lost("test", 0), "test is fine, no object is missing.\n");
     }

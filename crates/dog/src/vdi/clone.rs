@@ -10,7 +10,7 @@
 use proto::Vid;
 use proto::inode::{InodeHeader, SHIFT_MAX, is_hyper};
 
-use super::names::{lossy, name_at, open, selector};
+use super::names::{create_failure, name_at, open, selector};
 use super::ranges;
 use super::span::Span;
 use crate::command::{Action, Command, option};
@@ -26,6 +26,7 @@ pub const COMMAND: Command = Command {
     summary: "clone an image from a snapshot",
     args: "<src vdi> <dst vdi>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::SNAPSHOT,
         option::COPY_ALL,
@@ -76,8 +77,7 @@ fn create(sheep: &mut Sheep, base: Vid, header: &InodeHeader, name: &[u8], share
         let (size, shift) = (header.vdi_size, header.block_size_shift);
         sheep.create(name, size, Some(header.policy), Some(shift), is_hyper(size, shift.min(SHIFT_MAX)))
     };
-    created
-        .map_err(|error| error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name))))
+    created.map_err(|error| create_failure(sheep, name, error))
 }
 
 /// Writing is what makes an object the VDI's own.

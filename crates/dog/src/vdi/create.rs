@@ -14,7 +14,7 @@ use proto::inode::{SHIFT_DEFAULT, SHIFT_MAX, SHIFT_MIN, max_hyper_bytes, max_vdi
 use proto::{CopyPolicy, Vid};
 
 use super::PIECE_BYTES;
-use super::names::{lossy, name_at};
+use super::names::{create_failure, lossy, name_at};
 use super::span::{Span, parse_size};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
@@ -31,6 +31,7 @@ pub const COMMAND: Command = Command {
     summary: "create an image",
     args: "<vdiname> <size>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::PREALLOC,
         option::HYPER,
@@ -135,10 +136,9 @@ pub fn zone_count(nodes: &[NodeInfo]) -> usize {
 /// Makes it, and allocates it if that is wanted.
 pub fn make(context: &mut Context, sheep: &mut Sheep, name: &[u8], wanted: &Wanted) -> Outcome<Vid> {
     check_size(wanted, sheep)?;
-    let vid =
-        sheep.create(name, wanted.size, wanted.policy, wanted.shift, wanted.hyper).map_err(|error| {
-            error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-        })?;
+    let vid = sheep
+        .create(name, wanted.size, wanted.policy, wanted.shift, wanted.hyper)
+        .map_err(|error| create_failure(sheep, name, error))?;
     if wanted.prealloc {
         preallocate(context, sheep, vid, wanted.size)?;
     }

@@ -1,7 +1,8 @@
 //! `dog vdi delete [-s SNAP] NAME...`: removes working VDIs, or with `-s` one snapshot of each.
 //!
-//! Silent on success. A refusal is told on stderr and the exit code stays 0, because Cinder and others delete
-//! what may be gone already; only a lost connection counts as failure, and a VDI that a client has open (without `-f`). The sheep frees the objects before it
+//! Silent on success. A refusal is told on stderr and, of a single VDI, the exit code stays 0, because Cinder and others delete
+//! what may be gone already; only a lost connection counts as failure, and a VDI that a client has open (without `-f`). Of several, which
+//! the original did not know, it is said which were deleted and which were not, and any that was not makes the exit code 1. The sheep frees the objects before it
 //! answers, so there is nothing to pace: `-B` and `-I` are checked and otherwise ignored. `-m N` discards up to N
 //! objects and keeps the VDI, for those who spread a large deletion over time.
 
@@ -22,6 +23,7 @@ pub const COMMAND: Command = Command {
     summary: "delete an image",
     args: "<vdiname>...",
     args_min: 1,
+    args_max: usize::MAX,
     options: &[
         option::FORCE,
         option::SNAPSHOT,
@@ -36,7 +38,8 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: |parsed| selector(parsed).and_then(|_| check_pacing(parsed)),
     action: Action::Run(run),
-    notes: "An image that a client has open is deleted with -f only.\n\
+    notes: "An image that a client has open is deleted with -f only. Exit code 0 also if the one image that is named does not exist; of\n\
+            several, 1 if any was not deleted. A snapshot is named by -s.\n\
             -B and -I are taken for the sake of old scripts: the sheep frees the objects without holding others up.",
 };
 
@@ -48,16 +51,59 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if !parsed.has("force") {
         check_unused(context, &mut sheep, &names, &selector)?;
     }
-    for name in names {
+    let mut report =
+        Report { what: if discard_max.is_none() { "deleted" } else { "discarded" }, ..Report::default() };
+    let (mut outcome, mut left) = (Ok(()), names.iter());
+    for name in left.by_ref() {
         let refused = match discard_max {
-            None => {
-                told_apart(sheep.delete(&name, &selector), |error| open_failure(&name, &selector, error))?
-            }
-            Some(objects_max) => discard(&mut sheep, &name, &selector, objects_max)?,
+            None => told_apart(sheep.delete(name, &selector), |error| open_failure(name, &selector, error)),
+            Some(objects_max) => discard(&mut sheep, name, &selector, objects_max),
         };
-        refused.iter().for_each(|failure| notice(&failure.message));
+        match refused {
+            Ok(None) => report.done.push(lossy(name)),
+            Ok(Some(failure)) => {
+                notice(&failure.message);
+                report.not_done.push(lossy(name));
+            }
+            // Whether this one is gone nobody knows.
+            Err(failure) => {
+                report.unknown.push(lossy(name));
+                outcome = Err(failure);
+                break;
+            }
+        }
     }
-    Ok(())
+    report.not_done.extend(left.map(|name| lossy(name)));
+    match outcome {
+        _ if names.len() == 1 => outcome,
+        Ok(()) if report.not_done.is_empty() => Ok(()),
+        Ok(()) => Err(Failure::refused(report.render())),
+        Err(failure) => {
+            Err(Failure { message: format!("{}\n{}", failure.message, report.render()), ..failure })
+        }
+    }
+}
+
+/// What has become of several VDIs.
+#[derive(Default)]
+struct Report {
+    what: &'static str,
+    done: Vec<String>,
+    not_done: Vec<String>,
+    /// Asked for, and not answered.
+    unknown: Vec<String>,
+}
+
+impl Report {
+    fn render(&self) -> String {
+        let list = |names: &[String]| if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        let mut text =
+            format!("{}: {}; not {}: {}", self.what, list(&self.done), self.what, list(&self.not_done));
+        if !self.unknown.is_empty() {
+            text += &format!("; not known: {}", list(&self.unknown));
+        }
+        text[..1].to_uppercase() + &text[1..]
+    }
 }
 
 /// Before anything is deleted: what somebody has open would be gone under them. What does not exist is told later.

@@ -29,6 +29,7 @@ pub const COMMAND: Command = Command {
     summary: "write an image to a file",
     args: "<vdiname> <file>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::SNAPSHOT,
         option::FORMAT,

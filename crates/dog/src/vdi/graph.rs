@@ -32,6 +32,7 @@ pub const COMMAND: Command = Command {
     summary: "show images in Graphviz dot format",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: true,
     check: no_values,

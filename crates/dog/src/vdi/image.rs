@@ -66,7 +66,7 @@ pub fn read_begin(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> 
 /// From the options, else from the environment, else from the sheep.
 pub fn find_nbd(context: &Context, parsed: &Parsed, sheep: &mut Sheep) -> Outcome<Nbd> {
     if let Some(path) = parsed.text("socket") {
-        return Ok(Nbd::Unix(path));
+        return nbd::unix(&path);
     }
     match parsed.value("nbd").or(context.nbd.as_ref().map(|text| text.as_bytes())) {
         Some(text) => nbd::parse(&lossy(text)),

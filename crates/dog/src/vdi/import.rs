@@ -16,7 +16,7 @@ use proto::inode::{SHIFT_MAX, is_hyper};
 use rustix::fs::SeekFrom as Part;
 
 use super::image::{self, Format};
-use super::names::{lossy, name_at, open};
+use super::names::{create_failure, lossy, name_at, open};
 use super::ranges::{self, Kind};
 use super::span::Span;
 use crate::command::{Action, Command, option};
@@ -33,6 +33,7 @@ pub const COMMAND: Command = Command {
     summary: "create or overwrite an image from a file",
     args: "<file> <vdiname>",
     args_min: 2,
+    args_max: 2,
     options: &[
         option::FORMAT,
         option::SOCKET,
@@ -115,9 +116,9 @@ fn find_place(context: &Context, sheep: &mut Sheep, name: &[u8], path: &Path, si
         Err(CallError::Broken(failure)) => return Err(failure),
         Err(_) => {
             let hyper = is_hyper(size, sheep.default_shift()?.min(SHIFT_MAX));
-            let vid = sheep.create(name, size, None, None, hyper).map_err(|error| {
-                error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-            })?;
+            let vid = sheep
+                .create(name, size, None, None, hyper)
+                .map_err(|error| create_failure(sheep, name, error))?;
             return Ok(Place { vid, size, is_new: true });
         }
     }

@@ -30,6 +30,7 @@ pub const COMMAND: Command = Command {
     summary: "list images",
     args: "[vdiname]",
     args_min: 0,
+    args_max: 1,
     options: &[
         option::ADDRESS,
         option::PORT,

@@ -1,8 +1,9 @@
 //! How commands name a VDI: a name, and perhaps `-s` with a snapshot's id or tag.
 
-use proto::Vid;
-use proto::client::VdiInfo;
+use proto::client::{Selector as Meaning, VdiInfo};
 use proto::inode::{InodeHeader, NAME_MAX};
+use proto::sd::ResultCode;
+use proto::{Vid, export};
 
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
@@ -93,6 +94,37 @@ pub fn open_failure(name: &[u8], selector: &Selector, error: CallError) -> Failu
             lossy(&selector.tag)
         )
     })
+}
+
+/// Why a VDI of this name was not made. Cinder matches the end of the literal message, where there is such a VDI.
+pub fn create_failure(sheep: &mut Sheep, name: &[u8], error: CallError) -> Failure {
+    let code = match error.code() {
+        Ok(code) => code,
+        Err(failure) => return failure,
+    };
+    // The code says that something of the name exists, not what.
+    let hidden = (code == ResultCode::VDI_EXIST).then(|| sheep.vdis().ok()).flatten();
+    let why = hidden.and_then(|infos| snapshot_named(&infos, name));
+    Failure::refused(format!("Failed to create VDI {}: {}", lossy(name), why.unwrap_or(code.to_string())))
+}
+
+/// The snapshot that a VDI of this name would hide, if that is what is wrong with it.
+fn snapshot_named(infos: &[VdiInfo], name: &[u8]) -> Option<String> {
+    if infos.iter().any(|info| info.name == name && info.snap_ctime == 0) {
+        return None;
+    }
+    let meanings = export::snapshots(name);
+    let (of, which) = meanings.iter().find(|(of, _)| infos.iter().any(|info| info.name == *of))?;
+    let snapshot = match which {
+        Meaning::Tag(tag) => lossy(tag),
+        Meaning::SnapId(id) => id.to_string(),
+        Meaning::Working | Meaning::TagOrSnapId(..) => return None,
+    };
+    Some(format!(
+        "for NBD that is the name of the snapshot {snapshot} of VDI {}, there or to come, which a VDI of this name would hide; choose \
+         another name",
+        lossy(of)
+    ))
 }
 
 pub fn lossy(bytes: &[u8]) -> String {

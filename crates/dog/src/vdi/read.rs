@@ -16,6 +16,7 @@ pub const COMMAND: Command = Command {
     summary: "read data from an image to stdout",
     args: "<vdiname> [<offset> [<len>]]",
     args_min: 1,
+    args_max: 3,
     options: &[option::SNAPSHOT, option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: true,
     check: |parsed| selector(parsed).map(drop),

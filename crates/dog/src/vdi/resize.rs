@@ -19,6 +19,7 @@ pub const COMMAND: Command = Command {
     summary: "make an image larger",
     args: "<vdiname> <new size>",
     args_min: 2,
+    args_max: 2,
     options: &[option::HYPER, option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: true,
     check: no_values,

@@ -11,14 +11,14 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
-use proto::Vid;
 use proto::checksum::crc32c;
-use proto::client::ClientError;
+use proto::client::{ClientError, VdiInfo};
 use proto::inode::{SHIFT_MAX, is_hyper};
+use proto::{Vid, export};
 
 use super::backup::read_padded;
 use super::delete::{check_pacing, delete_unneeded};
-use super::names::{lossy, name_at, open, selector};
+use super::names::{create_failure, lossy, name_at, open, selector};
 use super::ranges::cut;
 use super::span::Span;
 use super::stream::reader::{Content, Reader, StreamError};
@@ -35,6 +35,7 @@ pub const COMMAND: Command = Command {
     summary: "apply a backup from stdin",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::ADDRESS,
@@ -130,16 +131,16 @@ fn restore_whole(sheep: &mut Sheep, name: &[u8], reader: Input) -> Outcome {
     let header = reader.header().expect("only version 2 is complete by itself").clone();
     let (size, shift) = (header.target.size, header.block_size_shift);
     let hyper = is_hyper(size, shift.min(SHIFT_MAX));
-    let vid = sheep.create(name, size, None, Some(shift), hyper).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to create VDI {}: {reason}", lossy(name)))
-    })?;
+    let vid = sheep
+        .create(name, size, None, Some(shift), hyper)
+        .map_err(|error| create_failure(sheep, name, error))?;
     let tag = free_tag(sheep, name, Some(&header));
     let restored = apply(sheep, name, reader, None, vid)
         .and_then(|()| sheep.snapshot(&[vid], &tag?).map_err(|error| refused(name, error)).map(drop));
     if restored.is_err() {
         delete_unneeded(sheep, &[vid]);
     }
-    restored
+    restored.and_then(|()| tell(sheep, vid, name, true))
 }
 
 fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: Input) -> Outcome {
@@ -167,13 +168,48 @@ fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: 
     if prepared.is_err() {
         clear_named(sheep, copy_name.as_bytes());
     }
-    prepared
+    prepared.and_then(|()| tell(sheep, copy.vid, name, false))
 }
 
-/// The tag that the snapshot had, unless the name has a snapshot with it already.
+/// What was made, and what the working VDI of its name is now.
+fn tell(sheep: &mut Sheep, snapshot: Vid, name: &[u8], is_whole: bool) -> Outcome {
+    let infos = sheep.vdis()?;
+    let has_working = infos.iter().any(|info| info.name == name && info.snap_ctime == 0);
+    // Somebody may have deleted it already.
+    let made = infos.iter().find(|info| info.vid == snapshot);
+    made.into_iter().for_each(|made| notice(&render(made, is_whole, has_working)));
+    Ok(())
+}
+
+fn render(made: &VdiInfo, is_whole: bool, has_working: bool) -> String {
+    let name = lossy(&made.name);
+    let (called, select) = match made.tag.as_slice() {
+        [] => (format!("snapshot {} of VDI {name}, without a tag", made.snap_id), made.snap_id.to_string()),
+        tag => (format!("snapshot {} of VDI {name}, tag {}", made.snap_id, lossy(tag)), lossy(tag)),
+    };
+    let working = match (is_whole, has_working) {
+        (true, _) => format!("The working VDI {name} is new and holds the same."),
+        (false, true) => {
+            format!(
+                "The working VDI {name} is as it was; to make it this: dog vdi rollback -s {select} {name}"
+            )
+        }
+        (false, false) => {
+            format!(
+                "There is no working VDI {name}; to make one of this: dog vdi rollback -s {select} {name}"
+            )
+        }
+    };
+    format!("Restored {called}.\n{working}")
+}
+
+/// The tag that the snapshot had, unless the name has a snapshot with it already, or a VDI would hide that.
 fn free_tag(sheep: &mut Sheep, name: &[u8], header: Option<&Header>) -> Outcome<Vec<u8>> {
     let Some(tag) = header.map(|header| header.target.tag.clone()) else { return Ok(Vec::new()) };
-    let is_taken = sheep.vdis()?.iter().any(|info| info.name == name && info.tag == tag);
+    let by_tag = export::by_tag(name, &tag);
+    let has_it = |info: &VdiInfo| info.name == name && info.tag == tag;
+    let hides_it = |info: &VdiInfo| info.name == by_tag && info.snap_ctime == 0;
+    let is_taken = sheep.vdis()?.iter().any(|info| has_it(info) || hides_it(info));
     Ok(if is_taken { Vec::new() } else { tag })
 }
 

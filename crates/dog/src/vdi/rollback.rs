@@ -25,6 +25,7 @@ pub const COMMAND: Command = Command {
     summary: "rollback to a snapshot",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::SNAPSHOT,
         option::ADDRESS,
@@ -59,6 +60,11 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let head = sheep.roll_back(to, force).map_err(|error| match error {
         CallError::Declined(ClientError::InUse(owner)) => Failure::refused(format!(
             "Failed to rollback VDI {}: it is in use through {owner}; close it there, or force with -f",
+            lossy(&name)
+        )),
+        CallError::Declined(ClientError::NameClash) => Failure::refused(format!(
+            "Failed to rollback VDI {0}: for NBD {0} is the name of another VDI's snapshot, which a working VDI would hide; clone the \
+             snapshot under another name",
             lossy(&name)
         )),
         error => error.or_refused(|reason| format!("Failed to rollback VDI {}: {reason}", lossy(&name))),

@@ -8,8 +8,8 @@
 //!
 //! The snapshot keeps the id; the working VDI goes on under a new one.
 
-use proto::Vid;
 use proto::client::{ClientError, VdiInfo};
+use proto::{Vid, export};
 
 use super::names::{check_length, lossy, names};
 use super::ranges;
@@ -25,6 +25,7 @@ pub const COMMAND: Command = Command {
     summary: "create a snapshot",
     args: "<vdiname>...",
     args_min: 1,
+    args_max: usize::MAX,
     options: &[
         option::TAG,
         option::ADDRESS,
@@ -83,6 +84,15 @@ pub fn take(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome
                 lossy(tag)
             )))
         }
+        Err(CallError::Declined(ClientError::NameClash)) => {
+            let (name, hiding) = find_hidden(sheep, wanted, tag)?;
+            Err(Failure::refused(format!(
+                "Failed to create snapshot for {}: there is a VDI {}, which for NBD is the name of this snapshot and would hide it; \
+                 choose another tag",
+                lossy(&name),
+                lossy(&hiding)
+            )))
+        }
         Err(error) => {
             let names: Vec<&[u8]> = wanted.iter().map(|(_, name)| name.as_slice()).collect();
             Err(failure_of(&names.join(&b", "[..]), error))
@@ -125,6 +135,15 @@ fn find_name_with_tag(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) 
     let has_tag = |name: &Vec<u8>| infos.iter().any(|info| info.name == *name && info.tag == tag);
     let mut names = wanted.iter().map(|(_, name)| name);
     Ok(names.find(|name| has_tag(name)).unwrap_or(&wanted[0].1).clone())
+}
+
+/// Of several names the one whose snapshot a VDI would hide, and how that is called.
+fn find_hidden(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome<(Vec<u8>, Vec<u8>)> {
+    let infos = sheep.vdis()?;
+    let exists = |name: &[u8]| infos.iter().any(|info| info.name == name && info.snap_ctime == 0);
+    let mut pairs = wanted.iter().map(|(_, name)| (name.clone(), export::by_tag(name, tag)));
+    let first = (wanted[0].1.clone(), export::by_tag(&wanted[0].1, tag));
+    Ok(pairs.find(|(_, hiding)| exists(hiding)).unwrap_or(first))
 }
 
 fn render(head: &VdiInfo, raw: bool) -> String {

@@ -29,6 +29,7 @@ pub const COMMAND: Command = Command {
     summary: "show where an image's objects are placed",
     args: "<vdiname>",
     args_min: 1,
+    args_max: 1,
     options: &[
         option::INDEX,
         option::SNAPSHOT,

@@ -28,6 +28,7 @@ pub const COMMAND: Command = Command {
     summary: "show images in tree view format",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
     needs_nodes: true,
     check: no_values,

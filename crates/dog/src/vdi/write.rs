@@ -24,6 +24,7 @@ pub const COMMAND: Command = Command {
     summary: "write data from stdin to an image",
     args: "<vdiname> [<offset> [<len>]]",
     args_min: 1,
+    args_max: 3,
     options: &[option::ADDRESS, option::PORT, option::WRITEBACK, option::HELP, option::TIME],
     needs_nodes: true,
     check: no_values,

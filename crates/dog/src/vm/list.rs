@@ -33,6 +33,7 @@ pub const COMMAND: Command = Command {
     summary: "list images and the programs that use them",
     args: "[vdiname]",
     args_min: 0,
+    args_max: 1,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: true,
     check: no_values,

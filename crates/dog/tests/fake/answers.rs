@@ -296,6 +296,9 @@ impl State {
         if self.vdis.values().any(|info| info.name == name) {
             return refuse(ResultCode::VDI_EXIST);
         }
+        if self.hides_snapshot(name) {
+            return refuse(ResultCode::from(&proto::client::ClientError::NameClash));
+        }
         let vid = vid_of_name(name);
         let info = VdiInfo {
             vid,

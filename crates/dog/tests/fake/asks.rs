@@ -7,9 +7,9 @@ use proto::client::{
     ClusterStatus, Extent, Health, MemberHealth, NodeAccess, NodeInfo, NodeStat, Out, Places, PoolHealth,
     Table, Track, VdiInfo, VdiOp, VolumeOp,
 };
-use proto::client::{DamagedBlocks, DifferingBlocks, ScrubStatus};
+use proto::client::{DamagedBlocks, DifferingBlocks, ScrubStatus, Selector};
 use proto::object::BlockRange;
-use proto::{CopyPolicy, Epoch, NodeId, ObjectKind, Oid, Vid};
+use proto::{CopyPolicy, Epoch, NodeId, ObjectKind, Oid, Vid, export};
 
 use super::answers::State;
 
@@ -235,6 +235,9 @@ impl State {
                 if self.working(&name).is_some() {
                     return Err(ClientError::VdiExists);
                 }
+                if self.hides_snapshot(&name) {
+                    return Err(ClientError::NameClash);
+                }
                 Ok(ClientReply::Vdi(self.stand_on(base, &name)))
             }
             VdiOp::Open { .. } | VdiOp::Close { .. } => Ok(ClientReply::Done),
@@ -267,12 +270,28 @@ impl State {
         }
     }
 
+    /// Is it the name of a snapshot for NBD?
+    pub fn hides_snapshot(&self, name: &[u8]) -> bool {
+        let is_it = |info: &VdiInfo, which: &Selector| match which {
+            Selector::Tag(tag) => info.snap_ctime != 0 && info.tag == *tag,
+            Selector::SnapId(id) => info.snap_id == *id,
+            _ => false,
+        };
+        let exists = |(of, which): &(Vec<u8>, Selector)| {
+            self.vdis.values().any(|info| info.name == *of && is_it(info, which))
+        };
+        export::snapshots(name).iter().any(exists)
+    }
+
     fn snapshot(&mut self, vids: &[Vid], tag: &[u8]) -> ClientResult {
         for vid in vids {
             let name = &self.vdis[vid].name;
             let has_tag = |info: &VdiInfo| info.name == *name && info.snap_ctime != 0 && info.tag == tag;
             if !tag.is_empty() && self.vdis.values().any(has_tag) {
                 return Err(ClientError::TagExists);
+            }
+            if self.working(&export::by_tag(name, tag)).is_some() {
+                return Err(ClientError::NameClash);
             }
         }
         let mut heads = Vec::new();

@@ -1,10 +1,11 @@
 //! What an export name stands for, and how it is opened and closed.
 //!
 //! `NAME` is the working VDI of that name; where there is none, `NAME@TAG` and `NAME:ID` are snapshots of `NAME`,
-//! read-only.
+//! read-only ([`proto::export`]).
 
 use proto::Vid;
-use proto::client::{ClientError, ClientOp, ClientReply, Selector, VdiInfo, VdiOp};
+use proto::client::{ClientError, ClientOp, ClientReply, VdiInfo, VdiOp};
+use proto::export::meanings;
 
 use super::context::{self, Earlier};
 use super::wire::{Errno, rep, transmission_flag as flag};
@@ -90,6 +91,7 @@ pub fn errno(error: &ClientError) -> Errno {
         | ClientError::InUse(_)
         | ClientError::Busy
         | ClientError::TagExists
+        | ClientError::NameClash
         | ClientError::NotASnapshot
         | ClientError::NoAttribute
         | ClientError::AttributeExists
@@ -172,52 +174,4 @@ async fn all_vdis<S: Service>(svc: &S) -> Result<Vec<VdiInfo>, Refusal> {
 
 fn export_of(name: &[u8], info: &VdiInfo) -> Export {
     Export { name: name.to_vec(), vid: info.vid, size: info.size, read_only: info.snap_ctime != 0 }
-}
-
-/// What a name may mean, in order. A tag may contain ':' and a name '@': the last separator counts.
-fn meanings(name: &[u8]) -> Vec<(Vec<u8>, Selector)> {
-    let mut meanings = vec![(name.to_vec(), Selector::Working)];
-    let split_at =
-        |separator| name.iter().rposition(|b| *b == separator).map(|at| (&name[..at], &name[at + 1..]));
-    if let Some((name, tag)) = split_at(b'@')
-        && !tag.is_empty()
-    {
-        meanings.push((name.to_vec(), Selector::Tag(tag.to_vec())));
-    }
-    if let Some((name, id)) = split_at(b':')
-        && let Some(id) = snap_id(id)
-    {
-        meanings.push((name.to_vec(), Selector::SnapId(id)));
-    }
-    meanings.retain(|(name, _)| !name.is_empty());
-    meanings
-}
-
-/// Digits only: `+1` is no id, and there is no snapshot 0.
-fn snap_id(text: &[u8]) -> Option<u32> {
-    let all_digits = text.iter().all(u8::is_ascii_digit);
-    let id = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (all_digits && id != 0).then_some(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_may_mean_a_working_vdi_or_a_snapshot() {
-        let check = |name: &str, expect: &[(&str, Selector)]| {
-            let expect: Vec<_> = expect.iter().map(|(n, s)| (n.as_bytes().to_vec(), s.clone())).collect();
-            assert_eq!(meanings(name.as_bytes()), expect, "{name}");
-        };
-        let tag = |tag: &str| Selector::Tag(tag.as_bytes().to_vec());
-        check("a", &[("a", Selector::Working)]);
-        check("a@t", &[("a@t", Selector::Working), ("a", tag("t"))]);
-        check("a@b@t", &[("a@b@t", Selector::Working), ("a@b", tag("t"))]);
-        check("a:7", &[("a:7", Selector::Working), ("a", Selector::SnapId(7))]);
-        check("a@x:7", &[("a@x:7", Selector::Working), ("a", tag("x:7")), ("a@x", Selector::SnapId(7))]);
-        for other in ["a@", "a:", "a:0", "a:+1", "a:4294967296", "@t", ":1", "a:b"] {
-            check(other, &[(other, Selector::Working)]);
-        }
-    }
 }

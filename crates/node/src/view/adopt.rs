@@ -21,12 +21,13 @@ impl View {
         if vdi.name == name {
             return Ok(Accepted::Vdi(snapshot));
         }
-        let Some(last_id) = self.named(name).map(|(_, v)| v.snap_id).max() else {
+        if self.named(name).next().is_none() {
             return Err(ClientError::NoVdi);
-        };
+        }
         if !tag.is_empty() && self.named(name).any(|(_, v)| v.is_snapshot() && v.tag == tag) {
             return Err(ClientError::TagExists);
         }
+        self.check_tag_is_not_hidden(name, tag)?;
         let old_name = vdi.name.clone();
         // A snapshot that is being taken has been promised its tag.
         let is_freezing = self.named(name).any(|(vid, _)| self.is_freezing(vid));
@@ -34,7 +35,7 @@ impl View {
             return Err(ClientError::Busy);
         }
         // Ids follow the order in which snapshots come up: the working VDI's own next one is a later one.
-        let mut snap_id = last_id + 1;
+        let mut snap_id = self.next_snap_id(name);
         if let Some(head) = self.working_vdi(name).and_then(|vid| self.vdis.get_mut(&vid)) {
             std::mem::swap(&mut head.snap_id, &mut snap_id);
         }

@@ -27,7 +27,13 @@ pub struct MemberState {
 impl View {
     pub(super) fn apply_join(&mut self, info: &MemberInfo, time_ns: u64, applied: &mut Applied) {
         let incarnation = Incarnation(self.version.0);
-        if let Some(old) = self.members.get(&info.id).and_then(|m| m.incarnation) {
+        let earlier = self.members.get(&info.id).and_then(|m| m.incarnation);
+        applied.refused_for = self.member_with_store(info);
+        if applied.refused_for.is_some() {
+            let lives: Vec<_> = earlier.map(|old| (info.id, old)).into_iter().collect();
+            return self.apply_leave(&lives, time_ns, applied);
+        }
+        if let Some(old) = earlier {
             self.end_lives(&[(info.id, old)], applied);
         }
         let known = self.members.get(&info.id);
@@ -61,6 +67,23 @@ impl View {
         if !self.epochs.last().is_some_and(|e| e.nodes.iter().any(|n| n.id == info.id)) {
             self.next_epoch(time_ns);
         }
+    }
+
+    /// Who is up with the store of the one who joins. That one was copied, or has been copied itself: two would be one copy as far as losing
+    /// it goes, and what the one is told to have the other lacks. A store whose member is down may have moved.
+    fn member_with_store(&self, info: &MemberInfo) -> Option<NodeId> {
+        let has_it = |m: &&MemberState| {
+            m.incarnation.is_some() && m.info.store_id == info.store_id && m.info.id != info.id
+        };
+        self.members.values().filter(|_| info.store_id != 0).find(has_it).map(|m| m.info.id)
+    }
+
+    /// Members under which the store of this one was started before.
+    pub(super) fn others_with_store_of(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let store_id = self.members.get(&node).map_or(0, |m| m.info.store_id);
+        let has_it =
+            move |m: &&MemberState| store_id != 0 && m.info.store_id == store_id && m.info.id != node;
+        self.members.values().filter(has_it).map(|m| m.info.id)
     }
 
     pub(super) fn apply_leave(

@@ -2,10 +2,11 @@
 //!
 //! [`View::apply`] is a pure function of the view and the entry, so all views of one version are equal. Nobody changes a
 //! view in another way. The rules that protect data stand here: who may leave an in-sync set ([`pg`]), who owns a
-//! session ([`session`]), which vid a name gets ([`vdi`]).
+//! session ([`session`]), which vid a name gets ([`vdi`]). What has one name for NBD is one thing ([`export_names`]).
 
 mod adopt;
 mod attribute;
+mod export_names;
 mod health;
 mod history;
 mod info;
@@ -72,6 +73,8 @@ pub struct Applied {
     pub frozen: Vec<(Vid, Vid)>,
     /// VDIs that were deleted.
     pub deleted: Vec<Vid>,
+    /// The entry was a join and came to nothing: this member has the store.
+    pub refused_for: Option<NodeId>,
     /// Members came or went.
     pub membership: bool,
     pub shut_down: bool,

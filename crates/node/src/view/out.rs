@@ -74,7 +74,7 @@ impl View {
         let down: Vec<NodeId> =
             self.members.values().filter(|m| m.incarnation.is_none()).map(|m| m.info.id).collect();
         for node in down {
-            self.members.get_mut(&node).expect("from the members").out.get_or_insert(Out::ByTime);
+            self.members.get_mut(&node).expect("from the members").out.get_or_insert(Out::ByForce);
         }
         applied.membership = true;
         self.retarget(applied);

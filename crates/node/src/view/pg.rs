@@ -3,7 +3,7 @@
 //! An in-sync set shrinks before an acknowledgement that does without the copy, never after; it grows
 //! only when the copy has been awaited by every write since it began to catch up, and has fetched the rest.
 
-use proto::{CopyPolicy, NodeId, PgId, PoolId, Since, ViewVersion};
+use proto::{CopyPolicy, NodeId, Oid, PgId, PoolId, Since, ViewVersion};
 use serde::{Deserialize, Serialize};
 
 use super::member::placement_member;
@@ -75,6 +75,21 @@ impl Pg {
     /// Is the node's copy of any use now or later?
     pub fn concerns(&self, node: NodeId) -> bool {
         self.targets.contains(&node) || self.writers().any(|n| n == node)
+    }
+}
+
+impl View {
+    /// May this node remove its copy of an object? See `sweep.rs` for why that is safe.
+    ///
+    /// A store that has moved holds the copies of its old place too, which counts with all of them when it comes back there. So they stay while
+    /// that place is known to have one.
+    pub fn is_garbage(&self, node: NodeId, oid: Oid) -> bool {
+        if self.vdi_or_remains(oid.vid()).is_none() {
+            return true;
+        }
+        let Some(pg) = self.pg_of(oid).and_then(|pg| self.pg(pg)) else { return false };
+        let is_complete = !pg.targets.is_empty() && pg.targets.iter().all(|t| pg.in_sync.contains(t));
+        is_complete && !pg.concerns(node) && !self.others_with_store_of(node).any(|other| pg.concerns(other))
     }
 }
 

@@ -25,8 +25,9 @@ const VDIS_MAX: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Freeze {
     asked_by: (NodeId, Incarnation, u64),
-    vids: Vec<Vid>,
-    tag: Vec<u8>,
+    pub(super) vids: Vec<Vid>,
+    /// Empty: each VDI's own.
+    pub(super) tag: Vec<u8>,
     /// Sessions that have not come to rest.
     awaited: BTreeMap<Vid, Generation>,
 }
@@ -72,6 +73,7 @@ impl View {
             if !tag.is_empty() && self.named(&vdi.name).any(|(_, v)| v.is_snapshot() && v.tag == tag) {
                 return Err(ClientError::TagExists);
             }
+            self.check_tag_is_not_hidden(&vdi.name, tag)?;
             if self.is_freezing(*vid) {
                 return Ok(Accepted::Refused);
             }
@@ -268,6 +270,7 @@ impl View {
             applied.vdis.push(new);
             return Ok(Accepted::Vdi(new));
         }
+        self.check_hides_no_snapshot(&snapshot.name)?;
         let new = self.new_head(to, time_ns)?;
         applied.vdis.push(new);
         Ok(Accepted::Vdi(new))
@@ -283,9 +286,12 @@ impl View {
         if tag.len() > NAME_MAX {
             return Err(ClientError::InvalidParameters);
         }
-        let Some(vdi) = self.vdis.get_mut(&vid).filter(|v| v.life == Life::Alive) else {
-            return Err(ClientError::NoVdi);
-        };
+        let Some(vdi) = self.vdi(vid) else { return Err(ClientError::NoVdi) };
+        // Of a working VDI it counts when its snapshot is taken.
+        if vdi.is_snapshot() || self.is_freezing(vid) {
+            self.check_tag_is_not_hidden(&vdi.name, tag)?;
+        }
+        let vdi = self.vdis.get_mut(&vid).expect("just seen");
         vdi.tag = tag.to_vec();
         vdi.vm_state_size = vm_state_size;
         vdi.vm_clock_nsec = vm_clock_nsec;

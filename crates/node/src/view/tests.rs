@@ -2,11 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use proto::client::{ClientError, ClusterStatus, Selector};
+use proto::client::{ClientError, ClusterStatus, Out, Selector};
 use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, Proposal};
 use proto::{CopyPolicy, Generation, Incarnation, NodeId, PgId, PoolId, Since, Vid, ViewVersion, ZoneId};
 
 use super::{Accepted, Outcome, View};
+
+mod export_names;
+mod one_store;
 
 const PG: PgId = PgId { pool: PoolId(0), index: 0 };
 
@@ -599,8 +602,11 @@ fn forced_recovery_goes_on_from_the_copy_that_left_last() {
     assert_eq!(story.in_sync(), vec![id(2)]);
     assert_eq!(targets(&story), vec![id(2)]);
     assert!(story.view.is_writable(PG));
+    let out = |story: &Story| story.view.members()[&id(0)].out;
+    assert_eq!(out(&story), Some(Out::ByForce));
     // Who comes back has to forget what it has.
     story.hear(ClusterEvent::Join(member(0, 1)));
+    assert_eq!(out(&story), None);
     assert_eq!(story.in_sync(), vec![id(2)]);
     assert_eq!(story.view.pg(PG).unwrap().absent_since(id(0)), None);
 }

@@ -120,6 +120,7 @@ impl View {
         if self.working_vdi(name).is_some() {
             return Err(ClientError::VdiExists);
         }
+        self.check_hides_no_snapshot(name)?;
         let pool = self.pool_for(policy).ok_or(ClientError::NoStorage)?;
         let vid = self.new_vdi(name, size, policy, pool, shift, time_ns)?;
         applied.vdis.push(vid);
@@ -148,7 +149,6 @@ impl View {
         time_ns: u64,
     ) -> Result<Vid, ClientError> {
         let vid = self.free_vid(name).ok_or(ClientError::NoFreeVid)?;
-        let snap_id = self.named(name).map(|(_, v)| v.snap_id).max();
         let vdi = Vdi {
             name: name.to_vec(),
             tag: Vec::new(),
@@ -156,7 +156,7 @@ impl View {
             policy,
             pool,
             block_size_shift: shift,
-            snap_id: snap_id.unwrap_or(0) + 1,
+            snap_id: self.next_snap_id(name),
             create_time: wire_time(time_ns),
             snap_ctime: 0,
             vm_state_size: 0,

@@ -130,7 +130,9 @@ impl From<&ClientError> for ResultCode {
             ClientError::VdiExists => ResultCode::VDI_EXIST,
             ClientError::NoFreeVid => ResultCode::FULL_VDI,
             ClientError::Locked | ClientError::InUse(_) => ResultCode::VDI_LOCKED,
-            ClientError::TagExists | ClientError::AttributeExists => ResultCode::VDI_EXIST,
+            ClientError::TagExists | ClientError::AttributeExists | ClientError::NameClash => {
+                ResultCode::VDI_EXIST
+            }
             ClientError::NoAttribute => ResultCode::NO_OBJ,
             ClientError::Busy => ResultCode::AGAIN,
             ClientError::NotASnapshot => ResultCode::INVALID_PARMS,
@@ -193,6 +195,7 @@ mod tests {
             (Locked, 0x07),
             (InUse(crate::NodeId { addr: [0; 16], port: 1 }), 0x07),
             (TagExists, 0x04),
+            (NameClash, 0x04),
             (AttributeExists, 0x04),
             (NoAttribute, 0x02),
             (Busy, 0x8f),

@@ -33,13 +33,14 @@ pub const COMMAND: Command = Command {
     summary: "tell whether all data are safe and served",
     args: "",
     args_min: 0,
+    args_max: 0,
     options: &[option::ADDRESS, option::PORT, option::RAW, option::HELP, option::TIME, option::JSON],
     needs_nodes: false,
     check: no_values,
     action: Action::Run(run),
     notes: "The first line is one word. Exit code 0: ok. 1: degraded: everything is served, but something lacks copies or\n\
             room. 2: unresponsive (a member does not answer), blocked (writes wait), waiting (reads wait too), stopping,\n\
-            unformatted, or unreachable (the sheep that was asked).",
+            unformatted, lost (blocks of which no good copy is left), or unreachable (the sheep that was asked).",
 };
 
 /// Where no sheep answers there is no verdict, but there is a word.
@@ -124,6 +125,7 @@ fn render_json(heard: &Heard) -> String {
                 "out": member.out.map(|out| match out {
                     Out::ByTime => "time",
                     Out::ByOperator => "operator",
+                    Out::ByForce => "force",
                 }),
             })
         })

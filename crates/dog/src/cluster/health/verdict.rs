@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use proto::NodeId;
 use proto::client::{
-    ClusterInfo, ClusterStatus, EpochInfo, Health, MemberHealth, NodeStat, Out, PoolHealth, ScrubStatus,
-    VdiInfo,
+    ClusterInfo, ClusterStatus, DamagedBlocks, EpochInfo, Health, MemberHealth, NodeStat, Out, PoolHealth,
+    ScrubStatus, VdiInfo,
 };
 
 use crate::clock::LocalTime;
@@ -29,6 +29,8 @@ pub enum Word {
     Waiting,
     Stopping,
     Unformatted,
+    /// Some blocks have no good copy on any sheep that is up: reads of them fail.
+    Lost,
 }
 
 impl Word {
@@ -41,6 +43,7 @@ impl Word {
             Word::Waiting => "waiting",
             Word::Stopping => "stopping",
             Word::Unformatted => "unformatted",
+            Word::Lost => "lost",
         }
     }
 }
@@ -97,13 +100,14 @@ impl Heard {
         let mut reasons: Vec<Reason> = self.relevant_pools().flat_map(|pool| self.reasons_of(pool)).collect();
         reasons.extend(self.health.members.iter().filter_map(|member| self.reason_of_absence(member)));
         reasons.extend(self.health.members.iter().filter_map(reason_of_failed_disk));
+        reasons.extend(self.reasons_of_loss());
+        reasons.extend(self.reasons_of_differences());
         for (number, (node, heard)) in self.stats.iter().enumerate() {
             let who = format!("node {number} ({node})");
             match heard {
                 Ok(heard) => {
                     reasons.extend(reasons_of_node(&who, &heard.stat));
-                    reasons.extend(self.reasons_of_damage(&who, &heard.scrub));
-                    reasons.extend(reasons_of_differences(&who, &heard.scrub));
+                    reasons.extend(reasons_of_damage(&who, &heard.scrub));
                 }
                 Err(why) => reasons.push(Reason {
                     severity: Word::Unresponsive,
@@ -225,6 +229,7 @@ impl Heard {
         let MemberHealth { id, zone, pgs_in_sync, .. } = *member;
         let by = match member.out {
             Some(Out::ByTime) => "given up, for it was away for too long",
+            Some(Out::ByForce) => "given up, for it was down at 'dog cluster recover force'",
             _ => "out, as an operator has said",
         };
         let state = if member.is_up { String::new() } else { format!(", and down{}", since(&self.info, id)) };
@@ -233,7 +238,7 @@ impl Heard {
             count => format!("{count} placement groups still need what it holds"),
         };
         let advice = match (member.out, pgs_in_sync) {
-            (Some(Out::ByTime), _) => {
+            (Some(Out::ByTime | Out::ByForce), _) => {
                 "start its sheep again to have it back, with its disk or with an empty one".to_string()
             }
             (_, 0) if member.is_up => {
@@ -294,29 +299,92 @@ impl Heard {
         }
     }
 
-    /// Blocks of which no copy is good.
-    fn reasons_of_damage(&self, who: &str, scrub: &ScrubStatus) -> Vec<Reason> {
-        let lost = scrub.told.iter().filter(|damage| damage.is_lost).take(NAMES_MAX);
-        let mut reasons: Vec<Reason> = lost
-            .map(|damage| {
-                let holder = self.vdis.iter().find(|info| info.vid == damage.oid.vid() && info.snap_ctime != 0);
-                let what = describe(&damage.vdi, damage.oid, damage.blocks);
-                let (of, advice) = match holder {
-                    Some(info) => (
-                        format!(" (snapshot {}{})", info.snap_id, tag_of(info)),
-                        "start nodes that are down and may have a copy; a snapshot cannot be written: delete it (dog vdi delete -s), and have a backup",
-                    ),
-                    None => (
-                        String::new(),
-                        "start nodes that are down and may have a copy; or write it anew, as from a backup",
-                    ),
-                };
-                let text = format!("{what}{of} is damaged on {who}, and no copy of it is good");
-                Reason { severity: Word::Degraded, text, advice: advice.into() }
+    /// Blocks of which no copy is good. Whoever has a copy tells of them: each is named once.
+    fn reasons_of_loss(&self) -> Vec<Reason> {
+        let is_lost = |scrub: &ScrubStatus| scrub.told.iter().filter(|d| d.is_lost).cloned().collect();
+        let told = self.told_by(|scrub| -> Vec<DamagedBlocks> { is_lost(scrub) });
+        let mut reasons: Vec<Reason> =
+            told.iter().take(NAMES_MAX).map(|(lost, who)| self.loss(lost, who)).collect();
+        for (who, scrub) in self.scrubs() {
+            let named = told.iter().take(NAMES_MAX).filter(|(lost, _)| scrub.told.contains(lost));
+            let named: u64 = named.map(|(lost, _)| u64::from(lost.blocks.count)).sum();
+            if scrub.lost > named {
+                let text = format!(
+                    "{} more blocks on {who} are damaged, and no copy of them is good",
+                    scrub.lost - named
+                );
+                reasons.push(Reason { severity: Word::Lost, text, advice: "see dog node scrub".into() });
+            }
+        }
+        reasons
+    }
+
+    fn loss(&self, lost: &DamagedBlocks, who: &[String]) -> Reason {
+        let holder = self.vdis.iter().find(|info| info.vid == lost.oid.vid() && info.snap_ctime != 0);
+        let what = describe(&lost.vdi, lost.oid, lost.blocks);
+        let (of, advice) = match holder {
+            Some(info) => (
+                format!(" (snapshot {}{})", info.snap_id, tag_of(info)),
+                "start nodes that are down and may have a copy; a snapshot cannot be written: delete it (dog vdi delete -s), and have a backup",
+            ),
+            None => (
+                String::new(),
+                "start nodes that are down and may have a copy; or write it anew, as from a backup",
+            ),
+        };
+        let text = format!("{what}{of} is damaged on {}, and no copy of it is good", who.join(" and "));
+        Reason { severity: Word::Lost, text, advice: advice.into() }
+    }
+
+    /// Blocks that copies have differently though none fails its checksum.
+    fn reasons_of_differences(&self) -> Vec<Reason> {
+        let told = self.told_by(|scrub| scrub.told_differing.clone());
+        let mut reasons: Vec<Reason> = told
+            .iter()
+            .take(NAMES_MAX)
+            .map(|(differing, who)| Reason {
+                severity: Word::Degraded,
+                text: format!(
+                    "copies of {} differ, each with the right checksum, as {} has found",
+                    describe(&differing.vdi, differing.oid, differing.blocks),
+                    who.join(" and ")
+                ),
+                advice: "dog vdi check; if that cannot mend it, as in a snapshot, delete the snapshot, or restore it from a backup"
+                    .into(),
             })
             .collect();
-        reasons.extend(reasons_of_more_damage(who, scrub, reasons.len() as u64));
+        for (who, scrub) in self.scrubs() {
+            let named = told.iter().take(NAMES_MAX).filter(|(told, _)| scrub.told_differing.contains(told));
+            let named: u64 = named.map(|(told, _)| u64::from(told.blocks.count)).sum();
+            if scrub.differing > named {
+                let text =
+                    format!("copies of {} more blocks differ, as {who} has found", scrub.differing - named);
+                reasons.push(Reason { severity: Word::Degraded, text, advice: "see dog node scrub".into() });
+            }
+        }
         reasons
+    }
+
+    /// What nodes tell, each once, with all who tell it.
+    fn told_by<T: PartialEq>(&self, told: impl Fn(&ScrubStatus) -> Vec<T>) -> Vec<(T, Vec<String>)> {
+        let mut all: Vec<(T, Vec<String>)> = Vec::new();
+        for (who, scrub) in self.scrubs() {
+            for what in told(scrub) {
+                match all.iter_mut().find(|(known, _)| *known == what) {
+                    Some((_, names)) if names.contains(&who) => {}
+                    Some((_, names)) => names.push(who.clone()),
+                    None => all.push((what, vec![who.clone()])),
+                }
+            }
+        }
+        all
+    }
+
+    /// Of those that answer.
+    fn scrubs(&self) -> impl Iterator<Item = (String, &ScrubStatus)> {
+        self.stats.iter().enumerate().filter_map(|(number, (node, heard))| {
+            heard.as_ref().ok().map(|heard| (format!("node {number} ({node})"), &heard.scrub))
+        })
     }
 
     /// `: a, b, and 3 more`
@@ -391,61 +459,18 @@ fn reason_of_failed_disk(member: &MemberHealth) -> Option<Reason> {
     })
 }
 
-/// Blocks that a scrub or a read has found and that could not be mended, apart from those that are named.
-fn reasons_of_more_damage(who: &str, scrub: &ScrubStatus, named: u64) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    let told: u64 =
-        scrub.told.iter().filter(|d| d.is_lost).take(NAMES_MAX).map(|d| u64::from(d.blocks.count)).sum();
-    if scrub.lost > told {
-        reasons.push(Reason {
-            severity: Word::Degraded,
-            text: format!(
-                "{} more blocks on {who} are damaged, and no copy of them is good",
-                scrub.lost - told
-            ),
-            advice: "see dog node scrub".into(),
-        });
-    }
-    if scrub.damaged > scrub.lost {
-        let more = if named > 0 { "other " } else { "" };
-        reasons.push(Reason {
-            severity: Word::Degraded,
-            text: format!(
-                "{} {more}blocks on {who} are damaged and not mended so far",
-                scrub.damaged - scrub.lost
-            ),
-            advice:
-                "wait, they are mended from other copies: dog node scrub; if it goes on, replace the disk"
-                    .into(),
-        });
-    }
-    reasons
-}
-
-/// Blocks of which copies have different content, each with the right checksum, and that nobody could make alike.
-fn reasons_of_differences(who: &str, scrub: &ScrubStatus) -> Vec<Reason> {
-    let told = scrub.told_differing.iter().take(NAMES_MAX);
-    let mut reasons: Vec<Reason> = told
-        .map(|told| Reason {
-            severity: Word::Degraded,
-            text: format!(
-                "copies of {} differ, each with the right checksum, as {who} has found",
-                describe(&told.vdi, told.oid, told.blocks)
-            ),
-            advice: "dog vdi check; if that cannot mend it, as in a snapshot, delete the snapshot, or restore it from a backup"
-                .into(),
-        })
-        .collect();
-    let told = scrub.told_differing.iter().take(NAMES_MAX);
-    let named: u64 = told.map(|told| u64::from(told.blocks.count)).sum();
-    if scrub.differing > named {
-        reasons.push(Reason {
-            severity: Word::Degraded,
-            text: format!("copies of {} more blocks differ, as {who} has found", scrub.differing - named),
-            advice: "see dog node scrub".into(),
-        });
-    }
-    reasons
+/// Blocks of a node that are damaged, and of which another copy may be good.
+fn reasons_of_damage(who: &str, scrub: &ScrubStatus) -> Option<Reason> {
+    let more = if scrub.lost > 0 { "other " } else { "" };
+    (scrub.damaged > scrub.lost).then(|| Reason {
+        severity: Word::Degraded,
+        text: format!(
+            "{} {more}blocks on {who} are damaged and not mended so far",
+            scrub.damaged - scrub.lost
+        ),
+        advice: "wait, they are mended from other copies: dog node scrub; if it goes on, replace the disk"
+            .into(),
+    })
 }
 
 #[cfg(test)]
@@ -586,6 +611,10 @@ mod tests {
                 out(Out::ByOperator, true, 5),
                 "as an operator has said; 5 placement groups still need what it holds -> wait",
             ),
+            (
+                out(Out::ByForce, false, 0),
+                "is given up, for it was down at 'dog cluster recover force', and down; it holds nothing that is needed -> start its sheep again",
+            ),
             (out(Out::ByOperator, true, 0), "nothing that is needed -> its sheep may be stopped"),
         ] {
             heard.health.members[2] = member;
@@ -634,18 +663,27 @@ mod tests {
         assert_word(&heard, Word::Degraded, &[waits]);
         let Ok(NodeHeard { scrub, .. }) = &mut heard.stats[1].1 else { unreachable!("all answer") };
         scrub.lost = 2;
-        scrub.told = vec![proto::client::DamagedBlocks {
+        let lost = proto::client::DamagedBlocks {
             vdi: b"alice".to_vec(),
             oid: proto::Oid::data(proto::Vid(0x7c2b25), 3),
             blocks: proto::object::BlockRange::new(17, 1),
             is_lost: true,
-        }];
+        };
+        scrub.told = vec![lost.clone()];
         let says = [
             "block 17 of object 007c2b2500000003 of VDI alice is damaged on node 1 (127.0.0.1:7001), and no copy of it is good",
             "1 more blocks on node 1 (127.0.0.1:7001) are damaged, and no copy",
             "1 other blocks on node 1 (127.0.0.1:7001) are damaged and not mended so far",
         ];
-        assert_word(&heard, Word::Degraded, &says);
+        assert_word(&heard, Word::Lost, &says);
+        // Another one tells of the same, and it twice.
+        let Ok(NodeHeard { scrub, .. }) = &mut heard.stats[2].1 else { unreachable!("all answer") };
+        (scrub.damaged, scrub.lost, scrub.told) = (1, 1, vec![lost.clone(), lost]);
+        let both = "of VDI alice is damaged on node 1 (127.0.0.1:7001) and node 2 (127.0.0.1:7002), and no copy of it is good";
+        assert_word(&heard, Word::Lost, &[both, says[1], says[2]]);
+        // Nothing is worse.
+        heard.health.pools[0].unreadable = 8;
+        assert_word(&heard, Word::Lost, &[both, says[1], "neither read nor written", says[2]]);
     }
 
     #[test]
