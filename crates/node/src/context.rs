@@ -139,6 +139,9 @@ pub(crate) enum StoreUse {
     Forget,
 }
 
+/// PGs whose copies are dropped by one proposal, whose size has a limit.
+const DROPPED_MAX: usize = 4096;
+
 /// What a proposal's outcome is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProposalUse {
@@ -298,9 +301,10 @@ impl Context<'_> {
 
     /// Proposes to go on without these copies, as far as the view as it is here would let them go. False: nothing is proposed.
     ///
-    /// One proposal at a time: so what would be refused must not be proposed, or it would keep others from being dropped, tick after tick.
+    /// The next ones when these are dropped. One proposal at a time: so what would be refused must not be proposed, or it would keep others from being dropped, tick after tick.
     pub fn drop_copies(&mut self, node: NodeId, mut pgs: Vec<(PgId, Since)>) -> bool {
         pgs.retain(|(id, since)| self.view.may_drop(node, *id, *since));
+        pgs.truncate(DROPPED_MAX);
         if pgs.is_empty() || self.is_proposed(&ProposalUse::DropCopies) {
             return false;
         }

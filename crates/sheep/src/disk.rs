@@ -159,10 +159,11 @@ fn damaged(error: &OpenError, directory: &Path, is_ours: bool) -> anyhow::Error 
         "{error}.\n\
          It is left as it is. Do not format or delete it before you know that nothing needs it. Ask a sheep that runs:\n\
          \x20   dog cluster health -p PORT\n\
-         If it says 'degraded' or 'ok', the others have all of it, but for blocks of which it says that no copy is good. Then put this one aside:\n\
+         If it says 'ok' or 'degraded', the others have all of it; if 'lost', all but the blocks that it names, of which this one may have the last good copy. Then put this one aside:\n\
          \x20   mv {directory} {directory}.damaged\n\
          and start this sheep as before{disk}: with an empty store, which fetches all from the others. Keep {directory}.damaged until it says 'ok'.\n\
-         If it says anything else, or no other sheep runs, this may be the last copy of something: keep it, and start all others first."
+         If it says anything else, or no other sheep runs, this may be the last copy of something: keep it, and start all others first. 'blocked' may end \
+         some seconds after something is written."
     )
 }
 

@@ -211,7 +211,12 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         shell.set_attachments(attachments);
     }
     // Whether the cluster takes it is told where the sheep was started.
-    if shell.until_taken_in().await {
+    let taken_in = tokio::select! {
+        taken_in = shell.until_taken_in() => taken_in,
+        _ = terminate.recv() => stop_before(&shell),
+        _ = interrupt.recv() => stop_before(&shell),
+    };
+    if taken_in {
         if let Some(launch) = launch.take() {
             launch.ready().context("cannot detach from the terminal")?;
         }
@@ -233,6 +238,12 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
             }
         }
     }
+}
+
+/// Told to end before the cluster has taken it in. False: it has not.
+fn stop_before(shell: &Shell) -> bool {
+    shell.stop();
+    false
 }
 
 /// What is begun here that was not there before, if anything.

@@ -204,6 +204,13 @@ impl CatchUp {
         if fetching.attempt != asked.attempt {
             return;
         }
+        if reply == ObjectReply::Absent
+            && let Some(wanted) =
+                self.pgs.get_mut(&asked.pg).and_then(|behind| behind.todo.get_mut(&asked.oid))
+        {
+            // What was said to be missing of it was said of an object that was here.
+            *wanted = Extent::Whole;
+        }
         fetching.own_blocks = Some(match reply {
             ObjectReply::Checksums(checksums) => checksums.len() as u32,
             ObjectReply::Absent => 0,
@@ -434,14 +441,18 @@ impl CatchUp {
         }
     }
 
-    /// The object is being removed here, since nobody needs it any more. What is on its way of it would bring a part of it back: it is looked at anew.
+    /// The object is being removed here, since nobody needs it any more. What is on its way of it would bring a part of it back, and so would what was known
+    /// to be missing of it while the rest was here: it is looked at anew, as a whole. A part of it must not stay: another copy that catches up could
+    /// take it for what a clone was made of.
     pub fn handle_purged(&mut self, ctx: &Context, oid: Oid) {
         let Some(pg) = ctx.view.pg_of(oid) else { return };
-        if self.objects.contains_key(&(pg, oid)) {
-            self.fetch_later(pg, oid);
-            if let Some(behind) = self.pgs.get_mut(&pg) {
-                behind.todo.insert(oid, Extent::Whole);
-            }
+        let Some(behind) = self.pgs.get_mut(&pg) else { return };
+        behind.decided.remove(&oid);
+        behind.cloned.remove(&oid);
+        behind.conflicts.remove(&oid);
+        if self.objects.remove(&(pg, oid)).is_some() || behind.todo.contains_key(&oid) {
+            behind.todo.insert(oid, Extent::Whole);
+            behind.later.insert(oid);
         }
     }
 

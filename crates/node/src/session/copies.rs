@@ -372,6 +372,7 @@ impl Session {
     /// Copies that do not answer are dropped; those that could not take a change are asked again.
     pub(super) fn retry_changes(&mut self, ctx: &mut Context) {
         let mut slow: BTreeMap<NodeId, BTreeMap<PgId, Since>> = BTreeMap::new();
+        let mut missing: BTreeSet<NodeId> = BTreeSet::new();
         for seq in self.in_flight.keys().copied().collect::<Vec<_>>() {
             let flight = self.in_flight.get_mut(&seq).expect("from the keys");
             flight.copies.retain(|_, copy| !matches!(copy, Copy::Failed(_)));
@@ -379,11 +380,8 @@ impl Session {
             let blocked = pg.map(|pg| (flight.blocked.unwrap_or(ctx.now), pg));
             flight.blocked = blocked.map(|(at, _)| at);
             if let Some((_, pg)) = blocked.filter(|(at, _)| ctx.now.since(*at) > COPY_TIMEOUT) {
-                // Members that did not come back with the others: the view lets go of them if enough remain. Of all they hold, as if they had
-                // died alone: else the first write to each PG would wait as long.
-                for node in pg.writers().filter(|n| !ctx.view.is_up(*n)) {
-                    slow.entry(node).or_default().extend(ctx.view.pgs_of(node));
-                }
+                // Members that did not come back with the others.
+                missing.extend(pg.writers().filter(|n| !ctx.view.is_up(*n)));
             }
             if let Some(since) = flight.since {
                 for (node, copy) in &flight.copies {
@@ -396,6 +394,13 @@ impl Session {
             }
             self.transmit(ctx, seq);
         }
+        // The view lets go of them if enough remain. Of all they hold, as if they had died alone: else the first write to each PG would wait as long.
+        for node in missing {
+            slow.entry(node)
+                .or_default()
+                .extend(ctx.view.pgs_of(node).filter(|(id, since)| ctx.view.may_drop(node, *id, *since)));
+        }
+        slow.retain(|_, pgs| !pgs.is_empty());
         // Whoever hears from nobody would drop those that can go on.
         if !slow.is_empty() && !ctx.is_cut_off() {
             for (node, pgs) in slow {

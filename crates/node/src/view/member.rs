@@ -52,6 +52,7 @@ impl View {
         if lost_its_data {
             self.forget_copies_of(info.id, applied);
         }
+        self.forget_absence_elsewhere(info.id);
         if self.write_back {
             self.let_go_of_restarted(info.id, left, applied);
         }
@@ -84,6 +85,15 @@ impl View {
         let has_it =
             move |m: &&MemberState| store_id != 0 && m.info.store_id == store_id && m.info.id != node;
         self.members.values().filter(has_it).map(|m| m.info.id)
+    }
+
+    /// A store that has moved here does not go on knowing what it lacked, and had alone, in its old place: should it move back, it fetches all.
+    fn forget_absence_elsewhere(&mut self, node: NodeId) {
+        let places: Vec<NodeId> = self.others_with_store_of(node).collect();
+        if !places.is_empty() {
+            let pgs = self.pools.iter_mut().flat_map(|pool| &mut pool.pgs);
+            pgs.for_each(|pg| pg.absent.retain(|absent| !places.contains(&absent.node)));
+        }
     }
 
     pub(super) fn apply_leave(

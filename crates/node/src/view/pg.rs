@@ -344,7 +344,9 @@ impl View {
         for (id, since) in pgs {
             let Some(pg) = self.pg(*id) else { continue };
             let wanted = pg.targets.contains(&from) && !pg.writers().any(|n| n == from);
-            if pg.since != *since || !wanted || pg.in_sync.is_empty() {
+            // Where its old place still counts, what the store has there may be wanted: to catch up would forget it.
+            let counts_elsewhere = self.others_with_store_of(from).any(|place| pg.in_sync.contains(&place));
+            if pg.since != *since || !wanted || pg.in_sync.is_empty() || counts_elsewhere {
                 continue;
             }
             let started = Since(self.version.0);

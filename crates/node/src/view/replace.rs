@@ -40,11 +40,14 @@ impl View {
             return Err(ClientError::Busy);
         }
         let (name, create_time) = (head.name.clone(), base.create_time);
-        let (tag, vm_state) = (head.tag.clone(), (head.vm_state_size, head.vm_clock_nsec));
+        let (tag, snap_id, vm_state) =
+            (head.tag.clone(), head.snap_id, (head.vm_state_size, head.vm_clock_nsec));
         let vdi = self.vdis.get_mut(&new).expect("just seen");
         let copy_name = std::mem::replace(&mut vdi.name, name);
         vdi.create_time = create_time;
         vdi.tag = tag;
+        // Ids that earlier snapshots of the name had are not given again, nor one that a VDI is named like.
+        vdi.snap_id = snap_id;
         (vdi.vm_state_size, vdi.vm_clock_nsec) = vm_state;
         if self.named(&copy_name).next().is_none() {
             self.attributes.remove(&copy_name);

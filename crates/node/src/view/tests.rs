@@ -151,7 +151,10 @@ impl Story {
 #[test]
 fn a_copy_takes_the_place_of_what_nobody_has_opened_since() {
     let (mut story, base, head, copy) = Story::with_copy();
+    let next = story.view.vdi(head).unwrap().snap_id;
+    assert_ne!(story.view.vdi(copy).unwrap().snap_id, next);
     assert_eq!(story.propose(0, Action::TakePlace { old: head, new: copy }), Ok(Accepted::Vdi(copy)));
+    assert_eq!(story.view.vdi(copy).unwrap().snap_id, next, "an id of the name is not given twice");
     assert_eq!(story.view.lookup(b"v", &Selector::Working), Ok(copy));
     assert_eq!(story.view.lookup(b"v", &Selector::SnapId(1)), Err(ClientError::NoTag));
     assert_eq!(story.view.lookup(b"copy", &Selector::Working), Err(ClientError::NoVdi));

@@ -72,3 +72,12 @@ fn a_moved_store_keeps_what_its_old_place_may_come_back_for() {
     assert!(!story.view.is_garbage(id(7), oid));
     assert!(story.view.is_garbage(id(8), oid), "it never had a place there");
 }
+
+#[test]
+fn a_store_that_moves_does_not_go_on_where_it_was() {
+    let mut story = Story::of_three();
+    story.lose(&[1]);
+    assert!(story.view.pg(PG).unwrap().absent_since(id(1)).is_some());
+    assert_eq!(story.join(member(7, 2)), None);
+    assert!(story.view.pg(PG).unwrap().absent_since(id(1)).is_none(), "it fetches all, should it move back");
+}
