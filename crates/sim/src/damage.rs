@@ -220,7 +220,7 @@ impl World {
         self.is_repaired().is_ok()
             && !self.driver.has_untold()
             && self.network.cuts().is_empty()
-            && self.sheep.iter().all(|s| !s.cut_off && s.disk_slowness == 1)
+            && self.sheep.iter().all(|s| !s.cut_off && s.disk_slowness == 1 && s.slow_until <= self.now())
     }
 
     fn is_deleted(&self, oid: Oid) -> bool {

@@ -18,6 +18,8 @@ pub struct Sheep {
     pub clock: Clock,
     /// How many times as long as usual its disk takes.
     pub disk_slowness: u32,
+    /// What it was asked while it was slow is done then.
+    pub slow_until: Moment,
     /// Cannot reach the cluster driver.
     pub cut_off: bool,
     /// How often it was.
@@ -47,6 +49,7 @@ impl Sheep {
             formatted: None,
             clock: Clock::default(),
             disk_slowness: 1,
+            slow_until: Moment::default(),
             cut_off: false,
             cuts: 0,
         }

@@ -121,6 +121,7 @@ impl World {
     pub(crate) fn serve_engine(&mut self, index: SheepIndex, start: u64) -> bool {
         let typical = self.disk_latency(index);
         let now = self.local_time(index);
+        let mut last = self.queue.now();
         let Some(running) = self.sheep[index].running(start) else { return false };
         let Some(engine) = running.store.engine() else { return false };
         while let Some((io, op)) = engine.poll_io() {
@@ -131,12 +132,17 @@ impl World {
                 IoOp::Write { durable: true, .. } | IoOp::Sync | IoOp::Grow { .. } => typical,
             };
             let delay = self.rng.latency(typical);
+            last = last.max(self.queue.now().after(delay));
             self.queue.put_after(delay, Event::IoDone { sheep: index, start, io });
         }
         let mut answered = false;
         while let Some((ticket, reply)) = engine.poll_reply() {
             running.node.handle_store(ticket, reply, now);
             answered = true;
+        }
+        let sheep = &mut self.sheep[index];
+        if sheep.disk_slowness > 1 {
+            sheep.slow_until = sheep.slow_until.max(last);
         }
         answered
     }
