@@ -79,6 +79,7 @@ pub struct Node {
     halted: bool,
     /// The cluster did not take this node in, for this member has its store.
     refused_for: Option<NodeId>,
+    is_foreign: bool,
     next_tick: Time,
 }
 
@@ -109,6 +110,7 @@ impl Node {
             sweep_wanted: false,
             halted: false,
             refused_for: None,
+            is_foreign: false,
             next_tick: Time(0),
         }
     }
@@ -143,6 +145,11 @@ impl Node {
     /// Has this node joined, and is it neither cut off nor expelled?
     pub fn is_member(&self) -> bool {
         self.incarnation.is_some() && !self.halted
+    }
+
+    /// Its store belongs to another cluster: it is no member.
+    pub fn is_foreign(&self) -> bool {
+        self.is_foreign
     }
 
     /// Who is a member with the store of this node, which is none for that.
@@ -202,6 +209,13 @@ impl Node {
         match self.incarnation {
             None if self.is_own_join(&entry) && applied.refused_for.is_some() => {
                 self.refused_for = applied.refused_for;
+                return self.halt();
+            }
+            // Nothing of it is known here: it would all be removed, and be missing where it belongs.
+            None if self.is_own_join(&entry)
+                && !self.formatted.is_none_or(|ctime| self.view.was_formatted(ctime)) =>
+            {
+                self.is_foreign = true;
                 return self.halt();
             }
             None if self.is_own_join(&entry) => {
@@ -678,7 +692,8 @@ impl Node {
         });
         self.close_idle_sessions(now);
         self.advance_scrub(now);
-        if self.sweep_wanted && !self.wiping && !self.sweeps.is_running(Sweep::Garbage) {
+        let is_current = self.view.format().is_some_and(|format| self.formatted == Some(format.ctime));
+        if self.sweep_wanted && is_current && !self.wiping && !self.sweeps.is_running(Sweep::Garbage) {
             self.sweep_wanted = false;
             self.with(now, |node, ctx| node.sweeps.start(ctx, Sweep::Garbage, None));
         }

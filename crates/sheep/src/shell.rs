@@ -128,6 +128,13 @@ fn render_refusal(store: &str, other: NodeId) -> String {
     )
 }
 
+fn render_foreign(store: &str) -> String {
+    format!(
+        "the store {store} belongs to another cluster than this one, which knows nothing of what is on it. Nothing was changed. Start it with its own cluster \
+         ('-c local:DIRECTORY', where that one's 'cluster.local' lies); for a node of this cluster begin with an empty directory"
+    )
+}
+
 impl Shell {
     /// Starts all tasks of the shell, within a `LocalSet`.
     pub fn start(parts: Parts) -> Shell {
@@ -192,7 +199,10 @@ impl Shell {
             if self.0.state.borrow().node.is_member() {
                 return true;
             }
-            let is_refused = self.0.state.borrow().node.refused_for().is_some();
+            let is_refused = {
+                let state = self.0.state.borrow();
+                state.node.refused_for().is_some() || state.node.is_foreign()
+            };
             if is_refused || self.0.stop.failure.borrow().is_some() || changes.changed().await.is_err() {
                 return false;
             }
@@ -547,6 +557,8 @@ impl State {
             Effect::Stop => {
                 if let Some(other) = self.node.refused_for() {
                     shell.fail(render_refusal(&self.store.disk_name(), other));
+                } else if self.node.is_foreign() {
+                    shell.fail(render_foreign(&self.store.disk_name()));
                 } else if !self.node.is_member() {
                     shell.fail("this sheep is not a member of the cluster any more".into());
                 }

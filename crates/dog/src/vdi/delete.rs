@@ -44,6 +44,12 @@ pub const COMMAND: Command = Command {
 };
 
 fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
+    // A variable of a script that was never set must not cost the image.
+    if parsed.value("snapshot").is_some_and(|text| text.is_empty()) {
+        return Err(Failure::usage(
+            "The snapshot that '-s' names has no name. To delete the image itself leave '-s' out",
+        ));
+    }
     let selector = selector(parsed)?;
     let discard_max = positive(parsed, "max-reclaim")?;
     let mut sheep = context.connect()?;

@@ -156,6 +156,7 @@ impl View {
         }
         self.members.retain(|_, m| m.incarnation.is_some());
         self.format = Some(*options);
+        self.formats.insert(options.ctime);
         self.repair = Default::default();
         self.shut_down = false;
         self.vdis.clear();

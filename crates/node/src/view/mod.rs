@@ -19,7 +19,7 @@ mod session;
 mod snapshot;
 mod vdi;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::client::ClientError;
 use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, RepairOptions};
@@ -40,6 +40,8 @@ pub const FLAG_USE_LOCK: u16 = 0x0008;
 pub struct View {
     version: ViewVersion,
     format: Option<FormatOptions>,
+    /// The `ctime` of every format that this cluster has had: what a store may belong to.
+    formats: BTreeSet<u64>,
     epoch: Epoch,
     shut_down: bool,
     members: BTreeMap<NodeId, MemberState>,
@@ -203,6 +205,11 @@ impl View {
 
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Was this cluster ever formatted so? A store of another format belongs to another cluster.
+    pub fn was_formatted(&self, ctime: u64) -> bool {
+        self.formats.contains(&ctime)
     }
 
     pub fn format(&self) -> Option<&FormatOptions> {
