@@ -83,7 +83,7 @@ run dog cluster scrub now
 wait_for 60 "a lost block" counts_are 1 '3 2 1 1'
 wait_for 60 "a lost block" counts_are 2 '2 1 1 1'
 wait_for 60 "a lost block" counts_are 0 '2 1 1 1'
-expect 1 '^block [0-9]+ of object [0-9a-f]+ of VDI work is damaged on node 1 .*, and no copy of it is good$' dog cluster health
+expect 2 '^block [0-9]+ of object [0-9a-f]+ of VDI work is damaged on node 0 .*node 1 .*node 2 .*, and no copy of it is good$' dog cluster health
 expect 0 'no copy is good$' dog node scrub
 dd if="$dir/work" bs=4096 skip=2222 count=1 status=none | dog vdi write work $((2222 * 4096)) 4096
 wait_for 90 "nothing damaged on sheep 1" counts_are 1 '3 3 0 0'
