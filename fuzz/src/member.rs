@@ -24,18 +24,14 @@ fn member(id: NodeId) -> MemberInfo {
         fixed_vnodes: None,
         store_id: id.port.into(),
         life: id.port.into(),
+        formatted: None,
         io_addr: None,
         write_back: false,
     }
 }
 
 fn started() -> Node {
-    let config = NodeConfig {
-        member: member(ME),
-        formatted: None,
-        cache_bytes: 1 << 20,
-        gathered_max: node::GATHERED_MAX,
-    };
+    let config = NodeConfig { member: member(ME), cache_bytes: 1 << 20, gathered_max: node::GATHERED_MAX };
     Node::new(config, Vec::new())
 }
 

@@ -26,7 +26,7 @@ use crate::replica::Replica;
 use crate::scrub::Scrub;
 use crate::session::{Inner, Request, Requester, Session};
 use crate::sweep::{Sweep, Sweeps};
-use crate::view::{Applied, Life, Outcome, View};
+use crate::view::{Applied, Life, Outcome, Refusal, View};
 use crate::{Effect, Ticket, Time};
 
 /// How often waiting things are looked at again. Nothing depends on it but how soon a lost opportunity is noticed.
@@ -40,8 +40,6 @@ const PARKED_MAX: usize = 4096;
 pub struct NodeConfig {
     /// What this sheep says of itself when it joins; the driver was given the same.
     pub member: MemberInfo,
-    /// `ctime` of the format that the objects in the store belong to, as the shell has kept it.
-    pub formatted: Option<u64>,
     /// Memory for blocks of snapshots. 0: none.
     pub cache_bytes: u64,
     /// Changes of a VDI that may gather before copies are told one by one which of them they may forget: [`GATHERED_MAX`], unless one wants to see that
@@ -53,6 +51,7 @@ pub struct Node {
     me: NodeId,
     life: u64,
     incarnation: Option<Incarnation>,
+    /// `ctime` of the format that the objects in the store belong to, as the shell has kept it.
     formatted: Option<u64>,
     view: View,
     out: Out,
@@ -77,9 +76,8 @@ pub struct Node {
     sweep_wanted: bool,
     /// Cut off or expelled: does nothing any more.
     halted: bool,
-    /// The cluster did not take this node in, for this member has its store.
-    refused_for: Option<NodeId>,
-    is_foreign: bool,
+    /// Why the cluster did not take this node in.
+    refused: Option<Refusal>,
     next_tick: Time,
 }
 
@@ -90,7 +88,7 @@ impl Node {
             me: config.member.id,
             life: config.member.life,
             incarnation: None,
-            formatted: config.formatted,
+            formatted: config.member.formatted,
             view: View::default(),
             out: Out::new(&config),
             sessions: Sessions::new(),
@@ -109,8 +107,7 @@ impl Node {
             disk_failed: false,
             sweep_wanted: false,
             halted: false,
-            refused_for: None,
-            is_foreign: false,
+            refused: None,
             next_tick: Time(0),
         }
     }
@@ -147,14 +144,9 @@ impl Node {
         self.incarnation.is_some() && !self.halted
     }
 
-    /// Its store belongs to another cluster: it is no member.
-    pub fn is_foreign(&self) -> bool {
-        self.is_foreign
-    }
-
-    /// Who is a member with the store of this node, which is none for that.
-    pub fn refused_for(&self) -> Option<NodeId> {
-        self.refused_for
+    /// Why the cluster did not take this node in.
+    pub fn refused(&self) -> Option<Refusal> {
+        self.refused
     }
 
     /// The view in bytes, from which another node can go on.
@@ -207,15 +199,8 @@ impl Node {
         }
         let applied = self.view.apply(&entry);
         match self.incarnation {
-            None if self.is_own_join(&entry) && applied.refused_for.is_some() => {
-                self.refused_for = applied.refused_for;
-                return self.halt();
-            }
-            // Nothing of it is known here: it would all be removed, and be missing where it belongs.
-            None if self.is_own_join(&entry)
-                && !self.formatted.is_none_or(|ctime| self.view.was_formatted(ctime)) =>
-            {
-                self.is_foreign = true;
+            None if self.is_own_join(&entry) && applied.refused.is_some() => {
+                self.refused = applied.refused;
                 return self.halt();
             }
             None if self.is_own_join(&entry) => {

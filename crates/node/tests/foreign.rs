@@ -1,5 +1,6 @@
 //! A store that is started with another cluster than its own is left alone: all that is on it would be garbage there.
 
+use node::view::Refusal;
 use node::{Effect, GATHERED_MAX, Node, NodeConfig, Time};
 use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, Proposal};
 use proto::object::ObjectOp;
@@ -14,6 +15,7 @@ fn member() -> MemberInfo {
         space_bytes: 1 << 30,
         fixed_vnodes: None,
         store_id: 5,
+        formatted: Some(7),
         io_addr: None,
         write_back: false,
         life: 9,
@@ -27,10 +29,9 @@ fn format(ctime: u64) -> Action {
 
 /// Starts with a store of the format 7, in a cluster with these formats. Returns the node and what it asks for within a minute.
 fn start(formats: &[u64]) -> (Node, Vec<Effect>) {
-    let config =
-        NodeConfig { member: member(), formatted: Some(7), cache_bytes: 0, gathered_max: GATHERED_MAX };
+    let config = NodeConfig { member: member(), cache_bytes: 0, gathered_max: GATHERED_MAX };
     let mut node = Node::new(config, Vec::new());
-    let earlier = ClusterEvent::Join(MemberInfo { life: 1, ..member() });
+    let earlier = ClusterEvent::Join(MemberInfo { life: 1, formatted: None, ..member() });
     let formats = formats.iter().map(|ctime| ClusterEvent::Message {
         from: ME,
         incarnation: Incarnation(1),
@@ -49,7 +50,7 @@ fn start(formats: &[u64]) -> (Node, Vec<Effect>) {
 fn in_a_cluster_that_never_had_its_format_it_stops_and_asks_nothing_of_the_store() {
     for formats in [&[][..], &[8], &[6, 8]] {
         let (node, effects) = start(formats);
-        assert!(node.is_foreign() && !node.is_member(), "{formats:?}");
+        assert!(node.refused() == Some(Refusal::Foreign) && !node.is_member(), "{formats:?}");
         assert!(matches!(effects[..], [Effect::Stop]), "{effects:?}");
     }
 }
@@ -58,7 +59,7 @@ fn in_a_cluster_that_never_had_its_format_it_stops_and_asks_nothing_of_the_store
 fn in_its_own_it_goes_on_and_what_an_earlier_format_left_is_removed() {
     for formats in [&[7][..], &[6, 7], &[7, 8]] {
         let (node, effects) = start(formats);
-        assert!(node.is_member() && !node.is_foreign(), "{formats:?}");
+        assert!(node.is_member() && node.refused().is_none(), "{formats:?}");
         let lists = |e: &Effect| matches!(e, Effect::Store { op: ObjectOp::List { .. }, .. });
         assert!(effects.iter().any(lists), "{effects:?}");
     }

@@ -24,6 +24,8 @@ pub struct MemberInfo {
     /// Identity of its store: drawn at random when the store was formatted. A member that comes back with
     /// another one has lost its data. 0 for a gateway.
     pub store_id: u64,
+    /// [`FormatOptions::ctime`] of the cluster that the objects in its store belong to. `None`: there are none.
+    pub formatted: Option<u64>,
     /// Drawn at random at every start: tells a member its own `Join` from those of its earlier lives.
     pub life: u64,
     /// Second address for peer traffic.

@@ -159,11 +159,11 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         space_bytes: opened.store.space().size_bytes,
         fixed_vnodes: None,
         store_id: opened.store_id,
+        formatted: if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? },
         io_addr: None,
         write_back: options.write_back,
         life: random_u64()?,
     };
-    let formatted = if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? };
     // A path that was mistyped is noticed now or never. Stderr is still where the sheep was started.
     if let Some(text) = beginning {
         tracing::info!("{text}");
@@ -174,12 +174,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let shell = Shell::start(Parts {
         own,
         node: Node::new(
-            NodeConfig {
-                member,
-                formatted,
-                cache_bytes: options.cache_bytes,
-                gathered_max: node::GATHERED_MAX,
-            },
+            NodeConfig { member, cache_bytes: options.cache_bytes, gathered_max: node::GATHERED_MAX },
             opened.unsettled,
         ),
         store: opened.store,

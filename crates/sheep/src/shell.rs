@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use cluster::{Delivery, OrderError, Orders};
 use front::Service;
+use node::view::Refusal;
 use node::{Effect, Node, Ticket, Time};
 use proto::client::{ClientError, ClientOp, ClientReply, ClientResult, ClusterOp, NodeStat};
 use proto::cluster::{ClusterEvent, LogEntry, Proposal};
@@ -121,18 +122,17 @@ struct State {
 }
 
 /// Why a store cannot be used, and what to do.
-fn render_refusal(store: &str, other: NodeId) -> String {
-    format!(
-        "the store {store} is in use by node {other}: one of the two is a copy of the other, and a cluster may have only one of them. Nothing was \
-         changed. For another node begin with an empty directory; to go on from this one, end node {other} first ('dog node kill {other}')"
-    )
-}
-
-fn render_foreign(store: &str) -> String {
-    format!(
-        "the store {store} belongs to another cluster than this one, which knows nothing of what is on it. Nothing was changed. Start it with its own cluster \
-         ('-c local:DIRECTORY', where that one's 'cluster.local' lies); for a node of this cluster begin with an empty directory"
-    )
+fn render_refusal(store: &str, refusal: Refusal) -> String {
+    match refusal {
+        Refusal::StoreInUse { by } => format!(
+            "the store {store} is in use by node {by}: one of the two is a copy of the other, and a cluster may have only one of them. Nothing was \
+             changed. For another node begin with an empty directory; to go on from this one, end node {by} first ('dog node kill {by}')"
+        ),
+        Refusal::Foreign => format!(
+            "the store {store} belongs to another cluster than this one, which knows nothing of what is on it. Nothing was changed. Start it with its own \
+             cluster ('-c local:DIRECTORY', where that one's 'cluster.local' lies); for a node of this cluster begin with an empty directory"
+        ),
+    }
 }
 
 impl Shell {
@@ -199,10 +199,7 @@ impl Shell {
             if self.0.state.borrow().node.is_member() {
                 return true;
             }
-            let is_refused = {
-                let state = self.0.state.borrow();
-                state.node.refused_for().is_some() || state.node.is_foreign()
-            };
+            let is_refused = self.0.state.borrow().node.refused().is_some();
             if is_refused || self.0.stop.failure.borrow().is_some() || changes.changed().await.is_err() {
                 return false;
             }
@@ -555,10 +552,8 @@ impl State {
                 }
             }
             Effect::Stop => {
-                if let Some(other) = self.node.refused_for() {
-                    shell.fail(render_refusal(&self.store.disk_name(), other));
-                } else if self.node.is_foreign() {
-                    shell.fail(render_foreign(&self.store.disk_name()));
+                if let Some(refusal) = self.node.refused() {
+                    shell.fail(render_refusal(&self.store.disk_name(), refusal));
                 } else if !self.node.is_member() {
                     shell.fail("this sheep is not a member of the cluster any more".into());
                 }

@@ -255,7 +255,7 @@ impl World {
             sheep.member.store_id += REPLACEMENT_ID;
             sheep.state = State::Down(self.scenario.new_disk(sheep.member.store_id));
             if !keeps_mark {
-                sheep.formatted = None;
+                sheep.member.formatted = None;
             }
         }
         self.boot_later(index, 1500 * MS);

@@ -162,6 +162,7 @@ mod tests {
             fixed_vnodes: None,
             store_id: n.into(),
             life: n.into(),
+            formatted: None,
             io_addr: None,
             write_back: false,
         }

@@ -76,6 +76,7 @@ fn member(n: usize, sheep: usize, life: u64) -> MemberInfo {
         space_bytes: 4 << 40,
         fixed_vnodes: None,
         store_id: n as u64 + 1,
+        formatted: None,
         io_addr: None,
         write_back: false,
         life,

@@ -165,6 +165,7 @@ impl Scenario {
                 space_bytes: rng.in_range(1..4) << 40,
                 fixed_vnodes: None,
                 store_id: n as u64 + 1,
+                formatted: None,
                 io_addr: None,
                 write_back: false,
                 life: 0,

@@ -8,13 +8,11 @@ use crate::object_store::{Disk, ObjectStore};
 use crate::queue::Moment;
 
 pub struct Sheep {
-    /// What it says of itself; `life` is drawn at every start.
+    /// What it says of itself; `life` is drawn at every start. The format its disk belongs to is kept as durably as the daemon does.
     pub member: MemberInfo,
     /// Counts starts of the process; whatever was meant for an earlier one is dropped.
     pub start: u64,
     pub state: State,
-    /// The format its disk belongs to, kept as durably as the daemon does.
-    pub formatted: Option<u64>,
     pub clock: Clock,
     /// How many times as long as usual its disk takes.
     pub disk_slowness: u32,
@@ -46,7 +44,6 @@ impl Sheep {
             start: 0,
             state: State::Down(disk),
             member,
-            formatted: None,
             clock: Clock::default(),
             disk_slowness: 1,
             slow_until: Moment::default(),

@@ -305,7 +305,6 @@ impl World {
         let found = unsettled.len();
         let config = NodeConfig {
             member: sheep.member.clone(),
-            formatted: sheep.formatted,
             cache_bytes: self.scenario.cache_bytes,
             gathered_max: self.scenario.gathered_max,
         };
@@ -567,7 +566,7 @@ impl World {
                 }
                 Effect::Store { ticket, op } => self.submit(index, ticket, op),
                 Effect::Answer { request, result } => self.finish_request(request, result),
-                Effect::RememberFormat { ctime } => self.sheep[index].formatted = Some(ctime),
+                Effect::RememberFormat { ctime } => self.sheep[index].member.formatted = Some(ctime),
                 Effect::Stop => {
                     self.kill(index, Ending::StopsItself);
                     let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(300));

@@ -26,7 +26,7 @@ use proto::checksum::crc32c;
 use proto::cluster::{ClusterEvent, EVENT_BYTES_MAX, LogEntry};
 
 const MAGIC: [u8; 8] = *b"SHEEPLOG";
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// One page: the word in it changes without touching a page that holds entries.
 pub(super) const HEADER_BYTES: u64 = 4096;
 const WORD_OFFSET: u64 = 64;

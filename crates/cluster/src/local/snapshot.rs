@@ -19,7 +19,7 @@ use proto::{Incarnation, NodeId, ViewVersion};
 use super::log::{LogError, io_error, write_durably};
 
 const MAGIC: [u8; 8] = *b"SHEEPSNP";
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 const HEAD_BYTES: usize = 28;
 
 pub(super) type Members = BTreeMap<NodeId, Incarnation>;

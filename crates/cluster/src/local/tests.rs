@@ -297,6 +297,7 @@ fn member(n: u16) -> MemberInfo {
         fixed_vnodes: None,
         store_id: 0,
         life: 0,
+        formatted: None,
         io_addr: None,
         write_back: false,
     }

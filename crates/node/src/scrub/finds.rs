@@ -1,10 +1,12 @@
 //! Blocks of this node's own copies that were found damaged, until they are not any more.
 //!
 //! They are mended as by `dog vdi check`: the VDI's owner is asked to check these blocks, or a reader if the VDI never changes. Whatever is
-//! answered, what counts is what the store says then. A block that no copy can give is asked for again ever more rarely: a copy may come back, or the
-//! block be overwritten.
+//! answered, what counts is what the store says then. A block that no copy can give is asked for again ever more rarely: a copy may come back. That it
+//! was overwritten meanwhile the own store is asked every few seconds, which costs one small read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
 
 use proto::Oid;
 use proto::client::{ClientReply, ClientResult, DamagedBlocks, SCRUB_DAMAGE_TOLD_MAX, ScrubStatus};
@@ -17,6 +19,8 @@ use crate::context::{Context, StoreUse};
 
 /// Blocks that are remembered: a disk that has more of them will be replaced. Others are found again by the next pass.
 const BLOCKS_MAX: u64 = 4096;
+/// How soon it is seen that a lost block was written anew, of one piece after the other.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Finds {
@@ -25,6 +29,9 @@ pub(super) struct Finds {
     count: u64,
     found: u64,
     mended: u64,
+    /// The lost piece that was looked at last, and when the next one may be.
+    looked_at: (Oid, u32),
+    look_from: Time,
 }
 
 #[derive(Debug)]
@@ -41,8 +48,18 @@ enum State {
     /// Until then.
     Waiting(Time),
     Asked(u64),
-    /// By the store, whether they are still damaged.
+    /// By the store, whether they are still damaged; the owner has checked them.
     Verified,
+    /// As above, but nobody has checked them: if they are, it goes on waiting.
+    Looked { until: Time },
+}
+
+impl Find {
+    fn verify(&self, oid: Oid) -> ObjectOp {
+        let (first, last) = (self.blocks.first(), self.blocks.last());
+        let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
+        ObjectOp::Verify { oid, blocks: BlockRange::new(first, last - first + 1), pass: 0 }
+    }
 }
 
 impl Finds {
@@ -93,6 +110,7 @@ impl Finds {
                 find.state = State::Asked(ask);
             }
         }
+        self.look(ctx);
     }
 
     pub fn handle_checked(&mut self, ctx: &mut Context, ask: u64, result: &ClientResult) {
@@ -102,10 +120,27 @@ impl Finds {
         find.is_lost = matches!(result, Ok(ClientReply::Checked(report)) if !report.lost.is_empty());
         tracing::debug!(%oid, ?result, "damaged blocks were checked");
         find.state = State::Verified;
-        let (first, last) =
-            (find.blocks.first().copied().unwrap_or(0), find.blocks.last().copied().unwrap_or(0));
-        let op = ObjectOp::Verify { oid, blocks: BlockRange::new(first, last - first + 1), pass: 0 };
-        ctx.store(op, StoreUse::Scrub(ScrubUse::Again { oid, piece }));
+        ctx.store(find.verify(oid), StoreUse::Scrub(ScrubUse::Again { oid, piece }));
+    }
+
+    /// Looks whether the next lost piece has been written anew.
+    fn look(&mut self, ctx: &mut Context) {
+        if ctx.now < self.look_from {
+            return;
+        }
+        let behind = (Bound::Excluded(self.looked_at), Bound::Unbounded);
+        let before = (Bound::Unbounded, Bound::Included(self.looked_at));
+        let waits = |(key, find): (&(Oid, u32), &Find)| match find.state {
+            State::Waiting(until) if find.is_lost => Some((*key, until)),
+            _ => None,
+        };
+        let next = self.pieces.range(behind).chain(self.pieces.range(before)).find_map(waits);
+        let Some(((oid, piece), until)) = next else { return };
+        self.looked_at = (oid, piece);
+        self.look_from = ctx.now.after(LOOK_AGAIN);
+        let find = self.pieces.get_mut(&(oid, piece)).expect("just seen");
+        find.state = State::Looked { until };
+        ctx.store(find.verify(oid), StoreUse::Scrub(ScrubUse::Again { oid, piece }));
     }
 
     /// What the store says of them now.
@@ -127,6 +162,8 @@ impl Finds {
         if find.blocks.is_empty() {
             self.pieces.remove(&(oid, piece));
             tracing::info!(%oid, blocks = mended, "damaged blocks are whole again");
+        } else if let State::Looked { until } = find.state {
+            find.state = State::Waiting(until);
         } else {
             find.state = State::Waiting(ctx.now.after(again_after(find.failures)));
             find.failures += 1;

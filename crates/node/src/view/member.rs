@@ -5,7 +5,7 @@ use proto::cluster::{FormatOptions, MemberInfo};
 use proto::{Epoch, Incarnation, NodeId, ViewVersion};
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Applied, Outcome, View, pg::Pool};
+use super::{Accepted, Applied, Outcome, Refusal, View, pg::Pool};
 
 /// Epochs remembered for `dog cluster info`: a machine that flaps once a minute fills a day.
 const EPOCHS_MAX: usize = 1440;
@@ -28,8 +28,8 @@ impl View {
     pub(super) fn apply_join(&mut self, info: &MemberInfo, time_ns: u64, applied: &mut Applied) {
         let incarnation = Incarnation(self.version.0);
         let earlier = self.members.get(&info.id).and_then(|m| m.incarnation);
-        applied.refused_for = self.member_with_store(info);
-        if applied.refused_for.is_some() {
+        applied.refused = self.refusal_of(info);
+        if applied.refused.is_some() {
             let lives: Vec<_> = earlier.map(|old| (info.id, old)).into_iter().collect();
             return self.apply_leave(&lives, time_ns, applied);
         }
@@ -68,6 +68,14 @@ impl View {
         if !self.epochs.last().is_some_and(|e| e.nodes.iter().any(|n| n.id == info.id)) {
             self.next_epoch(time_ns);
         }
+    }
+
+    /// A store of a format that this cluster never had belongs to another one; one of an earlier format is emptied.
+    fn refusal_of(&self, info: &MemberInfo) -> Option<Refusal> {
+        if info.formatted.is_some_and(|ctime| !self.formats.contains(&ctime)) {
+            return Some(Refusal::Foreign);
+        }
+        self.member_with_store(info).map(|by| Refusal::StoreInUse { by })
     }
 
     /// Who is up with the store of the one who joins. That one was copied, or has been copied itself: two would be one copy as far as losing

@@ -75,13 +75,22 @@ pub struct Applied {
     pub frozen: Vec<(Vid, Vid)>,
     /// VDIs that were deleted.
     pub deleted: Vec<Vid>,
-    /// The entry was a join and came to nothing: this member has the store.
-    pub refused_for: Option<NodeId>,
+    /// The entry was a join and came to nothing.
+    pub refused: Option<Refusal>,
     /// Members came or went.
     pub membership: bool,
     pub shut_down: bool,
     /// The cluster was formatted anew: nothing that existed before exists any more.
     pub formatted: bool,
+}
+
+/// Why a cluster does not take in who joins. Nothing of its store is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// This member is up with the same store.
+    StoreInUse { by: NodeId },
+    /// The store belongs to another cluster: nothing that is on it is known here, so all of it would be removed, and be missing where it belongs.
+    Foreign,
 }
 
 /// How a proposal ended. `Refused`: what it compared has changed; whoever proposed it looks again.
@@ -205,11 +214,6 @@ impl View {
 
     pub fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// Was this cluster ever formatted so? A store of another format belongs to another cluster.
-    pub fn was_formatted(&self, ctime: u64) -> bool {
-        self.formats.contains(&ctime)
     }
 
     pub fn format(&self) -> Option<&FormatOptions> {

@@ -25,6 +25,7 @@ fn member(n: u16, store_id: u64) -> MemberInfo {
         fixed_vnodes: None,
         store_id,
         life: 0,
+        formatted: None,
         io_addr: None,
         write_back: false,
     }

@@ -233,6 +233,7 @@ fn member(i: u16, space_bytes: u64) -> MemberInfo {
         fixed_vnodes: None,
         store_id: u64::from(i) + 1,
         life: u64::from(i) * 1000 + 1,
+        formatted: None,
         io_addr: None,
         write_back: false,
     }
@@ -287,12 +288,7 @@ impl Cluster {
     fn with_shift(members: Vec<MemberInfo>, copies: u8, block_size_shift: u8) -> (Cluster, Vid) {
         let node = |m: &MemberInfo| {
             Node::new(
-                NodeConfig {
-                    member: m.clone(),
-                    formatted: None,
-                    cache_bytes: 1 << 20,
-                    gathered_max: node::GATHERED_MAX,
-                },
+                NodeConfig { member: m.clone(), cache_bytes: 1 << 20, gathered_max: node::GATHERED_MAX },
                 Vec::new(),
             )
         };
@@ -372,13 +368,10 @@ impl Cluster {
     /// A sheep that was lost comes back.
     pub fn come_back(&mut self, i: u16, store: Store) {
         let write_back = self.write_back;
-        let info = MemberInfo { life: self.version * 1000, write_back, ..member(i, 1 << 30) };
-        let config = NodeConfig {
-            member: info.clone(),
-            formatted: Some(1),
-            cache_bytes: 1 << 20,
-            gathered_max: node::GATHERED_MAX,
-        };
+        let formatted = Some(1);
+        let info = MemberInfo { life: self.version * 1000, write_back, formatted, ..member(i, 1 << 30) };
+        let config =
+            NodeConfig { member: info.clone(), cache_bytes: 1 << 20, gathered_max: node::GATHERED_MAX };
         let mut node = Node::new(config, store.remembered.clone());
         self.log.iter().for_each(|entry| node.handle_log(entry.clone(), self.now));
         self.sheep.push((info.id, node, store));

@@ -2,15 +2,19 @@
 
 use proto::Oid;
 
+use super::super::Refusal;
 use super::*;
 
 impl Story {
-    /// Which member has the store, if it is not the one who joins.
-    fn join(&mut self, info: MemberInfo) -> Option<NodeId> {
+    fn join(&mut self, info: MemberInfo) -> Option<Refusal> {
         let version = ViewVersion(self.view.version().0 + 1);
         let event = ClusterEvent::Join(info);
-        self.view.apply(&LogEntry { version, time_ns: version.0 * 1_000_000_000, event }).refused_for
+        self.view.apply(&LogEntry { version, time_ns: version.0 * 1_000_000_000, event }).refused
     }
+}
+
+fn in_use_by(n: u16) -> Option<Refusal> {
+    Some(Refusal::StoreInUse { by: id(n) })
 }
 
 #[test]
@@ -18,7 +22,7 @@ fn a_copied_store_is_no_second_member_while_the_first_is_up() {
     let mut story = Story::of_three();
     let epoch = story.view.epoch();
     let before = story.view.pg(PG).unwrap().clone();
-    assert_eq!(story.join(member(7, 2)), Some(id(1)));
+    assert_eq!(story.join(member(7, 2)), in_use_by(1));
     assert!(!story.view.members().contains_key(&id(7)));
     assert_eq!((story.view.epoch(), story.view.pg(PG).unwrap()), (epoch, &before));
     // Whoever has the store may come again, and gateways have none.
@@ -35,7 +39,7 @@ fn a_store_that_has_moved_is_welcome_and_its_old_place_is_refused() {
     story.lose(&[1]);
     assert_eq!(story.join(member(7, 2)), None);
     assert_eq!(story.in_sync(), vec![id(0), id(2)], "it has to catch up");
-    assert_eq!(story.join(member(1, 2)), Some(id(7)));
+    assert_eq!(story.join(member(1, 2)), in_use_by(7));
     assert!(!story.view.is_up(id(1)) && story.view.is_up(id(7)));
     // It moves back.
     story.lose(&[7]);
@@ -48,7 +52,7 @@ fn who_comes_again_with_a_store_in_use_is_gone() {
     let mut story = Story::of_three();
     let epoch = story.view.epoch().0;
     // Its earlier life is over, whether or not that was told.
-    assert_eq!(story.join(member(2, 1)), Some(id(0)));
+    assert_eq!(story.join(member(2, 1)), in_use_by(0));
     assert!(!story.view.is_up(id(2)));
     assert_eq!(story.in_sync(), vec![id(0), id(1)]);
     assert_eq!(story.view.epoch().0, epoch + 1);
@@ -80,4 +84,26 @@ fn a_store_that_moves_does_not_go_on_where_it_was() {
     assert!(story.view.pg(PG).unwrap().absent_since(id(1)).is_some());
     assert_eq!(story.join(member(7, 2)), None);
     assert!(story.view.pg(PG).unwrap().absent_since(id(1)).is_none(), "it fetches all, should it move back");
+}
+
+#[test]
+fn of_a_foreign_store_the_cluster_keeps_nothing() {
+    let mut story = Story::of_three();
+    let ctime = story.view.format().unwrap().ctime;
+    let before = story.view.clone();
+    for (node, store_id) in [(7, 99), (1, 99), (1, 2)] {
+        let epoch = story.view.epoch().0;
+        let was_up = story.view.is_up(id(node));
+        let foreign = MemberInfo { formatted: Some(ctime + 1), ..member(node, store_id) };
+        assert_eq!(story.join(foreign), Some(Refusal::Foreign));
+        assert!(!story.view.is_up(id(node)));
+        assert_eq!(story.view.members().len(), 3);
+        assert_eq!(story.view.epoch().0, epoch + u32::from(was_up));
+    }
+    // The node at that address has ended; that its data is gone is not taken from this.
+    assert_eq!(story.view.members()[&id(1)].info, before.members()[&id(1)].info);
+    assert!(story.view.pg(PG).unwrap().absent_since(id(1)).is_some());
+    assert_eq!(story.join(MemberInfo { formatted: Some(ctime), ..member(1, 2) }), None);
+    story.lose(&[1]);
+    assert_eq!(story.join(member(1, 2)), None, "one that has nothing yet");
 }
