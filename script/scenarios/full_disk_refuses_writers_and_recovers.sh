@@ -37,6 +37,12 @@ if sys.argv[1] == "fill":
     assert 200 << 20 < at < 768 << 20, f"{at >> 20} MiB fitted"
     open("filled", "w").write(str(at))
     print(f"no space after {at >> 20} MiB, as it should be")
+    # What is there can be overwritten all the same.
+    for each in range(0, at, 16 * size):
+        client.pwrite(b"\xee" * size, each)
+    for each in range(0, at, 16 * size):
+        assert client.pread(size, each) == b"\xee" * size, f"not overwritten at {each}"
+        client.pwrite(content(each), each)
 else:
     at = int(open("filled").read())
 for each in range(0, at, size):

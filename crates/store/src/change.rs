@@ -52,7 +52,16 @@ impl Store {
         let too_many_tags = tag.is_some() && self.tags.len() >= self.journal.tags_max();
         let chunks = match &change {
             Change::Write { blocks, .. } if !too_many_tags => {
-                self.plan_direct(oid, *blocks, base, &data, self.held_back(&tag))
+                let held_back = self.held_back(&tag);
+                let plan = self.plan_direct(oid, *blocks, base, &data);
+                if self.has_slots(&plan, held_back) {
+                    Some(plan)
+                } else if self.waits_for_room(order) {
+                    None
+                } else {
+                    let plan = self.spare(oid, base, plan);
+                    self.has_slots(&plan, held_back).then_some(plan)
+                }
             }
             _ => Some(Vec::new()),
         };
@@ -65,7 +74,10 @@ impl Store {
             }
             None => self.refuse(order, ticket, &op, &[]),
             Some(chunks) if chunks.is_empty() => self.enter_journal(order, ticket, op, chunks),
-            Some(chunks) => {
+            Some(mut chunks) => {
+                for direct in &mut chunks {
+                    direct.slot = self.slots.take().expect("available");
+                }
                 let writes_left = self.write_direct(order, &op, &chunks);
                 self.park(order, Pending { ticket, op, stage: Stage::Direct { chunks, writes_left } });
             }
@@ -96,31 +108,29 @@ impl Store {
         }
     }
 
-    /// Takes slots for the chunks that go there directly. `None`: no space; nothing is taken.
-    fn plan_direct(
-        &mut self,
-        oid: Oid,
-        blocks: BlockRange,
-        base: WriteBase,
-        data: &Bytes,
-        held_back: HeldBack,
-    ) -> Option<Vec<DirectChunk>> {
+    /// The chunks that are to go to fresh slots directly, which are not taken yet.
+    fn plan_direct(&self, oid: Oid, blocks: BlockRange, base: WriteBase, data: &Bytes) -> Vec<DirectChunk> {
         let mut chunks = Vec::new();
         if blocks.count <= JOURNAL_WRITE_BLOCKS_MAX {
-            return Some(chunks);
+            return chunks;
         }
         for (chunk, first, count) in self.filled(oid, blocks, base, data) {
             if count == SLOT_BLOCKS || self.is_blank(oid, chunk, base) {
                 chunks.push(DirectChunk { chunk, slot: 0, mask: run_mask(first, count) });
             }
         }
-        if !chunks.is_empty() && self.slots.available() < chunks.len() as u32 + held_back.slots {
-            return None;
-        }
-        for direct in &mut chunks {
-            direct.slot = self.slots.take().expect("available");
-        }
-        Some(chunks)
+        chunks
+    }
+
+    fn has_slots(&self, plan: &[DirectChunk], held_back: HeldBack) -> bool {
+        plan.is_empty() || self.slots.available() >= plan.len() as u32 + held_back.slots
+    }
+
+    /// On a full disk what overwrites slots of its own goes through the journal and then home, where it needs no room. Whether it still has
+    /// them is asked again when it enters the journal.
+    fn spare(&self, oid: Oid, base: WriteBase, mut plan: Vec<DirectChunk>) -> Vec<DirectChunk> {
+        plan.retain(|direct| base != WriteBase::Keep || self.wants_promise(oid, direct.chunk));
+        plan
     }
 
     /// The chunks of a write, without those of a large one that are zeros where there is nothing anyway. Only of block tables, whose pages

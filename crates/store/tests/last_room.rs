@@ -73,3 +73,33 @@ fn zeros_of_a_table_take_no_room_and_hide_what_was_there() {
         "who writes zeros to data gets the room"
     );
 }
+
+#[test]
+fn on_a_full_disk_what_has_its_room_can_be_overwritten_at_any_length() {
+    let mut machine = device();
+    let no_space = ObjectReply::Failed(StoreFailure::NoSpace);
+    let end = (0..).find(|n| machine.call(tagged(*n, false)) == no_space).unwrap();
+    let object = |n: u64| Oid(1000 + n / 16);
+    for round in 0..3 {
+        for n in 0..end / 4 {
+            let values = vec![1000 * (round + 1) + n; 48];
+            let first = n as u32 * 3 % 13 * 16 + 5;
+            let reply = machine.call(write(object(n), first, &values, WriteBase::Keep));
+            assert_eq!(reply, ObjectReply::Done, "{round} {n}");
+            assert_eq!(machine.read(object(n), first, 48), Some(values.clone()));
+            if n % 5 == 0 {
+                machine.crash();
+            }
+            assert_eq!(machine.read(object(n), first, 48), Some(values));
+        }
+    }
+    let before = machine.read(Oid(1000), 0, 256);
+    let beyond = object(end).0 + 1;
+    for base in [WriteBase::Empty, WriteBase::CloneOf(Oid(1000))] {
+        assert_eq!(machine.call(write(Oid(beyond), 16, &[8; 32], base)), no_space, "{base:?}");
+    }
+    assert_eq!(machine.call(write(Oid(1000), 240, &[8; 32], WriteBase::Keep)), no_space, "half of it is new");
+    assert_eq!(machine.read(Oid(1000), 0, 256), before);
+    assert_eq!(machine.read(Oid(beyond), 0, 256), None);
+    machine.store.assert_invariants();
+}

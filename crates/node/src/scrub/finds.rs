@@ -51,7 +51,9 @@ enum State {
     /// By the store, whether they are still damaged; the owner has checked them.
     Verified,
     /// As above, but nobody has checked them: if they are, it goes on waiting.
-    Looked { until: Time },
+    Looked {
+        until: Time,
+    },
 }
 
 impl Find {
