@@ -420,18 +420,20 @@ fn last_seen(info: &ClusterInfo, node: NodeId) -> Option<&EpochInfo> {
 
 fn reasons_of_node(who: &str, stat: &NodeStat) -> Vec<Reason> {
     let mut reasons = Vec::new();
+    let used_percent = size::percent(stat.used_bytes, stat.size_bytes);
+    let is_full = used_percent >= FULL_PERCENT;
     if stat.pgs_behind > 0 {
+        let room = "make room: its disk is full, and what does not fit there cannot be copied";
         reasons.push(Reason {
-            severity: Word::Ok,
+            severity: if is_full { Word::Degraded } else { Word::Ok },
             text: format!(
                 "{who} makes copies that it lacks: {} of {} placement groups are left; of the objects found so far {} of {} are done",
                 stat.pgs_behind, stat.pgs, stat.objects_done, stat.objects_total
             ),
-            advice: "nothing: see dog node recovery".into(),
+            advice: if is_full { room } else { "nothing: see dog node recovery" }.into(),
         });
     }
-    let used_percent = size::percent(stat.used_bytes, stat.size_bytes);
-    if used_percent >= FULL_PERCENT {
+    if is_full {
         let left = stat.size_bytes.saturating_sub(stat.used_bytes);
         reasons.push(Reason {
             severity: Word::Degraded,
@@ -652,6 +654,15 @@ mod tests {
             "95 % full",
         ];
         assert_word(&heard, Word::Unresponsive, &says);
+        let mut heard = well();
+        if let Ok(NodeHeard { stat, .. }) = &mut heard.stats[0].1 {
+            (stat.pgs_behind, stat.used_bytes) = (1, 89);
+        }
+        assert_word(&heard, Word::Ok, &["0 of 0 are done -> nothing: see"]);
+        if let Ok(NodeHeard { stat, .. }) = &mut heard.stats[0].1 {
+            stat.used_bytes = 95;
+        }
+        assert_word(&heard, Word::Degraded, &["0 of 0 are done -> make room", "95 % full"]);
     }
 
     #[test]
