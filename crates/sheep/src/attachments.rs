@@ -4,7 +4,7 @@
 //! sockets, and the guests that wait for it go on. A socket's name is a word of its own and not the VDI's, since several may
 //! serve one VDI. Sockets are made in this directory only: whoever may talk to a sheep must not make it write elsewhere.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -12,15 +12,16 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
-use front::guests::Guests;
 use front::vhost;
 use proto::client::{Attachment, ClientError};
 use rustix::fs::{FlockOperation, flock};
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::sync::oneshot;
 
+use crate::fronts::{Front, Fronts};
 use crate::shell::Shell;
 
 /// In the store directory: a line for each socket, its name and the VDI's, `%` and what cannot be printed as `%XX`.
@@ -32,7 +33,7 @@ const SOCKET_NAME_BYTES_MAX: usize = 64;
 pub struct Attachments {
     sockets: PathBuf,
     store: PathBuf,
-    guests: Guests,
+    fronts: Fronts,
     /// By the socket's name.
     served: RefCell<BTreeMap<String, Served>>,
     _lock: File,
@@ -40,9 +41,9 @@ pub struct Attachments {
 
 struct Served {
     name: Vec<u8>,
-    in_use: Rc<Cell<bool>>,
-    /// Ends the serving; `None`: the socket could not be made.
-    task: Option<AbortHandle>,
+    in_use: Arc<AtomicBool>,
+    /// Dropped, it ends the serving; `None`: the socket could not be made.
+    serving: Option<oneshot::Sender<()>>,
 }
 
 /// Makes the directory, for our user alone, and its path absolute: a daemon leaves the directory it was started in.
@@ -54,7 +55,7 @@ pub fn prepare(sockets: &Path) -> anyhow::Result<PathBuf> {
 
 impl Attachments {
     /// What was attached before.
-    pub fn open(sockets: &Path, store: &Path, guests: Guests) -> anyhow::Result<Attachments> {
+    pub fn open(sockets: &Path, store: &Path, fronts: Fronts) -> anyhow::Result<Attachments> {
         let lock_path = sockets.join(LOCK);
         let lock = OpenOptions::new()
             .write(true)
@@ -79,7 +80,7 @@ impl Attachments {
             .ok_or_else(|| anyhow!("{} is damaged: remove it and attach the VDIs again", path.display()))?;
         let served = served.into_iter().map(|(socket, name)| (socket, Served::new(name))).collect();
         let (sockets, store) = (sockets.to_path_buf(), store.to_path_buf());
-        Ok(Attachments { sockets, store, guests, served: RefCell::new(served), _lock: lock })
+        Ok(Attachments { sockets, store, fronts, served: RefCell::new(served), _lock: lock })
     }
 
     /// Serves what was attached before. A socket that cannot be made keeps nobody from starting: the log says so.
@@ -103,7 +104,7 @@ impl Attachments {
                 let path = self.path(&socket);
                 return Err(unsupported(format!("{} serves {other}; detach that first", path.display())));
             }
-            Some(known) if known.task.is_some() => return Ok(vec![self.attachment(&socket, known)]),
+            Some(known) if known.serving.is_some() => return Ok(vec![self.attachment(&socket, known)]),
             _ => {}
         }
         let mut new = Served::new(name.to_vec());
@@ -162,18 +163,16 @@ impl Attachments {
 
     fn serve(&self, shell: &Shell, socket: &str, served: &mut Served) -> io::Result<()> {
         let listener = vhost::listen(&self.path(socket))?;
-        let limits = vhost::Limits::default();
-        let (guests, in_use) = (self.guests.clone(), served.in_use.clone());
-        let serving = vhost::serve(listener, served.name.clone(), shell.clone(), limits, guests, in_use);
-        served.task = Some(spawn_local(serving).abort_handle());
+        let (serving, ended) = oneshot::channel();
+        let (name, in_use) = (served.name.clone(), served.in_use.clone());
+        self.fronts.begin(shell, Front::Vhost { listener, name, in_use, ended })?;
+        served.serving = Some(serving);
         Ok(())
     }
 
     /// Nobody is connected, so nothing is under way.
     fn end(&self, socket: &str, served: Served) {
-        if let Some(task) = served.task {
-            task.abort();
-        }
+        drop(served.serving);
         if let Err(error) = fs::remove_file(self.path(socket)) {
             tracing::warn!("cannot remove {}: {error}", self.path(socket).display());
         }
@@ -192,7 +191,7 @@ impl Attachments {
 
     fn attachment(&self, socket: &str, served: &Served) -> Attachment {
         let path = self.path(socket).into_os_string().as_bytes().to_vec();
-        Attachment { name: served.name.clone(), socket: path, in_use: served.in_use.get() }
+        Attachment { name: served.name.clone(), socket: path, in_use: served.in_use.load(Ordering::Acquire) }
     }
 
     fn path(&self, socket: &str) -> PathBuf {
@@ -219,7 +218,7 @@ impl Attachments {
 
 impl Served {
     fn new(name: Vec<u8>) -> Served {
-        Served { name, in_use: Rc::default(), task: None }
+        Served { name, in_use: Arc::default(), serving: None }
     }
 }
 
@@ -292,7 +291,7 @@ mod tests {
 
     fn open(dir: &Path) -> Attachments {
         let sockets = prepare(&dir.join("sockets")).unwrap();
-        Attachments::open(&sockets, dir, Guests::default()).unwrap()
+        Attachments::open(&sockets, dir, Fronts::default()).unwrap()
     }
 
     #[test]
@@ -338,7 +337,7 @@ mod tests {
             assert!(attachments.socket_name(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
         assert!(attachments.socket_name(&path("../alice")).is_err());
-        let second = Attachments::open(&sockets, dir.path(), Guests::default()).err().unwrap();
+        let second = Attachments::open(&sockets, dir.path(), Fronts::default()).err().unwrap();
         assert!(second.to_string().contains("another sheep has its sockets in"), "{second}");
     }
 }

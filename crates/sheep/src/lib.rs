@@ -6,8 +6,10 @@
 //! crate `cluster`, on a thread of its own.
 
 pub mod attachments;
+pub mod crew;
 pub mod disk;
 pub mod disk_watch;
+pub mod fronts;
 pub mod getopt;
 pub mod home;
 pub mod io;
@@ -17,6 +19,7 @@ pub mod logging;
 pub mod marks;
 pub mod objects;
 pub mod options;
+pub mod remote;
 pub mod serve;
 pub mod shell;
 pub mod spare_time;

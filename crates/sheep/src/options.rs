@@ -20,7 +20,7 @@ const fn opt(short: char, long: &'static str, has_value: bool, help: &'static st
 const NOT_SUPPORTED: &str = "";
 
 /// In the order of `sheep -h`. No help text: known, and refused.
-static TABLE: [Opt; 28] = [
+static TABLE: [Opt; 29] = [
     opt('b', "bindaddr", true, "specify IP address of interface to listen on"),
     opt('c', "cluster", true, "specify the cluster driver (default: local)"),
     Opt {
@@ -46,6 +46,12 @@ static TABLE: [Opt; 28] = [
     opt('g', "gateway", false, "make the program run as a gateway node"),
     opt('h', "help", false, "display this help and exit"),
     opt('i', "ioaddr", true, NOT_SUPPORTED),
+    Opt {
+        short: None,
+        long: "io-threads",
+        has_value: true,
+        help: "specify the number of threads for I/O; beyond the first they serve clients (default: 1)",
+    },
     opt('j', "journal", true, NOT_SUPPORTED),
     opt('l', "log", true, "specify the log level, the log directory and the log format"),
     opt('n', "nosync", false, NOT_SUPPORTED),
@@ -84,6 +90,7 @@ static TABLE: [Opt; 28] = [
 pub const DEFAULT_PORT: u16 = 7000;
 /// Enough for what guests read of their image while they boot, and half of what a sheep may take without it.
 const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+const IO_THREADS_MAX: u64 = 64;
 /// A disk in trouble may take as long for its own attempts; guests wait that long at most before others go on.
 const DISK_TIMEOUT: Duration = Duration::from_secs(30);
 const DISK_TIMEOUT_SECONDS_MAX: u64 = 3600;
@@ -107,6 +114,8 @@ pub struct Options {
     pub disk_timeout: Duration,
     pub foreground: bool,
     pub gateway: bool,
+    /// The first is the data plane's; it serves clients as well if there is no other.
+    pub io_threads: usize,
     pub log: LogOptions,
     pub nbd: Option<SocketAddr>,
     pub port: u16,
@@ -186,6 +195,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, OptionE
     let mut options = Options {
         bind: None,
         cache_bytes: DEFAULT_CACHE_BYTES,
+        io_threads: 1,
         driver: DriverChoice::Local { directory: None },
         disk_size_bytes: None,
         disk_timeout: DISK_TIMEOUT,
@@ -255,6 +265,14 @@ fn set(options: &mut Options, opt: &'static Opt, value: &OsStr) -> Result<(), Op
         }
         "foreground" => options.foreground = true,
         "gateway" => options.gateway = true,
+        "io-threads" => {
+            let threads = number(&text, 1, IO_THREADS_MAX).ok_or_else(|| {
+                OptionError(format!(
+                    "Invalid number of I/O threads '{text}': must be between 1 and {IO_THREADS_MAX}"
+                ))
+            })?;
+            options.io_threads = threads as usize;
+        }
         "log" => set_log(&mut options.log, value)?,
         "nbd" => options.nbd = Some(nbd_address(&text)?),
         "port" => {
@@ -517,7 +535,7 @@ mod tests {
             Err("A gateway ('-g') stores nothing: give it one directory and no disks".into())
         );
         let options = run(
-            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --writeback --disk-size 1.5G --disk-timeout 7 --cache 2G \
+            "/m,/dev/sdb -b :: -c local:/c -f -p 7001 -P /pid -y 10.0.0.1 -z 4294967295 --nbd 10809 --vhost-user /v --writeback --disk-size 1.5G --disk-timeout 7 --cache 2G --io-threads 3 \
              -l level=debug,dir=/log,format=json",
         );
         let expect = Options {
@@ -528,6 +546,7 @@ mod tests {
             disk_timeout: Duration::from_secs(7),
             foreground: true,
             gateway: false,
+            io_threads: 3,
             log: LogOptions {
                 level: LogLevel::Debug,
                 directory: Some("/log".into()),

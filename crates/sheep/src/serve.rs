@@ -11,12 +11,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use bytes::Bytes;
 use cluster::Driver;
 use cluster::local::{LocalDriver, default_directory};
 use front::guests::Guests;
-use front::native::{self, About, Desk};
-use front::nbd;
+use front::native::{About, Desk};
 use node::{Node, NodeConfig};
 use proto::NodeId;
 use proto::cluster::MemberInfo;
@@ -27,6 +25,7 @@ use tokio::task::spawn_local;
 
 use crate::attachments::{self, Attachments};
 use crate::disk::{self, NewStore};
+use crate::fronts::{Front, Fronts};
 use crate::home::{self, Home, PidFile};
 use crate::io::EngineChoice;
 use crate::launch::Launch;
@@ -194,14 +193,16 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         nbd_address: options.nbd,
         guests: guests.clone(),
     });
-    spawn_local(accept(listener, own, shell.clone(), desk.clone()));
-    spawn_local(accept_unix(unix, shell.clone(), desk));
-    spawn_local(nbd::serve_unix(nbd_unix, shell.clone(), nbd::Limits::default(), guests.clone()));
+    let fronts = Fronts::start(&shell, options.io_threads - 1, desk, guests)
+        .context("cannot start the threads for clients")?;
+    spawn_local(accept(listener, own, shell.clone(), fronts.clone()));
+    fronts.begin(&shell, Front::NativeUnix(unix.into_std()?))?;
+    fronts.begin(&shell, Front::NbdUnix(nbd_unix.into_std()?))?;
     if let Some(listener) = nbd_listener {
-        spawn_local(nbd::serve_tcp(listener, shell.clone(), nbd::Limits::default(), guests.clone()));
+        fronts.begin(&shell, Front::NbdTcp(listener.into_std()?))?;
     }
     if let Some(sockets) = &options.vhost_user {
-        let attachments = Attachments::open(sockets, &home.path, guests)?;
+        let attachments = Attachments::open(sockets, &home.path, fronts)?;
         attachments.serve_all(&shell);
         shell.set_attachments(attachments);
     }
@@ -296,7 +297,7 @@ fn listen_unix(name: &str) -> anyhow::Result<UnixListener> {
 }
 
 /// Everybody who comes to the sheep's port: other sheep, who say so first, and native clients.
-async fn accept(listener: TcpListener, own: NodeId, shell: Shell, desk: Desk) {
+async fn accept(listener: TcpListener, own: NodeId, shell: Shell, fronts: Fronts) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -306,14 +307,15 @@ async fn accept(listener: TcpListener, own: NodeId, shell: Shell, desk: Desk) {
                 continue;
             }
         };
-        let (shell, desk) = (shell.clone(), desk.clone());
+        let (shell, fronts) = (shell.clone(), fronts.clone());
         spawn_local(async move {
             let mut first = [0; 1];
             match stream.peek(&mut first).await {
                 Ok(1) if first[0] == HELLO_MAGIC[0] => serve_peer(stream, from, own, shell).await,
                 Ok(1) => {
-                    if let Err(error) = native::serve_tcp(stream, shell, desk, Bytes::new()).await {
-                        tracing::debug!("native client {from}: {error}");
+                    let begun = stream.into_std().and_then(|s| fronts.begin(&shell, Front::NativeTcp(s)));
+                    if let Err(error) = begun {
+                        tracing::warn!("cannot serve native client {from}: {error}");
                     }
                 }
                 _ => {}
@@ -339,25 +341,6 @@ async fn serve_peer(stream: TcpStream, from: SocketAddr, own: NodeId, shell: She
             Ok(None) => return tracing::debug!("peer {peer} has closed its link"),
             // Closing tells the peer, which sends again what is still wanted.
             Err(error) => return tracing::warn!("link from peer {peer} dropped: {error}"),
-        }
-    }
-}
-
-async fn accept_unix(listener: UnixListener, shell: Shell, desk: Desk) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (shell, desk) = (shell.clone(), desk.clone());
-                spawn_local(async move {
-                    if let Err(error) = native::serve_unix_stream(stream, shell, desk).await {
-                        tracing::debug!("native client: {error}");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
         }
     }
 }

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::{Delivery, OrderError, Orders};
@@ -31,6 +33,7 @@ use crate::io::{Completion, Deed, Disk};
 use crate::link::{Event, Links};
 use crate::marks;
 use crate::objects::ObjectStore;
+use crate::remote::{Call, Remote};
 use crate::spare_time::SpareTime;
 use crate::traffic::Counters;
 
@@ -81,6 +84,8 @@ struct Core {
     stop: Stop,
     /// Counts changes of the view.
     view_changes: watch::Sender<u64>,
+    /// The view's, for other threads.
+    epoch: Arc<AtomicU32>,
     /// Where vhost-user guests are served, if they are.
     attachments: OnceCell<Attachments>,
 }
@@ -178,6 +183,7 @@ impl Shell {
             room: Notify::new(),
             stop: Stop::default(),
             view_changes: watch::Sender::new(0),
+            epoch: Arc::default(),
             attachments: OnceCell::new(),
         }));
         if let Some(completions) = completions {
@@ -316,7 +322,9 @@ impl Shell {
         while let Some(delivery) = deliveries.recv().await {
             match delivery {
                 Delivery::Snapshot { version, state: bytes } => {
-                    let taken = self.tell(|state, _| state.node.handle_snapshot(version, &bytes));
+                    let (taken, epoch) = self
+                        .tell(|state, _| (state.node.handle_snapshot(version, &bytes), state.node.epoch()));
+                    self.0.epoch.store(epoch.0, Ordering::Release);
                     if let Err(error) = taken {
                         return self.fail(error.to_string());
                     }
@@ -325,11 +333,14 @@ impl Shell {
                 // The node would take it for a verdict of the others.
                 Delivery::Entry(entry) if self.0.stop.stopping.get() && self.is_own_leave(&entry) => {}
                 Delivery::Entry(entry) => {
-                    self.tell(|state, now| {
+                    let epoch = self.tell(|state, now| {
                         state.node.handle_log(entry, now);
                         state.propose_again();
                         state.offer_snapshot();
+                        state.node.epoch()
                     });
+                    // Before anybody is answered who waits for this entry: that is the pump's.
+                    self.0.epoch.store(epoch.0, Ordering::Release);
                     self.0.view_changes.send_modify(|count| *count += 1);
                 }
                 Delivery::QuorumLost => self.tell(|state, now| state.node.handle_quorum_lost(now)),
@@ -652,32 +663,75 @@ impl Shell {
 
     /// Passes a request on to the node, or answers it here.
     fn take(&self, op: ClientOp) -> Result<Asked, ClientResult> {
+        let op = self.answer_here(op)?;
+        let (sender, answer) = oneshot::channel();
+        let request = self.ask_node(op, sender);
+        Ok(Asked { shell: self.clone(), request, answer })
+    }
+
+    /// What needs no node is answered here (`Err`).
+    fn answer_here(&self, op: ClientOp) -> Result<ClientOp, ClientResult> {
         match op {
             ClientOp::Cluster(ClusterOp::NodeStat) => {
-                return Err(Ok(ClientReply::NodeStat(Box::new(self.0.state.borrow().stat()))));
+                Err(Ok(ClientReply::NodeStat(Box::new(self.0.state.borrow().stat()))))
             }
             ClientOp::Cluster(ClusterOp::KillNode) => {
                 self.stop();
-                return Err(Ok(ClientReply::Done));
+                Err(Ok(ClientReply::Done))
             }
             ClientOp::Cluster(
                 op @ (ClusterOp::Attach { .. } | ClusterOp::Detach { .. } | ClusterOp::Attached),
-            ) => return Err(self.attach(op)),
-            _ if self.0.stop.stopping.get() => return Err(Err(ClientError::ShuttingDown)),
-            _ => {}
+            ) => Err(self.attach(op)),
+            _ if self.0.stop.stopping.get() => Err(Err(ClientError::ShuttingDown)),
+            _ => Ok(op),
         }
-        let (sender, answer) = oneshot::channel();
-        let request = self.tell(|state, now| {
+    }
+
+    fn ask_node(&self, op: ClientOp, answer: oneshot::Sender<ClientResult>) -> RequestId {
+        self.tell(|state, now| {
             state.last_request += 1;
             let request = RequestId(state.last_request);
-            state.clients.insert(request, sender);
+            state.clients.insert(request, answer);
             if !matches!(op, ClientOp::Cluster(_)) {
                 state.counters.client_asked(&op);
             }
             state.node.handle_client(request, op, now);
             request
-        });
-        Ok(Asked { shell: self.clone(), request, answer })
+        })
+    }
+
+    /// Nobody waits for the answer any more.
+    fn forget(&self, request: RequestId) {
+        let unanswered = self.0.state.borrow_mut().clients.remove(&request).is_some();
+        if unanswered {
+            self.tell(|state, now| state.node.handle_client_gone(request, now));
+            self.0.stop.progress.notify_one();
+        }
+    }
+
+    /// This sheep, for front ends on other threads. To be called within the `LocalSet`.
+    pub fn remote(&self) -> Remote {
+        let (remote, calls) =
+            Remote::new(self.0.view_changes.subscribe(), self.0.epoch.clone(), self.0.write_back);
+        tokio::task::spawn_local(self.clone().hear_remote(calls));
+        remote
+    }
+
+    async fn hear_remote(self, mut calls: mpsc::UnboundedReceiver<Call>) {
+        while let Some(call) = calls.recv().await {
+            self.take_remote(call);
+        }
+    }
+
+    fn take_remote(&self, call: Call) {
+        match call {
+            Call::Asked { op, answer, ticket } => match self.answer_here(op) {
+                Ok(op) => ticket.set(self.ask_node(op, answer).0),
+                // It may have gone.
+                Err(now) => drop(answer.send(now)),
+            },
+            Call::Gone(ticket) => self.forget(RequestId(ticket.get())),
+        }
     }
 }
 
@@ -690,10 +744,6 @@ struct Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let unanswered = self.shell.0.state.borrow_mut().clients.remove(&self.request).is_some();
-        if unanswered {
-            self.shell.tell(|state, now| state.node.handle_client_gone(self.request, now));
-            self.shell.0.stop.progress.notify_one();
-        }
+        self.shell.forget(self.request);
     }
 }

@@ -1,15 +1,14 @@
 //! Sockets that nobody else may connect to.
 
 use std::io;
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
-use tokio::net::UnixListener;
 
 /// Listens on a new socket at `path`, which only our own user may connect to. One that is there goes: the caller knows that
-/// nobody serves it any more.
+/// nobody serves it any more. The listener does not block, and belongs to no runtime yet.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let address = SocketAddrUnix::new(path)?;
     match std::fs::remove_file(path) {
@@ -23,7 +22,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     bind(&socket, &address)?;
     // One front-end at a time; the next one may wait.
     rustix::net::listen(&socket, 2)?;
-    UnixListener::from_std(StdListener::from(socket))
+    Ok(UnixListener::from(socket))
 }
 
 #[cfg(test)]
@@ -31,8 +30,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
-    #[tokio::test]
-    async fn a_socket_is_for_its_user_alone_and_replaces_a_dead_one() {
+    #[test]
+    fn a_socket_is_for_its_user_alone_and_replaces_a_dead_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("alice");
         drop(listen(&path).unwrap());

@@ -4,11 +4,12 @@
 //! one guest. However a connection ends, its requests are awaited, then the VDI is closed, and only then is the next one
 //! served: what that submits again comes after what this one had asked.
 
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub async fn serve<S: Service>(
     svc: S,
     limits: Limits,
     guests: Guests,
-    in_use: Rc<Cell<bool>>,
+    in_use: Arc<AtomicBool>,
 ) {
     let shown_name = String::from_utf8_lossy(&name).into_owned();
     loop {
@@ -87,9 +88,9 @@ pub async fn serve<S: Service>(
             }
         };
         let client = program_at(&stream);
-        in_use.set(true);
+        in_use.store(true, Ordering::Release);
         let ending = serve_connection(stream, &name, &svc, limits, &guests).await;
-        in_use.set(false);
+        in_use.store(false, Ordering::Release);
         match ending {
             Ending::Disconnected => tracing::debug!("{client}: has left {shown_name}"),
             Ending::Refused(why) => tracing::info!("{client}: cannot have {shown_name}: {why}"),

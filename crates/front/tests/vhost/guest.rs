@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -65,8 +65,9 @@ impl Server {
                     .with_vdi("alice", VOLUME_BYTES)
                     .with_snapshot("alice", "monday", 1, VOLUME_BYTES)
                     .logged();
-                let listener = listen(&at).unwrap();
-                let serving = serve(listener, name, memory.clone(), limits, Guests::default(), Rc::default());
+                let listener = tokio::net::UnixListener::from_std(listen(&at).unwrap()).unwrap();
+                let serving =
+                    serve(listener, name, memory.clone(), limits, Guests::default(), Arc::default());
                 tokio::task::spawn_local(serving);
                 ready.send(()).unwrap();
                 while let Some(errand) = inbox.recv().await {
