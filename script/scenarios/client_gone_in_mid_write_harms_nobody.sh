@@ -3,6 +3,8 @@
 # block, no lock and no growing memory behind; requests beyond the end and of wrong size get the protocol's error.
 . "$(dirname "$0")/../lib.sh"
 need_packages python3 python3-libnbd qemu-utils qemu-block-extra
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 3
 
 run dog vdi create disk 64M

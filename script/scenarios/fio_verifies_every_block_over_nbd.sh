@@ -3,6 +3,8 @@
 # the checksum of every block in place.
 . "$(dirname "$0")/../lib.sh"
 need_packages fio
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 3
 
 run dog vdi create disk 256M

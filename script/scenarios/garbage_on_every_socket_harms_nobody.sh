@@ -3,6 +3,8 @@
 # connections are closed or answered, the sheep keeps its memory and its life, and fio notices nothing.
 . "$(dirname "$0")/../lib.sh"
 need_packages fio python3
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 2 2
 run sheep -c local "$dir/2" -z 2 -p "${port}2" --nbd "${port}8"
 wait_for 20 "three members" members_are 3

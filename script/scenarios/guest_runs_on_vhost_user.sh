@@ -5,6 +5,8 @@
 . "$(dirname "$0")/../guest.sh"
 need_packages "${guest_packages[@]}" gcc libc6-dev
 guest_kernel
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 0
 choose_ports
 sockets=$dir/vhost

@@ -3,6 +3,8 @@
 # to it is there at once through another sheep, which also takes new writes.
 . "$(dirname "$0")/../lib.sh"
 need_packages python3 python3-libnbd qemu-utils qemu-block-extra
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 3
 
 run dog vdi create disk 64M

@@ -3,6 +3,8 @@
 # runs with all its VDIs. SIGTERM and `dog node kill` end one sheep in order.
 . "$(dirname "$0")/../lib.sh"
 need_packages qemu-utils qemu-block-extra
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 3
 
 run dog vdi create disk 64M

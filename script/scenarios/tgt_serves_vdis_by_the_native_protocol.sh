@@ -4,6 +4,8 @@
 . "$(dirname "$0")/../lib.sh"
 ((EUID == 0)) || skip "tgtd must be root"
 need_packages tgt qemu-utils qemu-block-extra libiscsi-bin libnbd-bin
+# Clients on threads of their own.
+sheep_options=(--io-threads 3)
 scenario_with_sheep 3
 
 run dog vdi create tcp 256M

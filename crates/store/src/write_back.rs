@@ -30,8 +30,8 @@ const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
 pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
-/// More written blocks than this are not kept in memory for long, however large the journal: 128 MiB.
-const WRITTEN_BLOCKS_MAX: usize = 32768;
+/// More written blocks than this are not kept in memory for long, however large the journal: 40 MiB.
+const WRITTEN_BLOCKS_MAX: usize = 10240;
 
 #[derive(Default)]
 pub struct WriteBack {
