@@ -76,7 +76,7 @@ wait_for 60 "a healthy cluster" health_is ok
 
 say "one is stopped and does not answer"
 run kill -STOP "$(sheep_pid 1)"
-expect 2 "^node 1 \(127.0.0.1:${port}1\) is a member and does not answer: .*timed out" dog cluster health
+expect 2 "^node 1 \(127.0.0.1:${port}1\) is a member and does not answer: .*accepts connections but does not answer" dog cluster health
 expect 2 '^Node 1 does not answer' dog node recovery
 run kill -CONT "$(sheep_pid 1)"
 wait_for 20 "a healthy cluster" health_is ok

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# libnbd's nbdinfo sees the size, the abilities and the allocation of a VDI, and lists all VDIs of the cluster.
+# libnbd's nbdinfo sees the size, the abilities and the allocation of a VDI, and lists all VDIs of the cluster with their snapshots.
 . "$(dirname "$0")/../lib.sh"
 need_packages libnbd-bin qemu-utils
 scenario_with_sheep 3
@@ -9,6 +9,8 @@ run dog vdi create bob 1G
 expect 0 '^67108864$' nbdinfo --size "$(nbd_uri alice)"
 expect 0 'export="?alice"?:' nbdinfo --list "nbd+unix:///?socket=$dir/0/nbd.sock"
 expect 0 'export="?bob"?:' nbdinfo --list "nbd+unix:///?socket=$dir/1/nbd.sock"
+run dog vdi snapshot -s monday bob
+expect 0 'export="?bob@monday"?:' nbdinfo --list "nbd+unix:///?socket=$dir/2/nbd.sock"
 
 for ability in flush fua trim zero fast-zero multi-conn cache; do
     expect 0 '' nbdinfo --can "$ability" "$(nbd_uri alice)"

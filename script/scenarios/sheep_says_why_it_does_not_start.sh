@@ -20,6 +20,7 @@ expect 0 '  -p, --port' sheep -h
 say "a directory in use, a port in use"
 expect 1 "another sheep.*$dir/0" sheep -c local "$dir/0" -z 0 -p "${port}1"
 expect 1 "${port}0" sheep -c local "$dir/1" -z 1 -p "${port}0"
+[[ ! -e $dir/1/config && ! -e $dir/1/objects ]] || die "a sheep that found its port in use left a store behind"
 members_are 1 || die "a sheep that could not start is a member"
 
 say "directories of other formats and versions, and none at all"

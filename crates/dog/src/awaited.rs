@@ -1,10 +1,13 @@
 //! Whom requests wait for, in words: what is said of a sheep that does not answer one, and of what could not be shown.
 
+use proto::NodeId;
 use proto::client::{Health, MemberHealth, PoolHealth, VdiInfo};
 
+use crate::everyone;
+use crate::link::silence;
 use crate::sheep::Sheep;
 use crate::target::Target;
-use crate::vdi::names::{lossy, shown_snap_id};
+use crate::vdi::names::{shown, shown_snap_id};
 
 /// VDIs that are named.
 const NAMES_MAX: usize = 5;
@@ -22,6 +25,20 @@ pub fn explain(target: &Target) -> String {
         }
         found => format!("    {}\n    see 'dog cluster health'", found.join("\n    ")),
     }
+}
+
+/// Which sheep says nothing, of the one that was asked and all that it may wait for.
+pub fn find_silent(target: &Target) -> Option<String> {
+    // What the connection says is noticed where the answer is awaited.
+    let mut sheep = Sheep::connect_quietly(target).ok()?;
+    if sheep.is_silent() {
+        return Some(silence(target));
+    }
+    let nodes: Vec<NodeId> = sheep.nodes().ok()?.into_iter().map(|node| node.id).collect();
+    let silent = everyone::silent(&nodes);
+    let texts: Vec<String> = silent.iter().map(|node| silence(&Target::node(*node))).collect();
+    (!texts.is_empty())
+        .then(|| format!("{}\nSheep {target} was asked, and may wait for it", texts.join("\n")))
 }
 
 /// Of VDIs about which nothing was told in time: who they are, and whom they wait for.
@@ -81,7 +98,7 @@ fn member_text(member: &MemberHealth) -> String {
 
 fn shown_name(vdi: &VdiInfo) -> String {
     match shown_snap_id(vdi) {
-        0 => lossy(&vdi.name),
-        id => format!("{} (snapshot {id})", lossy(&vdi.name)),
+        0 => shown(&vdi.name),
+        id => format!("{} (snapshot {id})", shown(&vdi.name)),
     }
 }

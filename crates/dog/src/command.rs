@@ -316,7 +316,8 @@ mod tests {
             ("vdi delete", "fsaphTBIm"),
             ("vdi rollback", "saphfrvTBI"),
             ("vdi list", "aprhoT"),
-            ("vdi tree", "aphT"),
+            // -v is ours.
+            ("vdi tree", "aphTv"),
             ("vdi graph", "aphT"),
             ("vdi object", "isaphT"),
             ("vdi track", "isaphoT"),

@@ -9,6 +9,7 @@ use proto::client::NodeInfo;
 use crate::failure::Outcome;
 use crate::sheep::Sheep;
 use crate::target::Target;
+use crate::visible::visible_lines;
 
 /// The ends of one `dog` process, and the options that most commands share.
 ///
@@ -65,8 +66,9 @@ pub fn declined() -> Outcome {
     Ok(())
 }
 
-/// A line for stderr: a notice, or an error that does not end the command.
+/// A line for stderr: a notice, or an error that does not end the command. What words of others it holds does nothing to a terminal.
 pub fn notice(text: &str) {
+    let line = [&visible_lines(text.as_bytes())[..], b"\n"].concat();
     // There is nowhere to report to that stderr is gone.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = std::io::stderr().write_all(&line);
 }

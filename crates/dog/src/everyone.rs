@@ -13,7 +13,18 @@ const AT_ONCE: usize = 64;
 /// The answers, in the order of the nodes. A node that does not answer is given up after a few seconds: the question must be one that a sheep
 /// answers by itself.
 pub fn ask_all<T: Send>(nodes: &[NodeId], ask: impl Fn(&mut Sheep) -> Call<T> + Sync) -> Vec<Call<T>> {
-    let ask_one = |node: NodeId| ask(&mut Sheep::connect(&Target::node(node)).map_err(CallError::from)?);
+    at_once(nodes, |node| ask(&mut Sheep::connect(&Target::node(node)).map_err(CallError::from)?))
+}
+
+/// Those that take connections and say nothing.
+pub fn silent(nodes: &[NodeId]) -> Vec<NodeId> {
+    let is_silent =
+        |node| Sheep::connect_quietly(&Target::node(node)).is_ok_and(|mut sheep| sheep.is_silent());
+    let found = at_once(nodes, is_silent);
+    nodes.iter().zip(found).filter(|(_, is_silent)| *is_silent).map(|(node, _)| *node).collect()
+}
+
+fn at_once<T: Send>(nodes: &[NodeId], ask_one: impl Fn(NodeId) -> T + Sync) -> Vec<T> {
     let ask_one = &ask_one;
     let mut answers = Vec::new();
     for some in nodes.chunks(AT_ONCE) {

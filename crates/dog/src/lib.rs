@@ -28,6 +28,7 @@ mod size;
 mod target;
 mod terminal;
 mod vdi;
+mod visible;
 mod vm;
 
 pub use dispatch::{Environment, run};

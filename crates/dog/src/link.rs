@@ -31,13 +31,18 @@ const WINDOW: usize = 64;
 const SILENCES_MAX: u32 = 4;
 
 /// How long an answer is awaited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Patience {
     /// What a sheep knows itself: one that says nothing is stopped, cut off or overwhelmed.
     Short,
     /// What may have to wait for other sheep.
     Endless,
+    /// The same, as long as all that it may wait for answer when they are asked now and then.
+    While(Check),
 }
+
+/// Says why there is no sense in waiting any longer, if so. May take some seconds itself.
+pub type Check = fn(&Target) -> Option<String>;
 
 /// Why a sheep may have a request wait. Said on stderr.
 pub type Explain = fn(&Target) -> String;
@@ -103,7 +108,34 @@ impl Link {
         self.try_exchange_all(messages).map_err(|error| self.failure(&error))
     }
 
+    /// Does it not answer what a sheep answers at once? One that closes the connection is not silent.
+    pub fn is_silent(&mut self, question: &Message) -> bool {
+        self.try_exchange(question, Patience::Short).is_err_and(|error| is_silence(&error))
+    }
+
+    /// Waits until the other end closes the connection, as a process does at its end. False: it has not, in this time.
+    pub fn until_closed(&mut self, bound: Duration) -> bool {
+        let mut wait = Wait::quiet(bound);
+        let mut rest = [0; HEADER_BYTES];
+        loop {
+            match self.stream.read(&mut rest) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => match wait.bear(error, &self.target) {
+                    Ok(()) => {}
+                    Err(error) => return !is_silence(&error),
+                },
+            }
+        }
+    }
+
     fn failure(&self, error: &io::Error) -> Failure {
+        if let Some(Verdict(text)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return Failure::system(text);
+        }
+        if is_silence(error) {
+            return Failure::system(silence(&self.target));
+        }
         Failure::system(format!("Communication with {} failed: {}", self.target, explain(error)))
     }
 
@@ -193,19 +225,26 @@ struct Wait {
     /// Counted, not measured: while this program is stopped itself, or its whole machine stands still, nobody is late.
     waited: Duration,
     bound: Option<Duration>,
+    /// Whether there is sense in waiting, and when that is looked at next.
+    check: Option<(Check, Duration)>,
+    verdict: Option<String>,
     /// How it is told of, if it still is to be.
     explain: Option<Explain>,
 }
 
 impl Wait {
     fn new(patience: Patience, explain: Option<Explain>) -> Wait {
-        let bound = (patience == Patience::Short).then_some(GIVE_UP_AFTER);
-        Wait { waited: Duration::ZERO, bound, explain }
+        let (bound, check) = match patience {
+            Patience::Short => (Some(GIVE_UP_AFTER), None),
+            Patience::Endless => (None, None),
+            Patience::While(check) => (None, Some((check, GIVE_UP_AFTER))),
+        };
+        Wait { waited: Duration::ZERO, bound, check, verdict: None, explain }
     }
 
     /// Somebody else tells what was not answered.
     fn quiet(bound: Duration) -> Wait {
-        Wait { waited: Duration::ZERO, bound: Some(bound), explain: None }
+        Wait { waited: Duration::ZERO, bound: Some(bound), check: None, verdict: None, explain: None }
     }
 
     /// The other end is alive.
@@ -219,7 +258,17 @@ impl Wait {
             io::ErrorKind::WouldBlock => {}
             _ => return Err(error),
         }
+        // Was found while the other end was not listened to: it has had another moment since.
+        if let Some(text) = self.verdict.take() {
+            return Err(io::Error::other(Verdict(text)));
+        }
         self.waited += LOOK;
+        if let Some((check, at)) = &mut self.check
+            && self.waited >= *at
+        {
+            *at = self.waited + GIVE_UP_AFTER;
+            self.verdict = check(target);
+        }
         if self.bound.is_some_and(|bound| self.waited >= bound) {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -235,6 +284,28 @@ impl Wait {
         }
         Ok(())
     }
+}
+
+/// What a [`Check`] has found.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Verdict(String);
+
+/// The patience is over. A machine that has died is the kernel's error of the same kind.
+fn is_silence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
+/// What is to be done about a sheep that is connected to and says nothing.
+pub fn silence(target: &Target) -> String {
+    let node = match target {
+        Target::Tcp { .. } => target.to_string(),
+        Target::Unix(_) => "NODE".to_string(),
+    };
+    format!(
+        "Communication with {target} failed: it accepts connections but does not answer\n    \
+         look at its process and machine: one that is stopped or stuck is ended with SIGKILL; if it stays away: dog node out {node}"
+    )
 }
 
 struct Patient<'a> {

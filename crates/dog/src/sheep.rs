@@ -3,6 +3,8 @@
 //! Methods return plain values of [`proto`]; what they mean to a user is the business of the commands. A reply that
 //! does not decode ends the command like a broken connection: its sender is no sheep, or a broken one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::client::{
     Attachment, AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult,
@@ -138,9 +140,19 @@ impl Sheep {
         self.call(&Request::plain(Opcode::Shutdown, 0)).map(drop)
     }
 
-    /// The connected sheep alone ends.
+    /// The connected sheep alone ends: it begins to.
     pub fn kill_node(&mut self) -> Call<()> {
-        self.call(&Request::plain(Opcode::KillNode, 0)).map(drop)
+        self.call_now(&Request::plain(Opcode::KillNode, 0)).map(drop)
+    }
+
+    /// Waits for the end of the connected sheep's process. False: it has not come in this time.
+    pub fn until_ended(&mut self, bound: Duration) -> bool {
+        self.link.until_closed(bound)
+    }
+
+    /// Is it one that takes connections and says nothing?
+    pub fn is_silent(&mut self) -> bool {
+        self.link.is_silent(&message(&Request::get_node_list()))
     }
 
     /// Which copies are missing, as the connected sheep's view has it.
@@ -266,9 +278,9 @@ impl Sheep {
         self.call_on_vdi(Opcode::GetVdiInfo, name, selector, Sheep::call_now)
     }
 
-    /// Returns when the VDI's objects are gone from every member that is up.
+    /// Returns when the VDI's objects are gone from every member that is up. Fails when one does not answer at all.
     pub fn delete(&mut self, name: &[u8], selector: &Selector) -> Call<Vid> {
-        self.call_on_vdi(Opcode::DelVdi, name, selector, Sheep::call)
+        self.call_on_vdi(Opcode::DelVdi, name, selector, Sheep::call_while_all_answer)
     }
 
     pub fn create(
@@ -514,6 +526,12 @@ impl Sheep {
     /// What may have to wait for other sheep.
     fn call(&mut self, request: &Request) -> Call<(ReplyHeader, Vec<u8>)> {
         let answer = self.link.exchange(&message(request), Patience::Endless)?;
+        self.read(request, answer)
+    }
+
+    /// The same, given up when one of those does not answer anything.
+    fn call_while_all_answer(&mut self, request: &Request) -> Call<(ReplyHeader, Vec<u8>)> {
+        let answer = self.link.exchange(&message(request), Patience::While(awaited::find_silent))?;
         self.read(request, answer)
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Write};
 
+use crate::context::notice;
 use crate::failure::Outcome;
 use crate::size;
 
@@ -107,17 +108,24 @@ pub fn confirm(question: &str, out: &mut dyn Write, input: &mut dyn BufRead) -> 
     write!(out, "{question} [yes/no]: ")?;
     out.flush()?;
     let answer = read_answer(input)?;
-    Ok(answer.to_ascii_lowercase().starts_with(b"yes"))
+    if answer.is_none() {
+        notice("The input is at its end: there is nobody to answer, which means no.");
+    }
+    Ok(answer.is_some_and(|answer| answer.to_ascii_lowercase().starts_with(b"yes")))
 }
 
-/// At most seven characters of a line, as the original reads; never more, whatever is piped in.
-fn read_answer(input: &mut dyn BufRead) -> Outcome<Vec<u8>> {
+/// At most seven characters of a line, as the original reads; never more, whatever is piped in. `None`: there was no line.
+fn read_answer(input: &mut dyn BufRead) -> Outcome<Option<Vec<u8>>> {
     let mut answer = Vec::new();
     let mut byte = [0];
-    while answer.len() < 7 && input.read(&mut byte)? == 1 && byte[0] != b'\n' {
-        answer.push(byte[0]);
+    while answer.len() < 7 {
+        match input.read(&mut byte)? {
+            0 if answer.is_empty() => return Ok(None),
+            1 if byte[0] != b'\n' => answer.push(byte[0]),
+            _ => break,
+        }
     }
-    Ok(answer)
+    Ok(Some(answer))
 }
 
 #[cfg(test)]
@@ -163,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_line_is_an_answer_and_the_end_of_the_input_is_none() {
+        let read = |typed: &str| read_answer(&mut typed.as_bytes()).unwrap();
+        assert_eq!(read("\nyes\n"), Some(vec![]));
+        assert_eq!(read("yes"), Some(b"yes".to_vec()));
+        assert_eq!(read("yes, always"), Some(b"yes, al".to_vec()));
+        assert_eq!(read(""), None);
+    }
+
+    #[test]
     fn only_yes_is_consent() {
         for (typed, expect) in [
             ("yes\n", true),
@@ -170,6 +187,7 @@ mod tests {
             ("yesterday\n", true),
             ("y\n", false),
             ("no\n", false),
+            ("\n", false),
             ("", false),
         ] {
             let mut out = Vec::new();

@@ -17,6 +17,8 @@
 //! a command redirect stdout and stdin, `damage DIR/file 1024` flips a bit of that byte, `cut DIR/file 1024` leaves so many
 //! bytes, `old DIR/file` makes a backup as the original wrote it, `same DIR/a DIR/b` must be true.
 //!
+//! `ESC` and `LF` in a command are those characters.
+//!
 //! Ports of fakes show as `:P0000`, `:P0001`, ..., the unix socket of the first as `SOCKET` (also in commands),
 //! elapsed times as `N`. With `UPDATE_CASES=1` the files are rewritten with what was found, for review with
 //! `git diff`.
@@ -144,6 +146,7 @@ fn is_output(line: &str) -> bool {
 fn run_command(command: &str, input: &[u8], flock: &Flock, environment: &[(String, String)]) -> String {
     let command = command.replace("SOCKET", flock.socket.to_str().unwrap());
     let command = command.replace("DIR", flock.dir().to_str().unwrap());
+    let command = command.replace("ESC", "\x1b").replace("LF", "\n");
     let (command, stdout) = match command.split_once(" > ") {
         Some((command, path)) => (command, Some(path)),
         None => (command.as_str(), None),

@@ -74,6 +74,11 @@ impl Home {
         let is_new = check_config(&path)? == Config::New;
         Ok(Home { path, disk, is_new, _lock: lock })
     }
+
+    /// From now on the directory belongs to a store. To be called when nothing that is known beforehand hinders one any more.
+    pub fn begin(&self) -> Result<(), HomeError> {
+        if self.is_new { write_config(&self.path) } else { Ok(()) }
+    }
 }
 
 fn take(file: &File, path: &Path) -> Result<(), HomeError> {
@@ -87,7 +92,7 @@ fn take(file: &File, path: &Path) -> Result<(), HomeError> {
 #[derive(PartialEq, Eq)]
 enum Config {
     Found,
-    /// Written just now.
+    /// Nobody has written one: see [`Home::begin`].
     New,
 }
 
@@ -103,17 +108,18 @@ fn check_config(directory: &Path) -> Result<Config, HomeError> {
             let found = String::from_utf8_lossy(start).trim().escape_debug().to_string();
             Err(HomeError::OtherVersion { path, found })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let aside = directory.join("config.tmp");
-            File::create(&aside)
-                .and_then(|mut file| file.write_all(CONFIG.as_bytes()).and_then(|()| file.sync_all()))
-                .and_then(|()| fs::rename(&aside, &path))
-                .and_then(|()| File::open(directory)?.sync_all())
-                .map(|()| Config::New)
-                .map_err(io_error("write", &path))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Config::New),
         Err(error) => Err(io_error("read", &path)(error)),
     }
+}
+
+fn write_config(directory: &Path) -> Result<(), HomeError> {
+    let (path, aside) = (directory.join("config"), directory.join("config.tmp"));
+    File::create(&aside)
+        .and_then(|mut file| file.write_all(CONFIG.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&aside, &path))
+        .and_then(|()| File::open(directory)?.sync_all())
+        .map_err(io_error("write", &path))
 }
 
 /// A locked file that names this process; gone with it.
@@ -160,6 +166,11 @@ mod tests {
         assert_eq!(second.to_string(), format!("another sheep uses {}", path.display()));
         drop(first);
         assert!(first_is_new);
+        // Nothing was begun there yet.
+        let again = Home::lock(path.clone(), None).unwrap();
+        assert!(again.is_new);
+        again.begin().unwrap();
+        drop(again);
         assert!(!Home::lock(path, None).unwrap().is_new);
     }
 

@@ -1,7 +1,8 @@
 //! Puts a sheep together: from options to a daemon that listens, and from a signal to its end.
 //!
-//! The order of starting: directories and paths, (fork,) the lock of the directory, the log, the disk and what it holds, the
-//! sockets, the cluster. Sockets come before the cluster because others call as soon as they see us join. Whatever
+//! The order of starting: directories and paths, (fork,) the lock of the directory, the log, the ports, the disk and what it holds, the
+//! sockets, the cluster. Ports are taken before the disk, so that one that is in use leaves no store behind; nobody listens on them until the
+//! disk is open: callers are refused, as they are while no sheep runs. Sockets come before the cluster because others call as soon as they see us join. Whatever
 //! fails before the launcher is told "ready" is its message and exit status.
 
 use std::io::{self, Read};
@@ -19,7 +20,7 @@ use node::{Node, NodeConfig};
 use proto::NodeId;
 use proto::cluster::MemberInfo;
 use proto::peer::HELLO_MAGIC;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_local;
 
@@ -37,6 +38,8 @@ use crate::shell::{Parts, Shell};
 
 /// Pause after a failed accept: nothing tells when there are descriptors again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that wait to be accepted.
+const PENDING_MAX: u32 = 1024;
 /// In the store directory.
 const NBD_SOCKET: &str = "nbd.sock";
 const OPEN_FILES_WANTED: u64 = 6_144_000;
@@ -131,6 +134,10 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let directory = directory.clone().expect("resolved while preparing");
     let beginning = describe_beginning(home, &directory);
     let driver = Box::new(LocalDriver::new(directory));
+    let addresses = Addresses::of(options, driver.spans_machines());
+    let port = Port::take(SocketAddr::new(addresses.listen, options.port), "")?;
+    let nbd_port = options.nbd.map(|address| Port::take(address, " for NBD")).transpose()?;
+    home.begin()?;
     let opened = if options.gateway {
         disk::none()
     } else {
@@ -138,16 +145,8 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         let new = NewStore { size_bytes: options.disk_size_bytes, shared, store_id: random_u64()?.max(1) };
         disk::open(home, new, setting.engine)?
     };
-    let addresses = Addresses::of(options, driver.spans_machines());
-    let listener = listen(addresses.listen, options.port).await?;
-    let nbd_listener = match options.nbd {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address} for NBD"))?,
-        ),
-        None => None,
-    };
+    let listener = port.listen()?;
+    let nbd_listener = nbd_port.map(Port::listen).transpose()?;
     let unix = listen_unix("sock")?;
     let nbd_unix = listen_unix(NBD_SOCKET)?;
 
@@ -282,9 +281,31 @@ impl Addresses {
     }
 }
 
-async fn listen(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::new(ip, port);
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+/// A TCP port that is ours. Whoever connects is refused until [`Port::listen`].
+struct Port {
+    socket: TcpSocket,
+    address: SocketAddr,
+    purpose: &'static str,
+}
+
+impl Port {
+    fn take(address: SocketAddr, purpose: &'static str) -> anyhow::Result<Port> {
+        let bind = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // Connections that a sheep had before are no hindrance; one that listens is.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address).map(|()| socket)
+        };
+        let bound: io::Result<TcpSocket> = bind();
+        let socket = bound.with_context(|| format!("cannot listen on {address}{purpose}"))?;
+        Ok(Port { socket, address, purpose })
+    }
+
+    /// Fails if two have taken the port at the same moment and the other was faster.
+    fn listen(self) -> anyhow::Result<TcpListener> {
+        let Port { socket, address, purpose } = self;
+        socket.listen(PENDING_MAX).with_context(|| format!("cannot listen on {address}{purpose}"))
+    }
 }
 
 /// A socket in the store directory, in which we are. We hold its lock: one that is there is a dead sheep's.

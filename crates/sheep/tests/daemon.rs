@@ -1,5 +1,6 @@
 //! The daemon as a process: how it starts, what it refuses, how it ends.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -141,6 +142,34 @@ fn a_taken_port_is_told_by_the_launcher() {
     let text = refusal(&farm.launch("0", port, &[]));
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}: Address already in use")), "{text}");
     assert!(!is_there(&farm.pid_files[0]), "no pid file stays");
+}
+
+#[test]
+fn a_taken_port_leaves_no_store_behind() {
+    let mut farm = Farm::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let free = free_port().to_string();
+    // Its own port, and that of NBD.
+    for ports in [&["-p", &port][..], &["-p", &free, "--nbd", &port]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sheep"))
+            .args(ports)
+            .args(["--disk-size", "256M"])
+            .arg(farm.store("0"))
+            .output()
+            .unwrap();
+        let text = refusal(&output);
+        assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
+        let left: BTreeSet<String> = fs::read_dir(farm.store("0"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(left, BTreeSet::from(["lock".to_string(), "sheep.log".to_string()]));
+        assert!(!is_there(&farm.store("cluster.local")));
+    }
+    let started = farm.launch("0", free_port(), &[]);
+    let text = String::from_utf8(started.stderr).unwrap();
+    assert!(text.contains("/0 is new: an empty store is begun there"), "{text}");
 }
 
 #[test]

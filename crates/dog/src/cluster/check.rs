@@ -18,7 +18,7 @@ use crate::context::{Context, notice};
 use crate::failure::Outcome;
 use crate::getopt::Parsed;
 use crate::vdi::check::{Checked, Mode, Tally, check_vdi, render_deleted};
-use crate::vdi::names::lossy;
+use crate::vdi::names::shown;
 
 pub const COMMAND: Command = Command {
     group: "cluster",
@@ -43,7 +43,7 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
         let checked =
             check_vdi(context, &mut sheep, info.vid, info.block_size_shift, Mode::Repair, &mut tally);
         match checked? {
-            Checked::Whole => context.print(&format!("finish check&repair {}\n", lossy(&info.name)))?,
+            Checked::Whole => context.print(&format!("finish check&repair {}\n", shown(&info.name)))?,
             Checked::Deleted => notice(&render_deleted(&info.name, info.vid)),
         }
     }
@@ -54,9 +54,9 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
 }
 
 fn title(info: &VdiInfo) -> String {
-    let name = lossy(&info.name);
+    let name = shown(&info.name);
     match info.snap_ctime {
         0 => format!("fix vdi {name}\n"),
-        _ => format!("fix snapshot {name} (id: {}, tag: \"{}\")\n", info.snap_id, lossy(&info.tag)),
+        _ => format!("fix snapshot {name} (id: {}, tag: \"{}\")\n", info.snap_id, shown(&info.tag)),
     }
 }

@@ -11,7 +11,7 @@ use crate::getopt::Parsed;
 use crate::sheep::CallError;
 use crate::size;
 use crate::terminal::confirm;
-use crate::vdi::names::lossy;
+use crate::vdi::names::shown;
 
 pub const COMMAND: Command = Command {
     group: "cluster",
@@ -148,11 +148,11 @@ fn render_endangered(health: &Health, vdis: &[VdiInfo]) -> String {
     let is_endangered =
         |vdi: &&VdiInfo| health.pools.iter().any(|pool| pool.policy == vdi.policy && pool.unreadable > 0);
     let line = |vdi: &VdiInfo| {
-        let name = lossy(&vdi.name);
+        let name = shown(&vdi.name);
         match vdi.snap_ctime {
             0 => format!("    {name} (id {})", vdi.vid),
             _ if vdi.tag.is_empty() => format!("    {name} (id {}, snapshot {})", vdi.vid, vdi.snap_id),
-            _ => format!("    {name} (id {}, snapshot {}, tag {})", vdi.vid, vdi.snap_id, lossy(&vdi.tag)),
+            _ => format!("    {name} (id {}, snapshot {}, tag {})", vdi.vid, vdi.snap_id, shown(&vdi.tag)),
         }
     };
     let lines: Vec<String> = vdis.iter().filter(is_endangered).map(line).collect();

@@ -23,7 +23,7 @@ use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
 use crate::size;
-use crate::vdi::names::lossy;
+use crate::vdi::names::{lossy, shown};
 
 pub const COMMAND: Command = Command {
     group: "node",
@@ -181,7 +181,7 @@ pub fn describe(vdi: &[u8], oid: Oid, blocks: BlockRange) -> String {
         1 => format!("block {}", blocks.first),
         _ => format!("blocks {} to {}", blocks.first, blocks.end().saturating_sub(1)),
     };
-    format!("{which} of object {oid} of VDI {}", lossy(vdi))
+    format!("{which} of object {oid} of VDI {}", shown(vdi))
 }
 
 fn render_raw(row: &Row, now: u64) -> String {

@@ -10,7 +10,7 @@ use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome, exit};
 use crate::sheep::{Selector, Sheep};
 use crate::vdi::create::{self, Wanted};
-use crate::vdi::names::{create_failure, lossy, open, open_failure};
+use crate::vdi::names::{create_failure, open, open_failure, shown};
 use crate::vdi::{ranges, resize, snapshot};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +172,8 @@ impl Deed {
                 header.vdi_size
             )));
         }
-        let shown = format!("backing_file={} backing_fmt=raw", base.export());
-        self.say(context, &format!("Formatting '{}', fmt=raw size={wanted} {shown}\n", self.typed))?;
+        let backing = format!("backing_file={} backing_fmt=raw", base.export());
+        self.say(context, &format!("Formatting '{}', fmt=raw size={wanted} {backing}\n", self.typed))?;
         let made = sheep.clone_vdi(from, name).map_err(|error| create_failure(sheep, name, error))?;
         if wanted == header.vdi_size {
             return Ok(());
@@ -182,7 +182,7 @@ impl Deed {
             // One of the wrong size is of no use.
             if let Err(error) = sheep.delete_vid(made.vid) {
                 let failure = Failure::from(error);
-                notice(&format!("Failed to remove the clone {}: {}", lossy(name), failure.message));
+                notice(&format!("Failed to remove the clone {}: {}", shown(name), failure.message));
             }
         })
     }
@@ -224,14 +224,14 @@ fn apply_snapshot(sheep: &mut Sheep, to: &Name) -> Outcome {
         let header = sheep.inode_header(vid)?;
         if !ranges::is_same_as_parent(sheep, vid, &header)? {
             snapshot::take(sheep, &[(vid, name.to_vec())], b"")?;
-            notice(&format!("What {} held until now is its snapshot {}", lossy(name), header.snap_id));
+            notice(&format!("What {} held until now is its snapshot {}", shown(name), header.snap_id));
         }
     }
     sheep.roll_back(target, false).map(drop).map_err(|error| {
         error.or_refused(|reason| {
             format!(
                 "Failed to apply the snapshot to VDI {}: {reason}; is it in use? dog vm list tells",
-                lossy(name)
+                shown(name)
             )
         })
     })

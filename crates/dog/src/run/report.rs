@@ -8,7 +8,7 @@ use crate::clock::{LocalTime, seconds_of};
 use crate::failure::Outcome;
 use crate::sheep::Sheep;
 use crate::vdi::list::{bytes, padded};
-use crate::vdi::names::{lossy, open};
+use crate::vdi::names::{lossy, open, visible};
 
 /// Snapshots of this name, the oldest first.
 pub fn snapshots_of(infos: &[VdiInfo], name: &[u8]) -> Vec<VdiInfo> {
@@ -28,7 +28,7 @@ pub fn snapshot_list(snapshots: &[VdiInfo]) -> Vec<u8> {
             .to_vec();
     for info in snapshots {
         out.extend(format!("{:<9} ", info.snap_id).bytes());
-        out.extend(padded(&info.tag, 16));
+        out.extend(padded(&visible(&info.tag), 16));
         out.extend(
             format!(
                 " {:>8}{:>20}{:>13}{:>11}\n",

@@ -18,7 +18,7 @@ use proto::{CopyPolicy, Vid};
 
 use super::clone::copy;
 use super::delete::delete_unneeded;
-use super::names::{lossy, name_at, open_failure};
+use super::names::{name_at, open_failure, shown};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, declined, notice};
 use crate::everyone::ask_all;
@@ -65,7 +65,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     }
     let mut sheep = context.connect()?;
     let (info, left) = find(&mut sheep, &name)?;
-    let old_copies = check(&lossy(&name), &info, wanted.copies)?;
+    let old_copies = check(&shown(&name), &info, wanted.copies)?;
     let needed = check_room(context, &mut sheep, &info, wanted.copies)?;
     if !parsed.has("force") && !is_confirmed(context, &name, wanted.copies, needed)? {
         return declined();
@@ -85,7 +85,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     delete_unneeded(&mut sheep, &late);
     notice(&format!(
         "{}'s redundancy level is set to {}, the old one was {old_copies}.",
-        lossy(&name),
+        shown(&name),
         wanted.copies
     ));
     Ok(())
@@ -93,7 +93,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
 
 fn refused(name: &[u8], error: CallError) -> Failure {
     error.or_refused(|reason| {
-        format!("Failed to alter the copies of VDI {}: {reason}; nothing was changed", lossy(name))
+        format!("Failed to alter the copies of VDI {}: {reason}; nothing was changed", shown(name))
     })
 }
 
@@ -101,7 +101,7 @@ fn in_use(name: &[u8], holder: &str) -> Failure {
     Failure::refused(format!(
         "Failed to alter the copies of VDI {}: it is in use through {holder}; close it there and \
          try again; nothing was changed",
-        lossy(name)
+        shown(name)
     ))
 }
 
@@ -123,9 +123,9 @@ fn find(sheep: &mut Sheep, name: &[u8]) -> Outcome<(VdiInfo, Vec<Vid>)> {
         return Err(Failure::refused(format!(
             "Failed to alter the copies of VDI {}: it has relatives ({}), which share objects with it; make an independent VDI \
              with 'dog vdi clone -n -s SNAPSHOT {} NEW' and alter that; nothing was changed",
-            lossy(name),
+            shown(name),
             if has_snapshot { "snapshots" } else { "it is a clone" },
-            lossy(name)
+            shown(name)
         )));
     }
     Ok((info, left))
@@ -174,7 +174,7 @@ fn check_room(context: &Context, sheep: &mut Sheep, info: &VdiInfo, copies: u8) 
         return Err(Failure::refused(format!(
             "Failed to alter the copies of VDI {}: its {copies} new copies take up to {}, and the nodes have {} free; nothing \
              was changed",
-            lossy(&info.name),
+            shown(&info.name),
             size::human(needed),
             size::human(free)
         )));
@@ -185,7 +185,7 @@ fn check_room(context: &Context, sheep: &mut Sheep, info: &VdiInfo, copies: u8) 
 fn is_confirmed(context: &mut Context, name: &[u8], copies: u8, needed: u64) -> Outcome<bool> {
     let question = format!(
         "All data of {} is copied: up to {} are written before the old copies are removed.\nAre you sure you want to continue?",
-        lossy(name),
+        shown(name),
         size::human(needed)
     );
     if !confirm(&question, &mut context.out, &mut context.input)? {
@@ -260,7 +260,7 @@ fn lost_race(name: &[u8], error: CallError) -> Failure {
         CallError::Declined(ClientError::InUse(owner)) => in_use(name, &owner.to_string()),
         CallError::Declined(ClientError::Busy | ClientError::InvalidParameters) => Failure::refused(format!(
             "Failed to alter the copies of VDI {}: it was used while it was copied; try again; nothing was changed",
-            lossy(name)
+            shown(name)
         )),
         error => refused(name, error),
     }

@@ -16,7 +16,7 @@ use proto::client::{Attachment, ClientError};
 use serde_json::json;
 
 use super::list::{padded, push_escaped};
-use super::names::{lossy, name_at, selector};
+use super::names::{lossy, name_at, selector, shown, visible};
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form};
 use crate::failure::{Failure, Outcome, reason};
@@ -94,7 +94,7 @@ fn run_attach(context: &mut Context, parsed: &Parsed) -> Outcome {
     let selector = selector(parsed)?;
     let mut sheep = context.connect()?;
     sheep.lookup(&name, &selector).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to find VDI {}: {reason}", lossy(&name)))
+        error.or_refused(|reason| format!("Failed to find VDI {}: {reason}", shown(&name)))
     })?;
     let attached = sheep.attach(&export_name(&name, &selector), &socket);
     print_sockets(context, attached.map_err(|error| failure("attach", &name, error))?)
@@ -123,7 +123,7 @@ fn run_attached(context: &mut Context, _: &Parsed) -> Outcome {
 }
 
 fn failure(what: &str, name: &[u8], error: CallError) -> Failure {
-    let name = lossy(name);
+    let name = shown(name);
     match error {
         CallError::Declined(ClientError::Unsupported(why)) => {
             Failure::refused(format!("Failed to {what} VDI {name}: {why}"))
@@ -167,7 +167,7 @@ fn socket_path(text: &[u8]) -> Outcome<Vec<u8>> {
 fn print_sockets(context: &mut Context, attached: Vec<Attachment>) -> Outcome {
     let text = match context.form {
         Form::Json => render_json(&attached).into_bytes(),
-        _ => attached.iter().flat_map(|a| [&a.socket[..], b"\n"].concat()).collect(),
+        _ => attached.iter().flat_map(|a| [&visible(&a.socket)[..], b"\n"].concat()).collect(),
     };
     Ok(context.out.write_all(&text)?)
 }
@@ -176,10 +176,10 @@ fn print_sockets(context: &mut Context, attached: Vec<Attachment>) -> Outcome {
 fn render(attached: &[Attachment]) -> Vec<u8> {
     let mut out = b"Name            |Guest    | Socket\n----------------+---------+------------\n".to_vec();
     for attachment in attached {
-        out.extend(padded(&attachment.name, 16));
+        out.extend(padded(&visible(&attachment.name), 16));
         let guest = if attachment.in_use { "connected" } else { "none" };
         out.extend(format!("|{guest:<9}| ").bytes());
-        out.extend(&attachment.socket);
+        out.extend(visible(&attachment.socket));
         out.push(b'\n');
     }
     out

@@ -7,12 +7,13 @@ use std::io::Read;
 
 use proto::client::{ATTRIBUTE_KEY_MAX, ATTRIBUTE_VALUE_MAX, AttributeOp, ClientError};
 
-use super::names::{lossy, name_at};
+use super::names::{name_at, shown};
 use crate::command::{Action, Command, no_values, option};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit, reason};
 use crate::getopt::Parsed;
 use crate::sheep::CallError;
+use crate::visible::visible_lines;
 
 pub const SET: Command = Command {
     group: "vdi",
@@ -60,6 +61,8 @@ fn run_set(context: &mut Context, parsed: &Parsed) -> Outcome {
 fn run_get(context: &mut Context, parsed: &Parsed) -> Outcome {
     let (name, key) = (name_at(parsed, 0)?, key_of(parsed)?);
     let value = context.connect()?.attribute(&name, &key).map_err(|error| failure_of(&key, error))?;
+    // A person at a terminal sees what it is; everybody else gets its bytes.
+    let value = if context.is_terminal { visible_lines(&value) } else { value };
     Ok(context.out.write_all(&value)?)
 }
 
@@ -99,11 +102,11 @@ fn failure_of(key: &[u8], error: CallError) -> Failure {
     match error {
         CallError::Declined(ClientError::NoVdi) => failure(exit::MISSING, "VDI not found".to_string()),
         CallError::Declined(ClientError::NoAttribute) => {
-            failure(exit::MISSING, format!("Attribute '{}' not found", lossy(key)))
+            failure(exit::MISSING, format!("Attribute '{}' not found", shown(key)))
         }
         CallError::Declined(ClientError::AttributeExists) => {
-            failure(exit::EXISTS, format!("The attribute '{}' already exists", lossy(key)))
+            failure(exit::EXISTS, format!("The attribute '{}' already exists", shown(key)))
         }
-        error => error.or_refused(|reason| format!("Failed to access attribute '{}': {reason}", lossy(key))),
+        error => error.or_refused(|reason| format!("Failed to access attribute '{}': {reason}", shown(key))),
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use proto::Vid;
 use proto::inode::InodeHeader;
 
-use super::names::{lossy, name_at, open, required_selector, selector, selector_of};
+use super::names::{name_at, open, required_selector, selector, selector_of, shown};
 use super::ranges::{self, Kind};
 use super::span::Span;
 use super::stream::reader::{Reader, StreamError};
@@ -75,7 +75,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if source.as_ref().is_some_and(|(_, header)| header.vdi_size > target_header.vdi_size) {
         return Err(Failure::refused(format!(
             "Failed to back up VDI {}: the snapshot to start from is larger than the other one",
-            lossy(&name)
+            shown(&name)
         )));
     }
     let header = Header {

@@ -21,7 +21,7 @@ use proto::object::BlockRange;
 use proto::sd::ResultCode;
 use proto::{NodeId, Oid, Vid};
 
-use super::names::{lossy, name_at, open, selector};
+use super::names::{name_at, open, selector, shown};
 use super::table::{self, Entry};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
@@ -105,9 +105,9 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     match (checked, mode) {
         (Checked::Deleted, _) => notice(&render_deleted(&name, vid)),
         (Checked::Whole, Mode::Repair) => {
-            context.print(&format!("finish check&repair {}\n", lossy(&name)))?;
+            context.print(&format!("finish check&repair {}\n", shown(&name)))?;
         }
-        (Checked::Whole, Mode::Exist) => context.print(&render_lost(&lossy(&name), tally.conspicuous))?,
+        (Checked::Whole, Mode::Exist) => context.print(&render_lost(&shown(&name), tally.conspicuous))?,
     }
     if mode == Mode::Exist && tally.conspicuous > 0 { Err(Failure::silent(exit::FAILURE)) } else { Ok(()) }
 }
@@ -217,7 +217,7 @@ fn is_deleted(sheep: &mut Sheep, vid: Vid) -> Outcome<bool> {
 }
 
 pub fn render_deleted(name: &[u8], vid: Vid) -> String {
-    format!("VDI {} ({vid}) was deleted meanwhile", lossy(name))
+    format!("VDI {} ({vid}) was deleted meanwhile", shown(name))
 }
 
 impl Findings {

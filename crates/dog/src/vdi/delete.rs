@@ -8,7 +8,7 @@
 
 use proto::Vid;
 
-use super::names::{lossy, names, open, open_failure, selector};
+use super::names::{names, open, open_failure, selector, shown};
 use super::table;
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
@@ -66,22 +66,31 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             Some(objects_max) => discard(&mut sheep, name, &selector, objects_max),
         };
         match refused {
-            Ok(None) => report.done.push(lossy(name)),
+            Ok(None) => report.done.push(shown(name)),
             Ok(Some(failure)) => {
                 notice(&failure.message);
-                report.not_done.push(lossy(name));
+                report.not_done.push(shown(name));
             }
             // Whether this one is gone nobody knows.
             Err(failure) => {
-                report.unknown.push(lossy(name));
+                report.unknown.push(shown(name));
                 outcome = Err(failure);
                 break;
             }
         }
     }
-    report.not_done.extend(left.map(|name| lossy(name)));
+    report.not_done.extend(left.map(|name| shown(name)));
     match outcome {
-        _ if names.len() == 1 => outcome,
+        Err(failure) if names.len() == 1 => Err(Failure {
+            message: format!(
+                "{}\nWhether {} was {} is not known",
+                failure.message,
+                shown(&names[0]),
+                report.what
+            ),
+            ..failure
+        }),
+        _ if names.len() == 1 => Ok(()),
         Ok(()) if report.not_done.is_empty() => Ok(()),
         Ok(()) => Err(Failure::refused(report.render())),
         Err(failure) => {
@@ -124,7 +133,7 @@ fn check_unused(context: &Context, sheep: &mut Sheep, names: &[Vec<u8>], selecto
         if !holders.is_empty() {
             return Err(Failure::refused(format!(
                 "Failed to delete VDI {}: it is in use through {}; close it there, or force with -f. Nothing was deleted",
-                lossy(&info.name),
+                shown(&info.name),
                 holders.join(", ")
             )));
         }
@@ -159,7 +168,7 @@ fn discard(
         let refused =
             told_apart(discard_object(sheep, vid, entry.index, object_bytes, header.vdi_size), |error| {
                 error.or_refused(|reason| {
-                    format!("Failed to discard object {} of {}: {reason}", entry.index, lossy(name))
+                    format!("Failed to discard object {} of {}: {reason}", entry.index, shown(name))
                 })
             })?;
         if refused.is_some() {

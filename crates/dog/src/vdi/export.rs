@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use proto::Vid;
 
 use super::image::{self, Format};
-use super::names::{lossy, name_at, open, selector};
+use super::names::{name_at, open, selector, shown};
 use super::ranges::{self, Kind};
 use super::span::Span;
 use crate::command::{Action, Command, option};
@@ -97,7 +97,7 @@ fn export_name(sheep: &mut Sheep, name: &[u8], snap_id: Option<u32>) -> Outcome<
     if sheep.vdis()?.iter().any(|info| info.name == export && info.snap_ctime == 0) {
         return Err(Failure::refused(format!(
             "There is a VDI named {}, which hides the snapshot from NBD: export it raw",
-            lossy(&export)
+            shown(&export)
         )));
     }
     Ok(export)

@@ -18,7 +18,7 @@ use std::fmt::Write;
 use proto::Vid;
 use proto::client::VdiInfo;
 
-use super::names::{lossy, shown_snap_id};
+use super::names::{shown, shown_snap_id};
 use crate::clock::{LocalTime, seconds_of};
 use crate::command::{Action, Command, no_values, option};
 use crate::context::Context;
@@ -63,7 +63,7 @@ fn render(infos: &[VdiInfo]) -> String {
 
 fn render_vdi(info: &VdiInfo, parent: Vid) -> String {
     let time = LocalTime::from_seconds(seconds_of(info.create_time));
-    let name = quoted(&lossy(&info.name));
+    let name = quoted(&shown(&info.name));
     let fields = [
         ("Name", name.clone()),
         ("Tag", format!("{:x}", shown_snap_id(info))),

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::names::lossy;
+use super::names::{lossy, shown};
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, exit, reason};
 use crate::getopt::Parsed;
@@ -106,7 +106,7 @@ pub fn virtual_size_of(words: &[Vec<u8>]) -> Outcome<u64> {
     measure(words.iter().map(|word| OsStr::from_bytes(word))).map_err(|failure| {
         match failure.message.is_empty() {
             true => {
-                let image = words.last().map_or(String::new(), |word| lossy(word));
+                let image = words.last().map_or(String::new(), |word| shown(word));
                 Failure::refused(format!("qemu-img cannot tell the size of {image}"))
             }
             false => failure,

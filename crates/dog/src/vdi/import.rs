@@ -16,7 +16,7 @@ use proto::inode::{SHIFT_MAX, is_hyper};
 use rustix::fs::SeekFrom as Part;
 
 use super::image::{self, Format};
-use super::names::{create_failure, lossy, name_at, open};
+use super::names::{create_failure, name_at, open, shown};
 use super::ranges::{self, Kind};
 use super::span::Span;
 use crate::command::{Action, Command, option};
@@ -127,7 +127,7 @@ fn find_place(context: &Context, sheep: &mut Sheep, name: &[u8], path: &Path, si
         return Err(Failure::refused(format!(
             "Failed to import {}: it has {size} bytes, VDI {} only {}; nothing was changed",
             path.display(),
-            lossy(name),
+            shown(name),
             header.vdi_size
         )));
     }
@@ -138,7 +138,7 @@ fn find_place(context: &Context, sheep: &mut Sheep, name: &[u8], path: &Path, si
         return Err(Failure::refused(format!(
             "Failed to import {}: VDI {} is in use through {}; nothing was changed",
             path.display(),
-            lossy(name),
+            shown(name),
             holders.join(", ")
         )));
     }
@@ -151,12 +151,12 @@ fn settle(sheep: &mut Sheep, place: &Place, name: &[u8], moved: Outcome) -> Outc
         if let Err(error) = sheep.delete_vid(place.vid) {
             notice(&format!(
                 "Failed to remove the incomplete VDI {}: {}",
-                lossy(name),
+                shown(name),
                 Failure::from(error).message
             ));
         }
     } else if moved.is_err() {
-        notice(&format!("VDI {} may have a part of the image only", lossy(name)));
+        notice(&format!("VDI {} may have a part of the image only", shown(name)));
     }
     moved
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use proto::inode::{HEADER_BYTES, INODE_BYTES, InodeHeader, TABLE_END};
 
-use super::names::lossy;
+use super::names::shown;
 
 const STORE_POLICY_AT: usize = 553;
 const COPIES_AT: usize = 554;
@@ -24,8 +24,8 @@ pub fn render(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut field = |name: &str, value: String| {
         let _ = writeln!(text, "{name}: {value}");
     };
-    field("name", lossy(&header.name));
-    field("tag", lossy(&header.tag));
+    field("name", shown(&header.name));
+    field("tag", shown(&header.tag));
     field("create_time", format!("{:x}", header.create_time));
     field("snap_ctime", format!("{:x}", header.snap_ctime));
     field("vm_clock_nsec", format!("{:x}", header.vm_clock_nsec));
@@ -60,6 +60,7 @@ pub fn render(bytes: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vdi::names::lossy;
     use proto::inode::table_offset;
     use proto::{CopyPolicy, Vid};
 

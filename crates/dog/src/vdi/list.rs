@@ -9,12 +9,14 @@
 //! `Used` counts the objects that the VDI owns, `Shared` those it inherits, one copy each. The raw form is the
 //! most parsed output of Sheepdog: an empty tag leaves two consecutive spaces, and fields are never added.
 
+use std::collections::BTreeMap;
+
 use proto::client::VdiInfo;
 use proto::inode::NAME_MAX;
 use proto::{ObjectKind, Oid, Vid};
 use serde_json::json;
 
-use super::names::{Standing, lossy, shown_snap_id};
+use super::names::{Standing, lossy, shown_snap_id, visible};
 use crate::awaited::render_untold;
 use crate::clock::{LocalTime, seconds_of};
 use crate::command::{Action, Command, option};
@@ -85,6 +87,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         infos => infos
             .map_err(|error| error.or_refused(|reason| format!("Failed to read the VDI list: {reason}")))?,
     };
+    let parents: Parents = infos.iter().map(|info| (info.vid, info.clone())).collect();
     let name = parsed.positionals.first().map(|name| &name[..name.len().min(NAME_MAX)]);
     let is_meant = |info: &VdiInfo| !info.name.is_empty() && name.is_none_or(|wanted| info.name == wanted);
     let mut infos: Vec<VdiInfo> = infos.into_iter().filter(is_meant).collect();
@@ -97,7 +100,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let text = match context.form {
         Form::Human => render(&rows),
         Form::Raw => render_raw(&rows),
-        Form::Json => render_json(&rows).into_bytes(),
+        Form::Json => render_json(&rows, &parents).into_bytes(),
     };
     context.out.write_all(&text)?;
     if is_complete { worst } else { Err(Failure::silent(exit::FAILURE)) }
@@ -179,7 +182,7 @@ fn render(rows: &[Row]) -> Vec<u8> {
     for row in rows {
         let info = &row.info;
         out.extend(format!("{} ", Standing::of(info).letter(' ')).bytes());
-        out.extend(padded(&info.name, 8));
+        out.extend(padded(&visible(&info.name), 8));
         let (own, shared) = row.used_text(false);
         let middle = format!(
             " {:>5} {:>7} {own:>7} {shared:>7} {}  {:>7} {:>6} ",
@@ -190,8 +193,9 @@ fn render(rows: &[Row]) -> Vec<u8> {
             info.policy.to_string(),
         );
         out.extend(middle.bytes());
-        out.extend(std::iter::repeat_n(b' ', 13usize.saturating_sub(info.tag.len())));
-        out.extend(&info.tag);
+        let tag = visible(&info.tag);
+        out.extend(std::iter::repeat_n(b' ', 13usize.saturating_sub(tag.len())));
+        out.extend(tag);
         out.extend(format!(" {:>3}\n", info.block_size_shift).bytes());
     }
     out
@@ -203,13 +207,16 @@ pub fn padded(text: &[u8], width: usize) -> Vec<u8> {
     out
 }
 
-/// With a backslash before what could end a word.
+/// With a backslash before what could end a word, and nothing in it that could end the record.
 pub fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
-    for byte in text {
-        if byte.is_ascii_whitespace() || *byte == 0x0b || *byte == b'\\' {
-            out.push(b'\\');
+    for word in text.split_inclusive(|byte| matches!(byte, b' ' | b'\t' | b'\\')) {
+        let (last, rest) = word.split_last().expect("a part is not empty");
+        if !matches!(last, b' ' | b'\t' | b'\\') {
+            out.extend(visible(word));
+            continue;
         }
-        out.push(*byte);
+        out.extend(visible(rest));
+        out.extend([b'\\', *last]);
     }
 }
 
@@ -229,17 +236,22 @@ fn render_raw(rows: &[Row]) -> Vec<u8> {
             info.policy,
         );
         out.extend(middle.bytes());
-        out.extend(&info.tag);
+        out.extend(visible(&info.tag));
         out.extend(format!(" {}\n", info.block_size_shift).bytes());
     }
     out
 }
 
-fn render_json(rows: &[Row]) -> String {
+/// What a VDI may stand on: all of them, those that are not shown as well.
+type Parents = BTreeMap<Vid, VdiInfo>;
+
+fn render_json(rows: &[Row], parents: &Parents) -> String {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
             let info = &row.info;
+            // One that was deleted has left its id only.
+            let parent = parents.get(&info.parent);
             json!({
                 "name": lossy(&info.name),
                 "kind": Standing::of(info).word(),
@@ -251,6 +263,9 @@ fn render_json(rows: &[Row]) -> String {
                 "created_seconds": seconds_of(info.create_time),
                 "vdi_id": info.vid.to_string(),
                 "parent_vdi_id": (info.parent.0 != 0).then(|| info.parent.to_string()),
+                "parent_name": parent.map(|parent| lossy(&parent.name)),
+                "parent_snapshot_id": parent.map(shown_snap_id),
+                "parent_tag": parent.map(|parent| lossy(&parent.tag)),
                 "copies": info.policy.to_string(),
                 "block_size_shift": info.block_size_shift,
                 "owner": info.owner.map(|owner| owner.to_string()),
@@ -346,9 +361,14 @@ s test 2 1073741824 0 4194304 1795346574 7c2b26 3  22
 
     #[test]
     fn json_names_the_fields() {
-        let parsed: serde_json::Value = serde_json::from_str(&render_json(&sample())).unwrap();
+        let parents = sample().into_iter().map(|row| (row.info.vid, row.info)).collect();
+        let parsed: serde_json::Value = serde_json::from_str(&render_json(&sample(), &parents)).unwrap();
         assert_eq!(parsed[2]["kind"], "snapshot");
         assert_eq!(parsed[2]["used_bytes"], 4194304);
-        assert_eq!(parsed[0]["parent_vdi_id"], "7c2b25");
+        let of_clone = |field: &str| parsed[0][field].clone();
+        assert_eq!(of_clone("parent_vdi_id"), "7c2b25");
+        assert_eq!((of_clone("parent_name"), of_clone("parent_tag")), ("test".into(), "snap1".into()));
+        assert_eq!(of_clone("parent_snapshot_id"), 1);
+        assert_eq!(parsed[1]["parent_name"], serde_json::Value::Null);
     }
 }

@@ -14,7 +14,7 @@ use proto::sd::header::{LOCK_NORMAL, LOCK_SHARED};
 use serde_json::json;
 
 use super::list::padded;
-use super::names::{Standing, lossy, name_at, selector, shown_snap_id};
+use super::names::{Standing, lossy, name_at, selector, shown, shown_snap_id, visible};
 use crate::command::{Action, Command, SubCommand, option};
 use crate::context::{Context, Form};
 use crate::failure::{Failure, Outcome};
@@ -70,12 +70,12 @@ fn run_unlock(context: &mut Context, parsed: &Parsed) -> Outcome {
     let name = name_at(parsed, 1)?;
     let mut sheep = context.connect()?;
     let vid = sheep.lookup(&name, &selector).map_err(|error| {
-        error.or_refused(|reason| format!("Failed to find VDI {}: {reason}", lossy(&name)))
+        error.or_refused(|reason| format!("Failed to find VDI {}: {reason}", shown(&name)))
     })?;
     let locked_by =
         sheep.vdis()?.into_iter().find(|info| info.vid == vid).map_or(Vec::new(), |info| info.locked_by);
     if locked_by.is_empty() {
-        return Err(Failure::refused(format!("VDI {} (vid={vid}) is not locked", lossy(&name))));
+        return Err(Failure::refused(format!("VDI {} (vid={vid}) is not locked", shown(&name))));
     }
     for (holder, shared) in locked_by {
         // An exclusive lock goes whoever asks; a share of a lock only at the sheep that took it.
@@ -84,7 +84,7 @@ fn run_unlock(context: &mut Context, parsed: &Parsed) -> Outcome {
             true => Sheep::connect(&Target::node(holder))?.release(vid, LOCK_SHARED),
         };
         unlocked.map_err(|error| {
-            error.or_refused(|reason| format!("Failed to unlock VDI {}: {reason}", lossy(&name)))
+            error.or_refused(|reason| format!("Failed to unlock VDI {}: {reason}", shown(&name)))
         })?;
     }
     Ok(())
@@ -95,9 +95,9 @@ fn render(infos: &[VdiInfo]) -> Vec<u8> {
     let mut out = HEADER.as_bytes().to_vec();
     for info in infos {
         out.extend(format!("{} ", Standing::of(info).letter(' ')).bytes());
-        out.extend(padded(&info.name, 8));
+        out.extend(padded(&visible(&info.name), 8));
         out.extend(format!("  {:>5}  {:>6}  ", shown_snap_id(info), info.vid.to_string()).bytes());
-        out.extend(padded(&info.tag, 13));
+        out.extend(padded(&visible(&info.tag), 13));
         out.push(b' ');
         for (holder, shared) in &info.locked_by {
             out.extend(

@@ -8,6 +8,7 @@ use proto::{Vid, export};
 use crate::failure::{Failure, Outcome};
 use crate::getopt::Parsed;
 use crate::sheep::{CallError, Selector, Sheep};
+pub use crate::visible::{shown, visible};
 
 /// The positional at `index` as a VDI's name.
 ///
@@ -73,7 +74,7 @@ pub fn select(text: &[u8]) -> Outcome<Selector> {
     match std::str::from_utf8(text).ok().and_then(|digits| digits.parse().ok()) {
         Some(0) => Err(Failure::refused("The snapshot id must be larger than zero")),
         Some(snap_id) => Ok(Selector { snap_id, tag: Vec::new() }),
-        None => Err(Failure::refused(format!("The snapshot id {} is too large", lossy(text)))),
+        None => Err(Failure::refused(format!("The snapshot id {} is too large", shown(text)))),
     }
 }
 
@@ -89,9 +90,9 @@ pub fn open_failure(name: &[u8], selector: &Selector, error: CallError) -> Failu
     error.or_refused(|reason| {
         format!(
             "Failed to open VDI {} (snapshot id: {} snapshot tag: {}): {reason}",
-            lossy(name),
+            shown(name),
             selector.snap_id,
-            lossy(&selector.tag)
+            shown(&selector.tag)
         )
     })
 }
@@ -105,7 +106,7 @@ pub fn create_failure(sheep: &mut Sheep, name: &[u8], error: CallError) -> Failu
     // The code says that something of the name exists, not what.
     let hidden = (code == ResultCode::VDI_EXIST).then(|| sheep.vdis().ok()).flatten();
     let why = hidden.and_then(|infos| snapshot_named(&infos, name));
-    Failure::refused(format!("Failed to create VDI {}: {}", lossy(name), why.unwrap_or(code.to_string())))
+    Failure::refused(format!("Failed to create VDI {}: {}", shown(name), why.unwrap_or(code.to_string())))
 }
 
 /// The snapshot that a VDI of this name would hide, if that is what is wrong with it.
@@ -116,17 +117,18 @@ fn snapshot_named(infos: &[VdiInfo], name: &[u8]) -> Option<String> {
     let meanings = export::snapshots(name);
     let (of, which) = meanings.iter().find(|(of, _)| infos.iter().any(|info| info.name == *of))?;
     let snapshot = match which {
-        Meaning::Tag(tag) => lossy(tag),
+        Meaning::Tag(tag) => shown(tag),
         Meaning::SnapId(id) => id.to_string(),
         Meaning::Working | Meaning::TagOrSnapId(..) => return None,
     };
     Some(format!(
         "for NBD that is the name of the snapshot {snapshot} of VDI {}, there or to come, which a VDI of this name would hide; choose \
          another name",
-        lossy(of)
+        shown(of)
     ))
 }
 
+/// The text itself, for JSON and for programs. For people: [`shown`].
 pub fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -5,7 +5,7 @@
 use proto::Vid;
 use proto::inode::{InodeHeader, SHIFT_MAX, is_hyper, max_hyper_bytes, max_vdi_bytes};
 
-use super::names::{lossy, name_at, open};
+use super::names::{name_at, open, shown};
 use super::span::parse_size;
 use crate::command::{Action, Command, no_values, option};
 use crate::context::Context;
@@ -47,7 +47,7 @@ pub fn grow(
     check_size(header, new_size, hyper)?;
     sheep
         .resize(vid, new_size)
-        .map_err(|error| error.or_refused(|reason| format!("Failed to resize VDI {}: {reason}", lossy(name))))
+        .map_err(|error| error.or_refused(|reason| format!("Failed to resize VDI {}: {reason}", shown(name))))
 }
 
 /// Cinder matches the beginnings of both messages.

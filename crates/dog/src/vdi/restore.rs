@@ -18,7 +18,7 @@ use proto::{Vid, export};
 
 use super::backup::read_padded;
 use super::delete::{check_pacing, delete_unneeded};
-use super::names::{create_failure, lossy, name_at, open, selector};
+use super::names::{create_failure, name_at, open, selector, shown};
 use super::ranges::cut;
 use super::span::Span;
 use super::stream::reader::{Content, Reader, StreamError};
@@ -77,7 +77,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if selector != Selector::default() && is_whole {
         return Err(Failure::refused(format!(
             "Failed to restore VDI {}: the backup is complete by itself; leave out -s to make a new VDI",
-            lossy(&name)
+            shown(&name)
         )));
     }
     if selector == Selector::default() {
@@ -92,8 +92,8 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
                 notice(&format!(
                     "Note: the backup starts from the snapshot '{}', and this one is '{}'. Only what the backup replaces is \
                      compared: make sure that both hold the same.",
-                    lossy(&source.tag),
-                    lossy(&header.tag)
+                    shown(&source.tag),
+                    shown(&header.tag)
                 ));
             }
         }
@@ -110,7 +110,7 @@ fn check_source(name: &[u8], source: &Identity, base_size: u64) -> Outcome {
     Err(Failure::refused(format!(
         "Failed to restore VDI {}: the backup starts from a snapshot of {} bytes, this one has {base_size}; \
          nothing was changed",
-        lossy(name),
+        shown(name),
         source.size
     )))
 }
@@ -118,12 +118,12 @@ fn check_source(name: &[u8], source: &Identity, base_size: u64) -> Outcome {
 fn refusal(name: &[u8], error: StreamError) -> Failure {
     Failure::refused(format!(
         "Failed to restore VDI {}: the backup cannot be used: {error}; nothing was changed",
-        lossy(name)
+        shown(name)
     ))
 }
 
 fn refused(name: &[u8], error: CallError) -> Failure {
-    error.or_refused(|reason| format!("Failed to restore VDI {}: {reason}", lossy(name)))
+    error.or_refused(|reason| format!("Failed to restore VDI {}: {reason}", shown(name)))
 }
 
 /// A new VDI, which is deleted again if the stream is not good to its end.
@@ -149,7 +149,7 @@ fn restore_difference(sheep: &mut Sheep, name: &[u8], base: (Vid, u64), reader: 
         CallError::Declined(ClientError::VdiExists) => Failure::refused(format!(
             "Failed to restore VDI {}: another restore on this snapshot is going on, or was interrupted and has left \
              the VDI {copy_name}, which may be deleted then",
-            lossy(name)
+            shown(name)
         )),
         error => refused(name, error),
     })?;
@@ -182,10 +182,10 @@ fn tell(sheep: &mut Sheep, snapshot: Vid, name: &[u8], is_whole: bool) -> Outcom
 }
 
 fn render(made: &VdiInfo, is_whole: bool, has_working: bool) -> String {
-    let name = lossy(&made.name);
+    let name = shown(&made.name);
     let (called, select) = match made.tag.as_slice() {
         [] => (format!("snapshot {} of VDI {name}, without a tag", made.snap_id), made.snap_id.to_string()),
-        tag => (format!("snapshot {} of VDI {name}, tag {}", made.snap_id, lossy(tag)), lossy(tag)),
+        tag => (format!("snapshot {} of VDI {name}, tag {}", made.snap_id, shown(tag)), shown(tag)),
     };
     let working = match (is_whole, has_working) {
         (true, _) => format!("The working VDI {name} is new and holds the same."),
@@ -227,7 +227,7 @@ fn apply(sheep: &mut Sheep, name: &[u8], mut reader: Input, base: Option<(Vid, u
                 return Err(Failure::refused(format!(
                     "Failed to restore VDI {}: the backup starts from another snapshot, whose bytes at offset {} \
                      differ from this one's; nothing was changed",
-                    lossy(name),
+                    shown(name),
                     change.offset
                 )));
             }
@@ -237,7 +237,7 @@ fn apply(sheep: &mut Sheep, name: &[u8], mut reader: Input, base: Option<(Vid, u
             error.or_refused(|reason| {
                 format!(
                     "Failed to restore VDI {}: at offset {offset}: {reason}; nothing was changed",
-                    lossy(name)
+                    shown(name)
                 )
             })
         })?;
@@ -268,7 +268,7 @@ fn clear_named(sheep: &mut Sheep, copy_name: &[u8]) {
         }
         Err(error) => notice(&format!(
             "Failed to delete VDI {}, which is not needed: {}",
-            lossy(copy_name),
+            shown(copy_name),
             Failure::from(error).message
         )),
     }

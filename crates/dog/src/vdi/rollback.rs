@@ -11,7 +11,7 @@ use proto::Vid;
 use proto::client::ClientError;
 
 use super::delete::check_pacing;
-use super::names::{lossy, name_at, open_failure, required_selector, selector};
+use super::names::{name_at, open_failure, required_selector, selector, shown};
 use crate::command::{Action, Command, option};
 use crate::context::{Context, declined};
 use crate::failure::{Failure, Outcome};
@@ -60,14 +60,14 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let head = sheep.roll_back(to, force).map_err(|error| match error {
         CallError::Declined(ClientError::InUse(owner)) => Failure::refused(format!(
             "Failed to rollback VDI {}: it is in use through {owner}; close it there, or force with -f",
-            lossy(&name)
+            shown(&name)
         )),
         CallError::Declined(ClientError::NameClash) => Failure::refused(format!(
             "Failed to rollback VDI {0}: for NBD {0} is the name of another VDI's snapshot, which a working VDI would hide; clone the \
              snapshot under another name",
-            lossy(&name)
+            shown(&name)
         )),
-        error => error.or_refused(|reason| format!("Failed to rollback VDI {}: {reason}", lossy(&name))),
+        error => error.or_refused(|reason| format!("Failed to rollback VDI {}: {reason}", shown(&name))),
     })?;
     if context.verbose {
         let text = render(head.vid, context.is_raw());

@@ -11,7 +11,7 @@
 use proto::client::{ClientError, VdiInfo};
 use proto::{Vid, export};
 
-use super::names::{check_length, lossy, names};
+use super::names::{check_length, names, shown};
 use super::ranges;
 use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
@@ -53,7 +53,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
             if context.verbose {
                 notice(&format!(
                     "Nothing was written to {} since its last snapshot: none is made",
-                    lossy(&name)
+                    shown(&name)
                 ));
             }
             continue;
@@ -80,8 +80,8 @@ pub fn take(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome
             let name = find_name_with_tag(sheep, wanted, tag)?;
             Err(Failure::refused(format!(
                 "Failed to create snapshot for {}, maybe snapshot id (0) or tag ({}) is existed",
-                lossy(&name),
-                lossy(tag)
+                shown(&name),
+                shown(tag)
             )))
         }
         Err(CallError::Declined(ClientError::NameClash)) => {
@@ -89,8 +89,8 @@ pub fn take(sheep: &mut Sheep, wanted: &[(Vid, Vec<u8>)], tag: &[u8]) -> Outcome
             Err(Failure::refused(format!(
                 "Failed to create snapshot for {}: there is a VDI {}, which for NBD is the name of this snapshot and would hide it; \
                  choose another tag",
-                lossy(&name),
-                lossy(&hiding)
+                shown(&name),
+                shown(&hiding)
             )))
         }
         Err(error) => {
@@ -109,7 +109,7 @@ pub fn check_tag(tag: &[u8]) -> Outcome<Vec<u8>> {
     if !tag.is_empty() && tag.iter().all(u8::is_ascii_digit) {
         return Err(Failure::bad_value(format!(
             "The tag '{}' is a number: it would be taken for a snapshot id",
-            lossy(tag)
+            shown(tag)
         )));
     }
     check_length("snapshot tag", tag)?;
@@ -126,7 +126,7 @@ fn is_unchanged(sheep: &mut Sheep, vid: Vid) -> Outcome<bool> {
 }
 
 fn failure_of(name: &[u8], error: CallError) -> Failure {
-    error.or_refused(|reason| format!("Failed to create snapshot for {}: {reason}", lossy(name)))
+    error.or_refused(|reason| format!("Failed to create snapshot for {}: {reason}", shown(name)))
 }
 
 /// Of several names the one that has the tag; the sheep only tells that one has.

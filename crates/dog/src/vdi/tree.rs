@@ -8,14 +8,19 @@
 //! ```
 //!
 //! One block per name, in the order of the first id. A clone begins a tree of its own, and so does a snapshot whose
-//! parent was deleted.
+//! parent was deleted. With `-v` snapshots have their ids and tags, and a clone the snapshot that it was made from:
+//!
+//! ```text
+//! cl1 (from test:1 snap1)---(you are here)
+//! test---[1 snap1 2026-11-22 11:22]---(you are here)
+//! ```
 
 use std::collections::BTreeMap;
 
 use proto::Vid;
 use proto::client::VdiInfo;
 
-use super::names::lossy;
+use super::names::shown;
 use crate::clock::{LocalTime, seconds_of};
 use crate::command::{Action, Command, no_values, option};
 use crate::context::Context;
@@ -29,11 +34,11 @@ pub const COMMAND: Command = Command {
     args: "",
     args_min: 0,
     args_max: 0,
-    options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME],
+    options: &[option::ADDRESS, option::PORT, option::HELP, option::TIME, option::VERBOSE],
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "",
+    notes: "With -v snapshots have their ids and tags, and clones the snapshot that they were made from.",
 };
 
 fn run(context: &mut Context, _: &Parsed) -> Outcome {
@@ -41,8 +46,14 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
         Err(error) if error.is_wait_for_format() => Vec::new(),
         infos => infos?,
     };
-    let text = render(&infos, context.is_terminal);
+    let text = render(&infos, Style { is_terminal: context.is_terminal, is_verbose: context.verbose });
     context.print(&text)
+}
+
+#[derive(Clone, Copy)]
+struct Style {
+    is_terminal: bool,
+    is_verbose: bool,
 }
 
 /// What is drawn of one VDI.
@@ -60,14 +71,13 @@ struct Fork {
     pending: Vec<Vid>,
 }
 
-fn render(infos: &[VdiInfo], is_terminal: bool) -> String {
-    let names: BTreeMap<Vid, &[u8]> = infos.iter().map(|info| (info.vid, info.name.as_slice())).collect();
-    let mut nodes: BTreeMap<Vid, Node> =
-        infos.iter().map(|info| (info.vid, node_of(info, is_terminal))).collect();
+fn render(infos: &[VdiInfo], style: Style) -> String {
+    let known: BTreeMap<Vid, &VdiInfo> = infos.iter().map(|info| (info.vid, info)).collect();
+    let mut nodes: BTreeMap<Vid, Node> = infos.iter().map(|info| (info.vid, node_of(info, style))).collect();
     // Names in the order of their first VDI, each with the VDIs that stand on none of the same name.
     let mut roots: Vec<(&[u8], Vec<Vid>)> = Vec::new();
     for info in infos {
-        if names.get(&info.parent) == Some(&info.name.as_slice()) {
+        if known.get(&info.parent).is_some_and(|parent| parent.name == info.name) {
             nodes.get_mut(&info.parent).expect("it has a name").children.push(info.vid);
             if !roots.iter().any(|(name, _)| *name == info.name) {
                 roots.push((&info.name, Vec::new()));
@@ -79,17 +89,32 @@ fn render(infos: &[VdiInfo], is_terminal: bool) -> String {
             None => roots.push((&info.name, vec![info.vid])),
         }
     }
-    let trees = roots.iter().flat_map(|(name, vids)| vids.iter().map(|vid| draw(&lossy(name), *vid, &nodes)));
-    trees.collect()
+    let title = |vid: &Vid| match known.get(&known[vid].parent) {
+        Some(parent) if style.is_verbose => format!("{} (from {})", shown(&known[vid].name), origin(parent)),
+        _ => shown(&known[vid].name),
+    };
+    roots.iter().flat_map(|(_, vids)| vids.iter().map(|vid| draw(&title(vid), *vid, &nodes))).collect()
 }
 
-fn node_of(info: &VdiInfo, is_terminal: bool) -> Node {
+/// `test:1 snap1`
+fn origin(parent: &VdiInfo) -> String {
+    format!("{}:{}", shown(&parent.name), id_and_tag(parent))
+}
+
+fn id_and_tag(info: &VdiInfo) -> String {
+    let separator = if info.tag.is_empty() { "" } else { " " };
+    format!("{}{separator}{}", info.snap_id, shown(&info.tag))
+}
+
+fn node_of(info: &VdiInfo, style: Style) -> Node {
+    let time = LocalTime::from_seconds(seconds_of(info.create_time)).minutes();
     let plain = match info.snap_ctime {
         0 => "(you are here)".to_string(),
-        _ => format!("[{}]", LocalTime::from_seconds(seconds_of(info.create_time)).minutes()),
+        _ if style.is_verbose => format!("[{} {time}]", id_and_tag(info)),
+        _ => format!("[{time}]"),
     };
-    let width = plain.len();
-    let is_bold = is_terminal && info.snap_ctime == 0;
+    let width = plain.chars().count();
+    let is_bold = style.is_terminal && info.snap_ctime == 0;
     let label = if is_bold { format!("\x1b[1m{plain}\x1b[m") } else { plain };
     Node { label, width, children: Vec::new() }
 }
@@ -146,6 +171,8 @@ mod tests {
     use super::*;
     use proto::CopyPolicy;
 
+    const PLAIN: Style = Style { is_terminal: false, is_verbose: false };
+
     fn info(vid: u32, name: &str, parent: u32, is_snapshot: bool) -> VdiInfo {
         VdiInfo {
             vid: Vid(vid),
@@ -169,7 +196,7 @@ mod tests {
     fn check(infos: &[VdiInfo], expect: &str) {
         let date = format!("[{}]", LocalTime::from_seconds(1_795_346_574).minutes());
         let expect = expect.replace("[D]", &date).replace("~~~", &" ".repeat(date.len()));
-        assert_eq!(render(infos, false), expect);
+        assert_eq!(render(infos, PLAIN), expect);
     }
 
     #[test]
@@ -229,6 +256,6 @@ v---[D]-+-[D]-+-[D]
     #[test]
     fn a_long_chain_needs_no_stack() {
         let chain: Vec<VdiInfo> = (1..20_000).map(|vid| info(vid, "v", vid - 1, true)).collect();
-        assert_eq!(render(&chain, false).matches("---").count(), 19_999);
+        assert_eq!(render(&chain, PLAIN).matches("---").count(), 19_999);
     }
 }

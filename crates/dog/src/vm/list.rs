@@ -25,7 +25,7 @@ use crate::getopt::Parsed;
 use crate::sheep::Sheep;
 use crate::size;
 use crate::vdi::list::{self, padded, push_escaped};
-use crate::vdi::names::{lossy, shown_snap_id};
+use crate::vdi::names::{lossy, shown, shown_snap_id, visible};
 
 pub const COMMAND: Command = Command {
     group: "vm",
@@ -149,7 +149,7 @@ fn render(rows: &[Row]) -> Vec<u8> {
     let mut out = HEADER.as_bytes().to_vec();
     for row in rows {
         let info = &row.vdi.info;
-        out.extend(padded(&shown_name(info), 16));
+        out.extend(padded(&visible(&shown_name(info)), 16));
         let (allocated, shared) = row.vdi.used_text(false);
         out.extend(format!("|{:>9}|{allocated:>9}|{shared:>9}| ", size::human(info.size)).bytes());
         out.extend(format!("{}\n", status(&row.users)).bytes());
@@ -169,8 +169,10 @@ fn status(users: &[User]) -> String {
     if users.is_empty() {
         return "not running".to_string();
     }
-    let places: Vec<String> =
-        users.iter().map(|user| format!("running on {} ({})", user.sheep, user.client)).collect();
+    let places: Vec<String> = users
+        .iter()
+        .map(|user| format!("running on {} ({})", user.sheep, shown(user.client.as_bytes())))
+        .collect();
     places.join(", ")
 }
 

@@ -1,6 +1,6 @@
 //! What the fakes know, and what they answer to each request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::client::{
     Attachment, CheckReport, ClientOp, ClusterInfo, ClusterStatus, EpochInfo, Guest, NodeInfo, Out, VdiInfo,
@@ -20,6 +20,8 @@ use proto::{CopyPolicy, Epoch, NodeId, ObjectKind, Oid, Vid, ZoneId, hash::vid_o
 
 const TIME: u64 = 1_795_346_574;
 const MB: u64 = 1 << 20;
+/// So often a sheep that has ended is listed yet.
+const LISTINGS_TO_LEAVE: u32 = 3;
 
 pub type Answer = (ResultCode, [u8; 28], Vec<u8>);
 
@@ -48,6 +50,12 @@ pub struct State {
     pub is_blocked: bool,
     /// This sheep says nothing any more.
     pub stopped: Option<usize>,
+    /// It says nothing about VDIs that are to be deleted.
+    pub waits: Option<usize>,
+    /// These were told to end, and nobody listens there any more.
+    pub ended: BTreeSet<usize>,
+    /// Who is listed though it has ended, and how often yet.
+    leaving: Option<(NodeId, u32)>,
     /// A client discards objects while they are checked, and one object is lost.
     pub is_discarding: bool,
     /// The snapshots of the VDI `test` are deleted as soon as one is checked.
@@ -84,6 +92,9 @@ impl State {
             is_recovering: false,
             is_blocked: false,
             stopped: None,
+            waits: None,
+            ended: BTreeSet::new(),
+            leaving: None,
             is_discarding: false,
             is_deleting: false,
             throttling: RecoveryThrottling::default(),
@@ -159,7 +170,17 @@ impl State {
             }
             _ => false,
         };
-        self.stopped == Some(index) || (self.is_blocked && is_about_it)
+        let waits = self.waits == Some(index) && request.opcode == Opcode::DelVdi as u8;
+        waits || self.stopped == Some(index) || (self.is_blocked && is_about_it)
+    }
+
+    /// Others hear of an end after a while.
+    fn let_go(&mut self) {
+        let Some((node, listings)) = self.leaving.take() else { return };
+        match listings {
+            0 => self.nodes.retain(|listed| listed.id != node),
+            left => self.leaving = Some((node, left - 1)),
+        }
     }
 
     /// The answer of sheep `index`.
@@ -189,6 +210,7 @@ impl State {
             Opcode::VolumeWrite if self.is_full => refuse(ResultCode::NO_SPACE),
             Opcode::NewVdi if self.is_full => refuse(ResultCode::VDI_WRITE),
             Opcode::GetNodeList => {
+                self.let_go();
                 let nr_nodes = self.nodes.len() as u32;
                 let list = self.nodes.iter().flat_map(|node| SdNode::from(node).encode()).collect();
                 (ResultCode::SUCCESS, NodeReply { nr_nodes, ..Default::default() }.encode(), list)
@@ -200,7 +222,12 @@ impl State {
             }
             Opcode::GetStoreList => data(b"tree plain \0".to_vec()),
             Opcode::MakeFs => self.format(&ClusterRequest::decode(&request.variant), payload),
-            Opcode::Shutdown | Opcode::KillNode => done(),
+            Opcode::Shutdown => done(),
+            Opcode::KillNode => {
+                self.ended.insert(index);
+                self.leaving = Some((self.nodes[index].id, LISTINGS_TO_LEAVE));
+                done()
+            }
             Opcode::StatSheep => {
                 let reply = NodeReply { nr_nodes: 0, store_size: 77 << 30, store_free: 70 << 30 };
                 (ResultCode::SUCCESS, reply.encode(), vec![])

@@ -99,6 +99,7 @@ impl Flock {
             "one stopped" => Some(1),
             _ => None,
         };
+        state.waits = (scenario == "one stopped").then_some(0);
         if scenario == "in use" {
             state.lock_all();
         }
@@ -124,6 +125,9 @@ fn listen() -> TcpListener {
 fn accept_all(listener: TcpListener, index: usize, manners: Manners, state: Arc<Mutex<State>>) {
     for stream in listener.incoming() {
         let (stream, state) = (stream.unwrap(), Arc::clone(&state));
+        if state.lock().unwrap().ended.contains(&index) {
+            return;
+        }
         thread::spawn(move || serve(stream, index, manners, &state));
     }
 }
@@ -172,7 +176,11 @@ fn serve(mut stream: impl Read + Write, index: usize, manners: Manners, state: &
             Manners::Closes => return,
         };
         let sent = stream.write_all(&bytes);
-        if sent.is_err() || matches!(manners, Manners::HalfHeader | Manners::HalfPayload | Manners::Garbage) {
+        let has_ended = state.lock().unwrap().ended.contains(&index);
+        if has_ended
+            || sent.is_err()
+            || matches!(manners, Manners::HalfHeader | Manners::HalfPayload | Manners::Garbage)
+        {
             return;
         }
     }

@@ -98,13 +98,22 @@ fn old_way_of_opening_ends_the_connection_where_there_is_no_export() {
 }
 
 #[test]
-fn list_names_working_vdis_in_order() {
+fn list_names_vdis_and_their_snapshots_in_order() {
     run(async {
-        let mut client = Client::connect(&memory()).await;
+        let memory = memory().with_snapshot("alice", "", 10, MIB).with_snapshot("carol", "a:b", 2, MIB);
+        let mut client = Client::connect(&memory).await;
         client.option(option::LIST, b"").await;
         client.expect_option_reply(3, 2, b"\0\0\0\x05aliceSheepdog VDI 2").await;
+        client.expect_option_reply(3, 2, b"\0\0\0\x0calice@beforeSheepdog snapshot 3").await;
+        client.expect_option_reply(3, 2, b"\0\0\0\x08alice:10Sheepdog snapshot 4").await;
         client.expect_option_reply(3, 2, b"\0\0\0\x03bobSheepdog VDI 1").await;
+        client.expect_option_reply(3, 2, b"\0\0\0\x09carol@a:bSheepdog snapshot 5").await;
         client.expect_option_reply(3, 1, b"").await;
+        for name in ["alice@before", "alice:10", "carol@a:b"] {
+            client.option(option::INFO, &info_query(name, &[2])).await;
+            assert_eq!(client.option_reply().await.1, 3, "{name}");
+            while client.option_reply().await.1 != 1 {}
+        }
         client.option(option::LIST, b"x").await;
         client.expect_option_error(3, INVALID).await;
     });

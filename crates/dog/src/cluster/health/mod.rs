@@ -78,7 +78,8 @@ fn hear(context: &mut Context) -> Outcome<Heard> {
     let vdis = if info.format.is_some() { sheep.vdis()? } else { vec![] };
     let nodes: Vec<NodeId> = info.nodes.iter().map(|node| node.id).collect();
     let heard = ask_all(&nodes, |sheep| Ok(NodeHeard { stat: sheep.node_stat()?, scrub: sheep.scrub()? }));
-    let heard = heard.into_iter().map(|heard| heard.map_err(|error| Failure::from(error).message));
+    let why = |error| Failure::from(error).message.lines().next().unwrap_or_default().to_string();
+    let heard = heard.into_iter().map(|heard| heard.map_err(why));
     let stats = nodes.into_iter().zip(heard).collect();
     Ok(Heard { info, health, stats, vdis })
 }

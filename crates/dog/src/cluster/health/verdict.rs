@@ -12,7 +12,7 @@ use crate::clock::LocalTime;
 use crate::duration;
 use crate::node::scrub::describe;
 use crate::size;
-use crate::vdi::names::lossy;
+use crate::vdi::names::shown;
 
 /// From bad to worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -390,7 +390,7 @@ impl Heard {
     /// `: a, b, and 3 more`
     fn names(&self, pool: &PoolHealth) -> String {
         let of_pool = self.vdis.iter().filter(|vdi| vdi.policy == pool.policy);
-        let names: BTreeSet<String> = of_pool.map(|vdi| lossy(&vdi.name)).collect();
+        let names: BTreeSet<String> = of_pool.map(|vdi| shown(&vdi.name)).collect();
         let mut shown: Vec<String> = names.iter().take(NAMES_MAX).cloned().collect();
         if names.len() > NAMES_MAX {
             shown.push(format!("and {} more", names.len() - NAMES_MAX));
@@ -401,7 +401,7 @@ impl Heard {
 
 /// `, tag monday`
 fn tag_of(info: &VdiInfo) -> String {
-    if info.tag.is_empty() { String::new() } else { format!(", tag {}", lossy(&info.tag)) }
+    if info.tag.is_empty() { String::new() } else { format!(", tag {}", shown(&info.tag)) }
 }
 
 /// ` since epoch 2 (2026-11-22 11:23:11)`, where that is known.
