@@ -107,8 +107,11 @@ dropped_packets() { on_host "$1" nft list table inet cut | sed -n 's/.*counter p
 # ---- sheep on hosts -------------------------------------------------------------------------------------------------
 
 start_host() {
-    show sheep -c local "$dir/$1" -z "$1" -y "$(host_addr "$1")" -b "$(host_addr "$1")" "${@:2}"
-    on_host "$1" sheep -c local "$dir/$1" -z "$1" -y "$(host_addr "$1")" -b "$(host_addr "$1")" "${@:2}"
+    local words=(sheep -c local "$dir/$1" -z "$1" -y "$(host_addr "$1")" -b "$(host_addr "$1")")
+    # Every other one has its clients on threads of their own.
+    (($1 % 2)) || words+=(--io-threads 3)
+    show "${words[@]}" "${@:2}"
+    on_host "$1" "${words[@]}" "${@:2}"
 }
 host_pids() { sheep_with "$dir/$1"; }
 host_ended() { [[ -z $(host_pids "$1") ]]; }

@@ -2,8 +2,8 @@
 //!
 //! [`options`] say what is wanted; [`launch`], [`home`] and [`logging`] make a daemon of a process; [`serve`] puts it
 //! together. The data plane is one thread: [`shell`] brings events to the node and carries out its effects, with [`io`] for
-//! the disk (found and opened by [`disk`]) and [`link`] for the other sheep. Guests are served by crate `front`, the order of events comes from
-//! crate `cluster`, on a thread of its own.
+//! the disk (found and opened by [`disk`]) and [`link`] for the other sheep. Guests are served by crate `front`, there too or on the threads of a [`crew`]
+//! ([`fronts`]), which reach it by [`remote`]; the order of events comes from crate `cluster`, on a thread of its own.
 
 pub mod attachments;
 pub mod crew;

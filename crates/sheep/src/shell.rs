@@ -1,6 +1,6 @@
 //! The shell around [`Node`]: brings it events and the time, and carries out its effects.
 //!
-//! Everything happens in one thread. Whatever has news (the driver, a link, the disk, a client) gives it to the
+//! Everything happens in one thread (clients may be served on others: [`Remote`]). Whatever has news (the driver, a link, the disk, a client) gives it to the
 //! node at once and rings; one task, the *pump*, then carries out effects until there are none, and submits what it
 //! ordered from the disk in one go. The state is borrowed for the length of one such step and never across an await.
 //!
