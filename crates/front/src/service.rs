@@ -6,7 +6,7 @@ use proto::Epoch;
 use proto::client::{ClientOp, ClientResult};
 use tokio::sync::watch;
 
-/// Takes requests of clients, answers each once, in any order. Lives in one thread; clones share it.
+/// Takes requests of clients, answers each once, in any order. Clones share it.
 ///
 /// Dropping the future of a request does not undo it. It may still be carried out, but only where it already has its place
 /// in the order of the VDI's requests: never after one that is called later.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::cluster::{Action, Proposal};
-use proto::object::{BlockRange, ObjectOp};
+use proto::object::{BlockRange, Change, ObjectOp};
 use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVersion};
 
@@ -199,11 +199,41 @@ pub(crate) struct Out {
     pub gathered_max: u64,
     /// Sheep that have refused a change for want of room, and have not shown since that there is some.
     pub full_disks: BTreeSet<NodeId>,
+    pub rewritten: Rewritten,
     /// Sessions ever opened by this node.
     pub sessions: u64,
     next_call: u64,
     next_ticket: u64,
     next_proposal: u64,
+}
+
+/// Objects in which blocks are lost, and which of their blocks the store was told to write since: scrub looks at those again.
+#[derive(Debug, Default)]
+pub(crate) struct Rewritten {
+    watched: BTreeSet<Oid>,
+    written: Vec<(Oid, BlockRange)>,
+}
+
+/// Writes that are remembered until they are taken, which is soon. What is not is found by scrub's own asking.
+const REWRITTEN_MAX: usize = 1024;
+
+impl Rewritten {
+    pub fn watch(&mut self, oids: impl Iterator<Item = Oid>) {
+        self.watched = oids.collect();
+    }
+
+    pub fn take(&mut self) -> Vec<(Oid, BlockRange)> {
+        std::mem::take(&mut self.written)
+    }
+
+    fn note(&mut self, oid: Oid, change: &Change) {
+        if self.watched.is_empty() || !self.watched.contains(&oid) || self.written.len() >= REWRITTEN_MAX {
+            return;
+        }
+        if let Change::Write { blocks, .. } | Change::Discard { blocks } = change {
+            self.written.push((oid, *blocks));
+        }
+    }
 }
 
 pub(crate) struct Context<'a> {
@@ -283,6 +313,9 @@ impl Context<'_> {
     }
 
     pub fn store(&mut self, op: ObjectOp, purpose: StoreUse) {
+        if let ObjectOp::Change { oid, change, .. } = &op {
+            self.out.rewritten.note(*oid, change);
+        }
         self.out.next_ticket += 1;
         let ticket = Ticket(self.out.next_ticket);
         if matches!(purpose, StoreUse::Fetch { .. } | StoreUse::Backfill { .. } | StoreUse::Scrub(_)) {

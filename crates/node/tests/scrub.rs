@@ -120,7 +120,7 @@ fn a_block_that_no_copy_can_give_is_named_until_it_is_written_anew() {
     cluster.wait_ms(100_000);
     assert_eq!(counts(&mut cluster, 0), (1, 0, 1, 1));
     write(&mut cluster, vid, 6 * OBJECT_BYTES + BLOCK, 9, 1);
-    cluster.wait_ms(10_000);
+    cluster.wait_ms(1000);
     assert_eq!((counts(&mut cluster, 0), counts(&mut cluster, 1)), ((1, 1, 0, 0), (1, 1, 0, 0)));
 }
 

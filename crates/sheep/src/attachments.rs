@@ -12,8 +12,6 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
 use front::vhost;
@@ -41,7 +39,7 @@ pub struct Attachments {
 
 struct Served {
     name: Vec<u8>,
-    in_use: Arc<AtomicBool>,
+    seat: vhost::Seat,
     /// Dropped, it ends the serving; `None`: the socket could not be made.
     serving: Option<oneshot::Sender<()>>,
 }
@@ -107,17 +105,23 @@ impl Attachments {
             Some(known) if known.serving.is_some() => return Ok(vec![self.attachment(&socket, known)]),
             _ => {}
         }
-        let mut new = Served::new(name.to_vec());
-        self.serve(shell, &socket, &mut new).map_err(|error| {
-            unsupported(format!("cannot listen on {}: {error}", self.path(&socket).display()))
-        })?;
-        let attachment = self.attachment(&socket, &new);
-        served.insert(socket.clone(), new);
+        // Written down first: so no guest is ever served whom this could not keep.
+        let earlier = served.insert(socket.clone(), Served::new(name.to_vec()));
         if let Err(error) = self.record(&served) {
-            let gone = served.remove(&socket).expect("just put there");
-            self.end(&socket, gone);
+            served.remove(&socket);
+            earlier.map(|earlier| served.insert(socket, earlier));
             return Err(unsupported(format!("cannot write it down in {}: {error}", self.store.display())));
         }
+        let new = served.get_mut(&socket).expect("just put there");
+        if let Err(error) = self.serve(shell, &socket, new) {
+            served.remove(&socket);
+            if let Err(error) = self.record(&served) {
+                tracing::warn!("cannot strike {socket} out in {}: {error}", self.store.display());
+            }
+            let path = self.path(&socket);
+            return Err(unsupported(format!("cannot listen on {}: {error}", path.display())));
+        }
+        let attachment = self.attachment(&socket, &served[&socket]);
         tracing::info!("{} serves {}", self.path(&socket).display(), String::from_utf8_lossy(name));
         Ok(vec![attachment])
     }
@@ -137,7 +141,10 @@ impl Attachments {
         if found.is_empty() {
             return Err(unsupported(format!("{} is not attached there", String::from_utf8_lossy(name))));
         }
-        if found.iter().any(|attachment| attachment.in_use) {
+        let meant = || served.iter().filter(|(at, known)| is_meant(at, known)).map(|(_, known)| &known.seat);
+        // From here on nobody sits down.
+        if !meant().all(vhost::Seat::close) {
+            meant().for_each(vhost::Seat::reopen);
             return Err(ClientError::Busy);
         }
         let (gone, kept) =
@@ -164,13 +171,13 @@ impl Attachments {
     fn serve(&self, shell: &Shell, socket: &str, served: &mut Served) -> io::Result<()> {
         let listener = vhost::listen(&self.path(socket))?;
         let (serving, ended) = oneshot::channel();
-        let (name, in_use) = (served.name.clone(), served.in_use.clone());
-        self.fronts.begin(shell, Front::Vhost { listener, name, in_use, ended })?;
+        let (name, seat) = (served.name.clone(), served.seat.clone());
+        self.fronts.begin(shell, Front::Vhost { listener, name, seat, ended })?;
         served.serving = Some(serving);
         Ok(())
     }
 
-    /// Nobody is connected, so nothing is under way.
+    /// Its seat is closed, so nothing is under way.
     fn end(&self, socket: &str, served: Served) {
         drop(served.serving);
         if let Err(error) = fs::remove_file(self.path(socket)) {
@@ -191,7 +198,7 @@ impl Attachments {
 
     fn attachment(&self, socket: &str, served: &Served) -> Attachment {
         let path = self.path(socket).into_os_string().as_bytes().to_vec();
-        Attachment { name: served.name.clone(), socket: path, in_use: served.in_use.load(Ordering::Acquire) }
+        Attachment { name: served.name.clone(), socket: path, in_use: served.seat.is_taken() }
     }
 
     fn path(&self, socket: &str) -> PathBuf {
@@ -218,7 +225,7 @@ impl Attachments {
 
 impl Served {
     fn new(name: Vec<u8>) -> Served {
-        Served { name, in_use: Arc::default(), serving: None }
+        Served { name, seat: vhost::Seat::default(), serving: None }
     }
 }
 

@@ -6,8 +6,6 @@
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,11 +30,11 @@ pub enum Front {
     NativeUnix(StdUnixListener),
     /// A client that has said the first word.
     NativeTcp(std::net::TcpStream),
-    /// One VDI's socket, until `ended` comes or its sender is dropped.
+    /// One VDI's socket, until `ended` comes or its sender is dropped. Then its seat is closed: no guest is cut off.
     Vhost {
         listener: StdUnixListener,
         name: Vec<u8>,
-        in_use: Arc<AtomicBool>,
+        seat: vhost::Seat,
         ended: oneshot::Receiver<()>,
     },
 }
@@ -118,9 +116,9 @@ fn try_serve<S: Service>(front: Front, svc: S, common: Common) -> io::Result<()>
                 }
             });
         }
-        Front::Vhost { listener, name, in_use, ended } => {
+        Front::Vhost { listener, name, seat, ended } => {
             let listener = UnixListener::from_std(listener)?;
-            let serving = vhost::serve(listener, name, svc, vhost::Limits::default(), guests, in_use);
+            let serving = vhost::serve(listener, name, svc, vhost::Limits::default(), guests, seat);
             spawn_local(async move {
                 tokio::select! {
                     () = serving => {}

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -11,6 +12,10 @@ use rustix::fs::{FlockOperation, flock};
 const CONFIG: &str = "sheepdog store 2\n";
 /// What stores of the original had there instead.
 const ORIGINAL_CONFIG_BYTES: usize = 40;
+
+/// More than a sheep needs from the end of its connections to its own.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
@@ -81,11 +86,18 @@ impl Home {
     }
 }
 
+/// A sheep whose connections have ended holds it for another moment, until its disk is at rest.
 fn take(file: &File, path: &Path) -> Result<(), HomeError> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(HomeError::InUse(path.into())),
-        Err(error) => Err(io_error("lock", path)(error.into())),
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(HomeError::InUse(path.into())),
+            Err(error) => return Err(io_error("lock", path)(error.into())),
+        }
     }
 }
 

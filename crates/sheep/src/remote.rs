@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use front::Service;
 use proto::Epoch;
-use proto::client::{ClientError, ClientOp, ClientResult};
+use proto::client::{ClientOp, ClientResult};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Cheap to clone.
@@ -68,8 +68,13 @@ impl Service for Remote {
         let sent = self.0.calls.send(Call::Asked { op, answer, ticket: ticket.clone() });
         let waiting = sent.is_ok().then(|| Waiting { remote: self.clone(), ticket, answered });
         async move {
-            let Some(mut waiting) = waiting else { return Err(ClientError::ShuttingDown) };
-            (&mut waiting.answered).await.unwrap_or(Err(ClientError::ShuttingDown))
+            if let Some(mut waiting) = waiting
+                && let Ok(result) = (&mut waiting.answered).await
+            {
+                return result;
+            }
+            // The data plane is gone, and with it, in a moment, this thread: what is unanswered stays so.
+            std::future::pending().await
         }
     }
 
@@ -99,5 +104,56 @@ impl Drop for Waiting {
             // Nobody hears it any more when the sheep ends.
             let _ = self.remote.0.calls.send(Call::Gone(self.ticket.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use proto::client::{ClientReply, ClusterOp};
+
+    fn remote() -> (Remote, mpsc::UnboundedReceiver<Call>) {
+        Remote::new(watch::Sender::new(0).subscribe(), Arc::new(AtomicU32::new(7)), true)
+    }
+
+    fn asked(call: Call) -> (oneshot::Sender<ClientResult>, Ticket) {
+        let Call::Asked { answer, ticket, op: ClientOp::Cluster(ClusterOp::NodeStat) } = call else {
+            panic!("something else was asked")
+        };
+        (answer, ticket)
+    }
+
+    fn op() -> ClientOp {
+        ClientOp::Cluster(ClusterOp::NodeStat)
+    }
+
+    #[test]
+    fn who_goes_without_an_answer_is_told_of_behind_what_it_asked() {
+        let (remote, mut heard) = remote();
+        // Never polled: called is called.
+        let first = remote.call(op());
+        let second = remote.clone().call(op());
+        drop(first);
+        let (_first, ticket) = asked(heard.try_recv().unwrap());
+        ticket.set(5);
+        let (second_answer, _) = asked(heard.try_recv().unwrap());
+        let Ok(Call::Gone(gone)) = heard.try_recv() else { panic!("nobody said that it has gone") };
+        assert_eq!(gone.get(), 5);
+        second_answer.send(Ok(ClientReply::Done)).unwrap();
+        assert_eq!(second.now_or_never(), Some(Ok(ClientReply::Done)));
+        assert!(heard.try_recv().is_err(), "it has its answer");
+        assert_eq!((remote.epoch(), remote.is_write_back()), (Epoch(7), true));
+    }
+
+    #[test]
+    fn when_the_data_plane_is_gone_nobody_is_answered() {
+        let (remote, mut heard) = remote();
+        let mut call = Box::pin(remote.call(op()));
+        drop(asked(heard.try_recv().unwrap()));
+        assert_eq!((&mut call).now_or_never(), None);
+        drop(heard);
+        assert_eq!((&mut call).now_or_never(), None);
+        assert_eq!(remote.call(op()).now_or_never(), None);
     }
 }

@@ -301,7 +301,7 @@ impl Port {
         Ok(Port { socket, address, purpose })
     }
 
-    /// Fails if two have taken the port at the same moment and the other was faster.
+    /// Fails if two have taken the port, neither of which listened yet, and the other was faster.
     fn listen(self) -> anyhow::Result<TcpListener> {
         let Port { socket, address, purpose } = self;
         socket.listen(PENDING_MAX).with_context(|| format!("cannot listen on {address}{purpose}"))

@@ -59,7 +59,7 @@ impl Store {
                 } else if self.waits_for_room(order) {
                     None
                 } else {
-                    let plan = self.spare(oid, base, plan);
+                    let plan = self.spare(oid, *blocks, base, plan);
                     self.has_slots(&plan, held_back).then_some(plan)
                 }
             }
@@ -126,10 +126,26 @@ impl Store {
         plan.is_empty() || self.slots.available() >= plan.len() as u32 + held_back.slots
     }
 
-    /// On a full disk what overwrites slots of its own goes through the journal and then home, where it needs no room. Whether it still has
-    /// them is asked again when it enters the journal.
-    fn spare(&self, oid: Oid, base: WriteBase, mut plan: Vec<DirectChunk>) -> Vec<DirectChunk> {
-        plan.retain(|direct| base != WriteBase::Keep || self.wants_promise(oid, direct.chunk));
+    /// On a full disk what overwrites slots of its own goes through the journal and then home, where it needs no room, as far as a record
+    /// can hold it. Whether it still has them is asked again when it enters the journal.
+    fn spare(
+        &self,
+        oid: Oid,
+        blocks: BlockRange,
+        base: WriteBase,
+        mut plan: Vec<DirectChunk>,
+    ) -> Vec<DirectChunk> {
+        let planned: u32 = plan.iter().map(|direct| direct.mask.count_ones()).sum();
+        // An eighth for all that is not data. The ragged edges of the write are in there anyway.
+        let max = self.journal.record_blocks_max();
+        let mut left = (max - max / 8).saturating_sub(u64::from(blocks.count.saturating_sub(planned)));
+        plan.retain(|direct| {
+            let blocks = u64::from(direct.mask.count_ones());
+            let is_spared =
+                base == WriteBase::Keep && blocks <= left && !self.wants_promise(oid, direct.chunk);
+            left -= if is_spared { blocks } else { 0 };
+            !is_spared
+        });
         plan
     }
 

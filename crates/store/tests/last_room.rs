@@ -102,4 +102,34 @@ fn on_a_full_disk_what_has_its_room_can_be_overwritten_at_any_length() {
     assert_eq!(machine.read(Oid(1000), 0, 256), before);
     assert_eq!(machine.read(Oid(beyond), 0, 256), None);
     machine.store.assert_invariants();
+    // What a clone shares has no room of its own on either side.
+    assert_eq!(machine.call(change(Oid(1002), Change::Delete)), ObjectReply::Done);
+    assert_eq!(machine.call(write(Oid(77), 0, &[5], WriteBase::CloneOf(Oid(1001)))), ObjectReply::Done);
+    let fits = |n: &u64| machine.call(tagged(end + 16 + *n, false)) == ObjectReply::Done;
+    assert!((0..).take_while(fits).count() > 8, "what was deleted is room");
+    for oid in [Oid(77), Oid(1001)] {
+        let before = machine.read(oid, 0, 256);
+        assert_eq!(machine.call(write(oid, 32, &[6; 64], WriteBase::Keep)), no_space, "{oid}");
+        machine.crash();
+        assert_eq!(machine.read(oid, 0, 256), before);
+    }
+    machine.store.assert_invariants();
+}
+
+#[test]
+fn on_a_full_disk_more_than_a_record_holds_is_refused_and_all_that_fits_is_not() {
+    let mut machine = device();
+    let no_space = ObjectReply::Failed(StoreFailure::NoSpace);
+    let big = Oid(9);
+    assert_eq!(machine.call(write(big, 0, &[3; 128], WriteBase::Keep)), ObjectReply::Done);
+    let end = (0..).find(|n| machine.call(tagged(*n, true)) == no_space).unwrap();
+    assert!(end > 8);
+    // A record is a quarter of the journal, which is 64 blocks.
+    assert_eq!(machine.call(write(big, 0, &[4; 128], WriteBase::Keep)), no_space);
+    assert_eq!(machine.read(big, 0, 128), Some(vec![3; 128]));
+    for first in [0, 3, 90] {
+        assert_eq!(machine.call(write(big, first, &[4; 16], WriteBase::Keep)), ObjectReply::Done, "{first}");
+        assert_eq!(machine.read(big, first, 16), Some(vec![4; 16]));
+    }
+    machine.store.assert_invariants();
 }

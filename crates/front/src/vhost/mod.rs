@@ -23,8 +23,10 @@ mod inflight;
 mod listen;
 mod memory;
 mod queue;
+mod seat;
 mod server;
 mod wire;
 
 pub use listen::listen;
+pub use seat::Seat;
 pub use server::{Ending, Limits, serve, serve_connection};

@@ -1,6 +1,6 @@
 //! Serves front-ends: moves their messages, and carries out the guests' requests against the [`Service`].
 //!
-//! One task per connection does everything for it, in the thread of the service. One front-end is served at a time: a device belongs to
+//! One task per connection does everything for it, in one thread. One front-end is served at a time: a device belongs to
 //! one guest. However a connection ends, its requests are awaited, then the VDI is closed, and only then is the next one
 //! served: what that submits again comes after what this one had asked.
 
@@ -8,8 +8,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +23,7 @@ use super::channel::{Channel, Message};
 use super::device::{Answer, Device, Shown};
 use super::fence::Fence;
 use super::queue::Taken;
+use super::seat::Seat;
 use super::wire;
 use crate::Service;
 use crate::buffer::AlignedBuf;
@@ -67,15 +66,15 @@ pub enum Ending {
     Failed(io::Error),
 }
 
-/// Serves the front-ends of one VDI, or of a snapshot, `name` as NBD names them, until the task is dropped. `in_use` says whether
-/// one is connected: then it must not be.
+/// Serves the front-ends of one VDI, or of a snapshot, `name` as NBD names them, until the task is dropped, or `seat` is closed and
+/// somebody comes. While the seat is taken the task must not be dropped.
 pub async fn serve<S: Service>(
     listener: UnixListener,
     name: Vec<u8>,
     svc: S,
     limits: Limits,
     guests: Guests,
-    in_use: Arc<AtomicBool>,
+    seat: Seat,
 ) {
     let shown_name = String::from_utf8_lossy(&name).into_owned();
     loop {
@@ -88,9 +87,11 @@ pub async fn serve<S: Service>(
             }
         };
         let client = program_at(&stream);
-        in_use.store(true, Ordering::Release);
+        if !seat.take() {
+            return;
+        }
         let ending = serve_connection(stream, &name, &svc, limits, &guests).await;
-        in_use.store(false, Ordering::Release);
+        seat.leave();
         match ending {
             Ending::Disconnected => tracing::debug!("{client}: has left {shown_name}"),
             Ending::Refused(why) => tracing::info!("{client}: cannot have {shown_name}: {why}"),

@@ -4,13 +4,12 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use front::guests::Guests;
-use front::vhost::{Limits, listen, serve};
+use front::vhost::{Limits, Seat, listen, serve};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostBackend;
 use vhost::VhostUserMemoryRegionInfo;
@@ -67,7 +66,7 @@ impl Server {
                     .logged();
                 let listener = tokio::net::UnixListener::from_std(listen(&at).unwrap()).unwrap();
                 let serving =
-                    serve(listener, name, memory.clone(), limits, Guests::default(), Arc::default());
+                    serve(listener, name, memory.clone(), limits, Guests::default(), Seat::default());
                 tokio::task::spawn_local(serving);
                 ready.send(()).unwrap();
                 while let Some(errand) = inbox.recv().await {

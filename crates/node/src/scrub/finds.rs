@@ -1,12 +1,10 @@
 //! Blocks of this node's own copies that were found damaged, until they are not any more.
 //!
 //! They are mended as by `dog vdi check`: the VDI's owner is asked to check these blocks, or a reader if the VDI never changes. Whatever is
-//! answered, what counts is what the store says then. A block that no copy can give is asked for again ever more rarely: a copy may come back. That it
-//! was overwritten meanwhile the own store is asked every few seconds, which costs one small read.
+//! answered, what counts is what the store says then. A block that no copy can give is asked for again ever more rarely: a copy may come back. If
+//! it is written anew, the own store is asked at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
-use std::time::Duration;
 
 use proto::Oid;
 use proto::client::{ClientReply, ClientResult, DamagedBlocks, SCRUB_DAMAGE_TOLD_MAX, ScrubStatus};
@@ -19,8 +17,6 @@ use crate::context::{Context, StoreUse};
 
 /// Blocks that are remembered: a disk that has more of them will be replaced. Others are found again by the next pass.
 const BLOCKS_MAX: u64 = 4096;
-/// How soon it is seen that a lost block was written anew, of one piece after the other.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Finds {
@@ -29,9 +25,6 @@ pub(super) struct Finds {
     count: u64,
     found: u64,
     mended: u64,
-    /// The lost piece that was looked at last, and when the next one may be.
-    looked_at: (Oid, u32),
-    look_from: Time,
 }
 
 #[derive(Debug)]
@@ -41,6 +34,8 @@ struct Find {
     failures: u32,
     /// No copy could give them.
     is_lost: bool,
+    /// Some of them have been written since it was looked last.
+    is_rewritten: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +52,13 @@ enum State {
 }
 
 impl Find {
-    fn verify(&self, oid: Oid) -> ObjectOp {
+    /// Has the store say whether they are still damaged.
+    fn verify(&self, ctx: &mut Context, oid: Oid, piece: u32) {
         let (first, last) = (self.blocks.first(), self.blocks.last());
         let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
-        ObjectOp::Verify { oid, blocks: BlockRange::new(first, last - first + 1), pass: 0 }
+        let blocks = BlockRange::new(first, last - first + 1);
+        let purpose = StoreUse::Scrub(ScrubUse::Again { oid, piece, blocks });
+        ctx.store(ObjectOp::Verify { oid, blocks, pass: 0 }, purpose);
     }
 }
 
@@ -89,6 +87,7 @@ impl Finds {
                 state: State::Waiting(ctx.now),
                 failures: 0,
                 is_lost: false,
+                is_rewritten: false,
             };
             self.pieces.entry(key).or_insert_with(fresh).blocks.insert(block);
             self.count += 1;
@@ -122,31 +121,39 @@ impl Finds {
         find.is_lost = matches!(result, Ok(ClientReply::Checked(report)) if !report.lost.is_empty());
         tracing::debug!(%oid, ?result, "damaged blocks were checked");
         find.state = State::Verified;
-        ctx.store(find.verify(oid), StoreUse::Scrub(ScrubUse::Again { oid, piece }));
+        find.verify(ctx, oid, piece);
     }
 
-    /// Looks whether the next lost piece has been written anew.
+    /// Looks at lost blocks that have been written since.
     fn look(&mut self, ctx: &mut Context) {
-        if ctx.now < self.look_from {
-            return;
+        for (oid, blocks) in ctx.out.rewritten.take() {
+            let pieces = self.pieces.range_mut((oid, 0)..=(oid, u32::MAX));
+            let hit =
+                |find: &Find| find.blocks.range(blocks.first..).next().is_some_and(|b| blocks.contains(*b));
+            pieces.filter(|(_, find)| hit(find)).for_each(|(_, find)| find.is_rewritten = true);
         }
-        let behind = (Bound::Excluded(self.looked_at), Bound::Unbounded);
-        let before = (Bound::Unbounded, Bound::Included(self.looked_at));
-        let waits = |(key, find): (&(Oid, u32), &Find)| match find.state {
-            State::Waiting(until) if find.is_lost => Some((*key, until)),
-            _ => None,
-        };
-        let next = self.pieces.range(behind).chain(self.pieces.range(before)).find_map(waits);
-        let Some(((oid, piece), until)) = next else { return };
-        self.looked_at = (oid, piece);
-        self.look_from = ctx.now.after(LOOK_AGAIN);
-        let find = self.pieces.get_mut(&(oid, piece)).expect("just seen");
-        find.state = State::Looked { until };
-        ctx.store(find.verify(oid), StoreUse::Scrub(ScrubUse::Again { oid, piece }));
+        for ((oid, piece), find) in &mut self.pieces {
+            if find.is_rewritten
+                && let State::Waiting(until) = find.state
+            {
+                find.is_rewritten = false;
+                find.state = State::Looked { until };
+                find.verify(ctx, *oid, *piece);
+            }
+        }
+        let lost = self.pieces.iter().filter(|(_, find)| find.is_lost);
+        ctx.out.rewritten.watch(lost.map(|((oid, _), _)| *oid));
     }
 
-    /// What the store says of them now.
-    pub fn handle_verified(&mut self, ctx: &Context, disk: u64, oid: Oid, piece: u32, reply: ObjectReply) {
+    /// What the store says of these now, which may be fewer than are known by now.
+    pub fn handle_verified(
+        &mut self,
+        ctx: &Context,
+        disk: u64,
+        (oid, piece): (Oid, u32),
+        asked: BlockRange,
+        reply: ObjectReply,
+    ) {
         let Some(find) = self.pieces.get_mut(&(oid, piece)) else { return };
         let ObjectReply::Verified(verified) = reply else {
             // The object is gone.
@@ -157,7 +164,7 @@ impl Finds {
         let damaged: BTreeSet<u32> =
             verified.damaged.iter().flat_map(|run| run.first..run.end() as u32).collect();
         let before = find.blocks.len() as u64;
-        find.blocks.retain(|block| damaged.contains(block));
+        find.blocks.retain(|block| damaged.contains(block) || !asked.contains(*block));
         let mended = before - find.blocks.len() as u64;
         self.mended += mended;
         self.count -= mended;

@@ -69,6 +69,7 @@ pub(crate) enum ScrubUse {
     Again {
         oid: Oid,
         piece: u32,
+        blocks: BlockRange,
     },
 }
 
@@ -301,7 +302,9 @@ impl Scrub {
     /// The store has answered.
     pub fn handle_store(&mut self, ctx: &mut Context, purpose: ScrubUse, reply: ObjectReply) {
         match purpose {
-            ScrubUse::Again { oid, piece } => self.finds.handle_verified(ctx, self.disk, oid, piece, reply),
+            ScrubUse::Again { oid, piece, blocks } => {
+                self.finds.handle_verified(ctx, self.disk, (oid, piece), blocks, reply)
+            }
             ScrubUse::List { pass } if pass == self.number => {
                 if let ObjectReply::Objects(objects) = reply {
                     self.handle_listed(ctx, objects);
