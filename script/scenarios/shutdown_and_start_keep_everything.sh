@@ -34,4 +34,12 @@ run dog node kill 2
 wait_for 20 "the end of sheep 2" ended "$pid"
 wait_for 20 "two members" members_are 2
 run qemu-io -f raw -c 'read -P 0x51 1M 9M' "$(nbd_uri disk 1)"
+
+say "what dog node kill has ended can be started at once"
+for round in 1 2 3 4 5; do
+    start_sheep 2
+    wait_for 20 "three members" members_are 3
+    ((round == 5)) || run dog node kill 2
+done
+run qemu-io -f raw -c 'read -P 0x51 1M 9M' "$(nbd_uri disk 2)"
 no_panics
