@@ -126,7 +126,8 @@ impl World {
 
     fn heal(&mut self, stage: Stage) -> Option<Stage> {
         match stage {
-            Stage::Planned(kind) if self.is_all_well() => self.damage(kind),
+            // Since it was planned an operator may have put a sheep out, and only one copy be left.
+            Stage::Planned(kind) if self.is_all_well() && self.copies_of_any_pg() > 1 => self.damage(kind),
             Stage::PlannedInJournal if self.is_victim_steady() => self.rot_journal(),
             Stage::InJournal(index, seq) if !self.needs_record(index, seq) => {
                 self.log(|| format!("no start of sheep {index} needs record {seq} any more"));
