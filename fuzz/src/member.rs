@@ -25,6 +25,7 @@ fn member(id: NodeId) -> MemberInfo {
         store_id: id.port.into(),
         life: id.port.into(),
         formatted: None,
+        starts: 0,
         io_addr: None,
         write_back: false,
     }

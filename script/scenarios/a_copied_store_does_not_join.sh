@@ -28,4 +28,22 @@ wait_for 20 "two members" members_are 2
 expect 1 "in use by node 127.0.0.1:${port}7: " sheep -c local "$dir/old" -z 1 -p "${port}1"
 members_are 2 || die "the old place is a member"
 dog vdi read alice | cmp - "$dir/content"
+
+say "and when the newer one is down, what was written since is not forgotten for an older one, however often it is tried"
+head -c 16M /dev/urandom >"$dir/content"
+run dog vdi write alice <"$dir/content"
+run dog node kill -p "${port}7" -l
+wait_for 20 "one member" members_are 1
+wait_for 20 "an ended sheep" no_sheep_at moved
+for round in 1 2 3; do
+    expect 1 "is an older copy of the one that node 127.0.0.1:${port}7 was started with last" sheep -c local "$dir/old" -z 1 -p "${port}$round"
+    wait_for 20 "an ended sheep" no_sheep_at old
+done
+members_are 1 || die "the older copy is a member"
+run sheep -c local "$dir/moved" -z 1 -p "${port}7"
+wait_for 20 "two members" members_are 2
+is_well() { dog cluster health | grep -q '^ok'; }
+run dog node out "127.0.0.1:${port}1"
+wait_for 30 "health" is_well
+dog vdi read alice -p "${port}7" | cmp - "$dir/content"
 no_panics

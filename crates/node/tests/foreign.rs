@@ -16,6 +16,7 @@ fn member() -> MemberInfo {
         fixed_vnodes: None,
         store_id: 5,
         formatted: Some(7),
+        starts: 0,
         io_addr: None,
         write_back: false,
         life: 9,

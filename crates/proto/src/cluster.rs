@@ -26,6 +26,8 @@ pub struct MemberInfo {
     pub store_id: u64,
     /// [`FormatOptions::ctime`] of the cluster that the objects in its store belong to. `None`: there are none.
     pub formatted: Option<u64>,
+    /// How often that store has been started, this time included. What is no more than the cluster knows of is an older copy of it. 0: not counted.
+    pub starts: u64,
     /// Drawn at random at every start: tells a member its own `Join` from those of its earlier lives.
     pub life: u64,
     /// Second address for peer traffic.

@@ -10,6 +10,8 @@ pub const FORMATTED: &str = "formatted";
 /// Which disk belongs to this directory (its store id). Written when the disk has been formatted. A disk with
 /// another id, or none, is then a mistake (not mounted, exchanged), and must not be formatted.
 pub const STORE_ID: &str = "store_id";
+/// How often the store was started. An older copy of a store has a smaller number than its cluster knows.
+pub const STARTS: &str = "starts";
 
 pub fn read(directory: &Path, name: &str) -> io::Result<Option<u64>> {
     let text = match fs::read_to_string(directory.join(name)) {
@@ -34,6 +36,13 @@ pub fn write(directory: &Path, name: &str, number: u64) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Adds one, and returns what it is now.
+pub fn count_start(directory: &Path) -> io::Result<u64> {
+    let starts = read(directory, STARTS)?.unwrap_or(0).saturating_add(1);
+    write(directory, STARTS, starts)?;
+    Ok(starts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +55,7 @@ mod tests {
         write(dir.path(), FORMATTED, u64::MAX).unwrap();
         assert_eq!(read(dir.path(), FORMATTED).unwrap(), Some(u64::MAX));
         assert_eq!(read(dir.path(), STORE_ID).unwrap(), None);
+        assert_eq!([(); 3].map(|()| count_start(dir.path()).unwrap()), [1, 2, 3]);
         for damaged in ["", "7", "x\n", "-1\n"] {
             fs::write(dir.path().join(FORMATTED), damaged).unwrap();
             assert!(read(dir.path(), FORMATTED).is_err(), "{damaged:?}");

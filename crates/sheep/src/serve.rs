@@ -151,12 +151,14 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let nbd_unix = listen_unix(NBD_SOCKET)?;
 
     let own = NodeId::new(addresses.advertise, options.port);
+    let starts = if options.gateway { 0 } else { marks::count_start(&home.path)? };
     let member = MemberInfo {
         id: own,
         zone: options.zone.unwrap_or(own.default_zone()),
         space_bytes: opened.store.space().size_bytes,
         fixed_vnodes: None,
         store_id: opened.store_id,
+        starts,
         formatted: if options.gateway { None } else { marks::read(&home.path, marks::FORMATTED)? },
         io_addr: None,
         write_back: options.write_back,
@@ -211,6 +213,10 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         _ = terminate.recv() => stop_before(&shell),
         _ = interrupt.recv() => stop_before(&shell),
     };
+    if shell.is_refused() && starts > 0 {
+        // It was no start: an older copy does not become the newer one by being tried again.
+        marks::write(&home.path, marks::STARTS, starts - 1)?;
+    }
     if taken_in {
         if let Some(launch) = launch.take() {
             launch.ready().context("cannot detach from the terminal")?;

@@ -130,11 +130,15 @@ struct State {
 fn render_refusal(store: &str, refusal: Refusal) -> String {
     match refusal {
         Refusal::StoreInUse { by } => format!(
-            "the store {store} is in use by node {by}: one of the two is a copy of the other, and a cluster may have only one of them. Nothing was \
+            "the store {store} is in use by node {by}: one of the two is a copy of the other, and a cluster may have only one of them. It was not \
              changed. For another node begin with an empty directory; to go on from this one, end node {by} first ('dog node kill {by}')"
         ),
+        Refusal::Outdated { last } => format!(
+            "the store {store} is an older copy of the one that node {last} was started with last: what was written to that since is not in this one. It was not \
+             changed. Start the newer one; if that is lost, begin with an empty directory, and what other nodes have copies of is made again"
+        ),
         Refusal::Foreign => format!(
-            "the store {store} belongs to another cluster than this one, which knows nothing of what is on it. Nothing was changed. Start it with its own \
+            "the store {store} belongs to another cluster than this one, which knows nothing of what is on it. It was not changed. Start it with its own \
              cluster ('-c local:DIRECTORY', where that one's 'cluster.local' lies); for a node of this cluster begin with an empty directory"
         ),
     }
@@ -205,11 +209,16 @@ impl Shell {
             if self.0.state.borrow().node.is_member() {
                 return true;
             }
-            let is_refused = self.0.state.borrow().node.refused().is_some();
-            if is_refused || self.0.stop.failure.borrow().is_some() || changes.changed().await.is_err() {
+            if self.is_refused() || self.0.stop.failure.borrow().is_some() || changes.changed().await.is_err()
+            {
                 return false;
             }
         }
+    }
+
+    /// The cluster has not taken this sheep in, and says why.
+    pub fn is_refused(&self) -> bool {
+        self.0.state.borrow().node.refused().is_some()
     }
 
     /// Asks the sheep to end in order.

@@ -163,6 +163,7 @@ mod tests {
             store_id: n.into(),
             life: n.into(),
             formatted: None,
+            starts: 0,
             io_addr: None,
             write_back: false,
         }

@@ -77,6 +77,7 @@ fn member(n: usize, sheep: usize, life: u64) -> MemberInfo {
         fixed_vnodes: None,
         store_id: n as u64 + 1,
         formatted: None,
+        starts: 0,
         io_addr: None,
         write_back: false,
         life,

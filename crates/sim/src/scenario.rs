@@ -166,6 +166,7 @@ impl Scenario {
                 fixed_vnodes: None,
                 store_id: n as u64 + 1,
                 formatted: None,
+                starts: 0,
                 io_addr: None,
                 write_back: false,
                 life: 0,

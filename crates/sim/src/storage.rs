@@ -13,6 +13,9 @@ use crate::object_store::ObjectStore;
 use crate::scenario::PlantedBug;
 use crate::world::{Event, World, shorten};
 
+/// Half of what an answer may take. A daemon waits longer, and then calls the disk failed.
+const SLOWEST_IO: Duration = Duration::from_secs(5);
+
 impl World {
     pub(crate) fn submit(&mut self, index: SheepIndex, ticket: Ticket, op: ObjectOp) {
         self.log(|| format!("  sheep {index} store {} {}", ticket.0, brief_op(&op)));
@@ -131,7 +134,7 @@ impl World {
                 IoOp::Write { durable: false, .. } => typical / 4,
                 IoOp::Write { durable: true, .. } | IoOp::Sync | IoOp::Grow { .. } => typical,
             };
-            let delay = self.rng.latency(typical);
+            let delay = self.rng.latency(typical).min(SLOWEST_IO);
             last = last.max(self.queue.now().after(delay));
             self.queue.put_after(delay, Event::IoDone { sheep: index, start, io });
         }

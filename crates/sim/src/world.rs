@@ -290,6 +290,7 @@ impl World {
         let sheep = &mut self.sheep[index];
         sheep.start += 1;
         sheep.member.life = life;
+        sheep.member.starts += 1;
         let State::Down(disk) = &mut sheep.state else { unreachable!("checked above") };
         let (mut store, mut unsettled) = match std::mem::take(disk).open(&mut self.rng) {
             Ok(opened) => opened,

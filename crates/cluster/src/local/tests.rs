@@ -298,6 +298,7 @@ fn member(n: u16) -> MemberInfo {
         store_id: 0,
         life: 0,
         formatted: None,
+        starts: 0,
         io_addr: None,
         write_back: false,
     }

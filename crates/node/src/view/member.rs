@@ -75,7 +75,13 @@ impl View {
         if info.formatted.is_some_and(|ctime| !self.formats.contains(&ctime)) {
             return Some(Refusal::Foreign);
         }
-        self.member_with_store(info).map(|by| Refusal::StoreInUse { by })
+        let in_use = self.member_with_store(info).map(|by| Refusal::StoreInUse { by });
+        let is_newer = |m: &&MemberState| {
+            let is_same = m.info.store_id == info.store_id && info.store_id != 0;
+            is_same && info.starts != 0 && m.info.starts >= info.starts
+        };
+        let newer = || self.members.values().find(is_newer);
+        in_use.or_else(|| newer().map(|m| Refusal::Outdated { last: m.info.id }))
     }
 
     /// Who is up with the store of the one who joins. That one was copied, or has been copied itself: two would be one copy as far as losing

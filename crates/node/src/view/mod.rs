@@ -89,6 +89,8 @@ pub struct Applied {
 pub enum Refusal {
     /// This member is up with the same store.
     StoreInUse { by: NodeId },
+    /// An older copy of the store that was this member's last: what was written to that since is not in it.
+    Outdated { last: NodeId },
     /// The store belongs to another cluster: nothing that is on it is known here, so all of it would be removed, and be missing where it belongs.
     Foreign,
 }

@@ -26,6 +26,7 @@ fn member(n: u16, store_id: u64) -> MemberInfo {
         store_id,
         life: 0,
         formatted: None,
+        starts: 0,
         io_addr: None,
         write_back: false,
     }

@@ -234,6 +234,7 @@ fn member(i: u16, space_bytes: u64) -> MemberInfo {
         store_id: u64::from(i) + 1,
         life: u64::from(i) * 1000 + 1,
         formatted: None,
+        starts: 0,
         io_addr: None,
         write_back: false,
     }

@@ -107,3 +107,27 @@ fn of_a_foreign_store_the_cluster_keeps_nothing() {
     story.lose(&[1]);
     assert_eq!(story.join(member(1, 2)), None, "one that has nothing yet");
 }
+
+#[test]
+fn an_older_copy_of_a_store_is_refused_wherever_it_is_started() {
+    let mut story = Story::of_three();
+    let started = |n, starts| MemberInfo { starts, ..member(n, 2) };
+    // A kill in between, and a start that came to nothing.
+    for starts in [1, 2, 4] {
+        assert_eq!(story.join(started(1, starts)), None);
+    }
+    story.lose(&[1]);
+    let before = story.view.pg(PG).unwrap().clone();
+    for (node, starts) in [(1, 4), (1, 1), (7, 3), (7, 4)] {
+        assert_eq!(story.join(started(node, starts)), Some(Refusal::Outdated { last: id(1) }), "{starts}");
+        assert!(!story.view.is_up(id(node)));
+        assert_eq!(story.view.pg(PG).unwrap(), &before);
+    }
+    assert_eq!(story.view.members().len(), 3);
+    // It moves, and what is left in its old place is older.
+    assert_eq!(story.join(started(7, 5)), None);
+    story.lose(&[7]);
+    assert_eq!(story.join(started(1, 5)), Some(Refusal::Outdated { last: id(7) }));
+    assert_eq!(story.join(started(1, 6)), None);
+    assert_eq!(story.join(MemberInfo { starts: 1, ..member(2, 99) }), None, "another store counts anew");
+}
