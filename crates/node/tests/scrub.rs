@@ -125,6 +125,20 @@ fn a_block_that_no_copy_can_give_is_named_until_it_is_written_anew() {
 }
 
 #[test]
+fn what_a_deleted_snapshot_has_left_is_named_after_who_needs_it() {
+    let (mut cluster, vid) = filled();
+    snapshot(&mut cluster, vid);
+    assert_eq!(cluster.ask(0, ClientOp::Vdi(VdiOp::Delete { vid })), Ok(ClientReply::Done));
+    let oid = Oid::data(vid, 6);
+    for (_, _, store) in &mut cluster.sheep {
+        store.rotten.insert((oid, 1));
+    }
+    scrub_now(&mut cluster);
+    let damage = DamagedBlocks { vdi: b"disk".to_vec(), oid, blocks: BlockRange::new(1, 1), is_lost: true };
+    assert_eq!(status(&mut cluster, 0).told, [damage]);
+}
+
+#[test]
 fn each_pass_has_the_whole_journal_read_back_and_counts_what_was_damaged() {
     let (mut cluster, _) = filled();
     cluster.sheep[1].2.rotten_records = [1, 30, 31, 100].into();

@@ -494,8 +494,11 @@ fn is_compared(ctx: &Context, oid: Oid) -> bool {
 }
 
 /// Of the VDI that the object was made for.
+/// Of the VDI whose data it is: of what a deleted one has left, one that still refers to it.
 fn name_of(ctx: &Context, oid: Oid) -> Vec<u8> {
-    ctx.view.vdi_or_remains(oid.vid()).map(|vdi| vdi.name.clone()).unwrap_or_default()
+    let of_referrers = || ctx.view.referrers_of(oid.vid()).into_iter().find_map(|vid| ctx.view.vdi(vid));
+    let vdi = ctx.view.vdi(oid.vid()).or_else(of_referrers);
+    vdi.map(|vdi| vdi.name.clone()).unwrap_or_default()
 }
 
 /// How long to wait after so many attempts that have failed.

@@ -438,7 +438,7 @@ fn reasons_of_node(who: &str, stat: &NodeStat) -> Vec<Reason> {
         reasons.push(Reason {
             severity: Word::Degraded,
             text: format!("the disk of {who} is {used_percent} % full: {} left", size::human(left)),
-            advice: "delete what is not needed, or add nodes; writes are refused when it is full".into(),
+            advice: "delete what is not needed, or add nodes; new data is refused when a sixteenth (at most 512 MB) is left".into(),
         });
     }
     reasons
