@@ -588,7 +588,7 @@ pub struct ScrubStatus {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DifferingBlocks {
-    /// Name of the VDI that the object was made for.
+    /// Name of the VDI that the object was made for; if that was deleted, of one that still refers to it.
     pub vdi: Vec<u8>,
     pub oid: Oid,
     pub blocks: BlockRange,
@@ -596,7 +596,7 @@ pub struct DifferingBlocks {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedBlocks {
-    /// Name of the VDI that the object was made for.
+    /// Name of the VDI that the object was made for; if that was deleted, of one that still refers to it.
     pub vdi: Vec<u8>,
     pub oid: Oid,
     pub blocks: BlockRange,

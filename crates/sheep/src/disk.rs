@@ -6,14 +6,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use proto::object::Unsettled;
 use store::{Disk as _, FileDisk, FormatOptions, OBJECTS_FILE, OpenError, Store, default_size_bytes};
 use tokio::sync::mpsc;
 
-use crate::home::Home;
+use crate::home::{Home, retry};
 use crate::io::{Completion, Disk, EngineChoice};
 use crate::marks;
 use crate::objects::{DiskStore, NoStore, ObjectStore};
@@ -26,7 +26,6 @@ const SHARED_PART: u64 = 16;
 const SIZE_UNIT_BYTES: u64 = 1 << 20;
 /// A disk that takes longer for what it was given is in use by somebody.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How to make a new store.
 #[derive(Clone, Copy, Debug)]
@@ -124,15 +123,8 @@ fn open_path(
 
 /// Waits for what an earlier sheep that was killed has left on its way to the disk.
 fn open_unlocked(path: &Path) -> io::Result<FileDisk> {
-    let patience = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match FileDisk::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < patience => {
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            other => return other,
-        }
-    }
+    let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    retry(LOCK_PATIENCE, is_taken, || FileDisk::open(path))
 }
 
 /// Makes the file of a store with what it needs at first.
@@ -332,12 +324,7 @@ mod tests {
                 drop(disk);
             });
             drop(runtime);
-            let free = || FileDisk::open(&path).is_ok();
-            let patience = Instant::now() + Duration::from_secs(5);
-            while !free() && Instant::now() < patience {
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            assert!(free());
+            open_unlocked(&path).expect("free when nothing is under way any more");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::remote::Remote;
 use crate::shell::Shell;
 
 /// Pause after a failed accept: nothing tells when there are descriptors again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something that clients come by. Belongs to no runtime yet.
 pub enum Front {

@@ -15,7 +15,7 @@ const ORIGINAL_CONFIG_BYTES: usize = 40;
 
 /// More than a sheep needs from the end of its connections to its own.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
@@ -88,15 +88,25 @@ impl Home {
 
 /// A sheep whose connections have ended holds it for another moment, until its disk is at rest.
 fn take(file: &File, path: &Path) -> Result<(), HomeError> {
-    let patience = Instant::now() + LOCK_PATIENCE;
+    let attempt = || flock(file, FlockOperation::NonBlockingLockExclusive);
+    let is_taken = |error: &rustix::io::Errno| *error == rustix::io::Errno::WOULDBLOCK;
+    retry(LOCK_PATIENCE, is_taken, attempt).map_err(|error| match error {
+        taken if is_taken(&taken) => HomeError::InUse(path.into()),
+        other => io_error("lock", path)(other.into()),
+    })
+}
+
+/// Tries again for a while as long as somebody else is at it.
+pub fn retry<T, E>(
+    patience: Duration,
+    is_taken: impl Fn(&E) -> bool,
+    attempt: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
+    let end = Instant::now() + patience;
     loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(HomeError::InUse(path.into())),
-            Err(error) => return Err(io_error("lock", path)(error.into())),
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < end => std::thread::sleep(RETRY_PAUSE),
+            other => return other,
         }
     }
 }

@@ -9,7 +9,6 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use cluster::Driver;
@@ -26,7 +25,7 @@ use tokio::task::spawn_local;
 
 use crate::attachments::{self, Attachments};
 use crate::disk::{self, NewStore};
-use crate::fronts::{Front, Fronts};
+use crate::fronts::{ACCEPT_PAUSE, Front, Fronts};
 use crate::home::{self, Home, PidFile};
 use crate::io::EngineChoice;
 use crate::launch::Launch;
@@ -36,8 +35,6 @@ use crate::marks;
 use crate::options::{DriverChoice, LogDestination, Options};
 use crate::shell::{Parts, Shell};
 
-/// Pause after a failed accept: nothing tells when there are descriptors again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted.
 const PENDING_MAX: u32 = 1024;
 /// In the store directory.

@@ -493,7 +493,6 @@ fn is_compared(ctx: &Context, oid: Oid) -> bool {
     is_counted(ctx, oid) && (is_snapshot || ctx.view.vdi(vid).is_some() && is_sealed())
 }
 
-/// Of the VDI that the object was made for.
 /// Of the VDI whose data it is: of what a deleted one has left, one that still refers to it.
 fn name_of(ctx: &Context, oid: Oid) -> Vec<u8> {
     let of_referrers = || ctx.view.referrers_of(oid.vid()).into_iter().find_map(|vid| ctx.view.vdi(vid));
