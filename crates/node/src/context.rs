@@ -10,7 +10,7 @@ use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVers
 use crate::cache::Cache;
 use crate::catchup::Asked;
 use crate::reach::Reach;
-use crate::strain::Strain;
+use crate::strain::{Beside, Strain};
 use crate::view::View;
 use crate::{Effect, NodeConfig, Ticket, Time};
 
@@ -67,6 +67,14 @@ pub(crate) struct Call {
     pub body: PeerRequest,
     pub purpose: Purpose,
     pub sent_at: Time,
+}
+
+/// What the store has to answer.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    pub purpose: StoreUse,
+    pub at: Time,
+    pub beside: Beside,
 }
 
 /// Why something was submitted to the store.
@@ -139,6 +147,19 @@ pub(crate) enum StoreUse {
     Forget,
 }
 
+impl StoreUse {
+    /// Owners and guests wait for what they have asked for, and for none of this.
+    pub fn is_repair(&self) -> bool {
+        use StoreUse::{AnswerScrub, Backfill, Fetch, Scrub};
+        matches!(self, Fetch { .. } | Backfill { .. } | Scrub(_) | AnswerScrub { .. })
+    }
+
+    /// An owner waits.
+    pub fn is_request(&self) -> bool {
+        matches!(self, StoreUse::Change { .. } | StoreUse::Answer { .. })
+    }
+}
+
 /// PGs whose copies are dropped by one proposal, whose size has a limit.
 const DROPPED_MAX: usize = 4096;
 
@@ -186,8 +207,7 @@ pub(crate) struct Out {
     /// Messages of this node to itself: its session talks to its replica as to any other.
     pub to_self: VecDeque<PeerMessage>,
     pub calls: BTreeMap<u64, Call>,
-    /// With when they were submitted.
-    pub tickets: BTreeMap<Ticket, (StoreUse, Time)>,
+    pub tickets: BTreeMap<Ticket, Submitted>,
     pub strain: Strain,
     pub proposals: BTreeMap<u64, ProposalUse>,
     /// Between sessions of this node.
@@ -318,10 +338,8 @@ impl Context<'_> {
         }
         self.out.next_ticket += 1;
         let ticket = Ticket(self.out.next_ticket);
-        if matches!(purpose, StoreUse::Fetch { .. } | StoreUse::Backfill { .. } | StoreUse::Scrub(_)) {
-            self.out.strain.note_repair();
-        }
-        self.out.tickets.insert(ticket, (purpose, self.now));
+        let beside = self.out.strain.begin(purpose.is_repair());
+        self.out.tickets.insert(ticket, Submitted { purpose, at: self.now, beside });
         self.out.effects.push_back(Effect::Store { ticket, op });
     }
 

@@ -17,7 +17,7 @@ use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Vid, ViewVersion};
 
 use crate::catchup::{CatchUp, Progress};
-use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse};
+use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse, Submitted};
 use crate::gateway::{Gateway, Sessions};
 use crate::overdue::Overdue;
 use crate::parts::{Parts, all_pgs, answer_list, is_forwardable};
@@ -263,7 +263,7 @@ impl Node {
 
     /// Remembers the format only when nothing older is left, and serves only what comes after.
     fn end_wipe(&mut self, now: Time) {
-        let forgetting = self.out.tickets.values().any(|(purpose, _)| *purpose == StoreUse::Wiped);
+        let forgetting = self.out.tickets.values().any(|submitted| submitted.purpose == StoreUse::Wiped);
         if !self.wiping || self.sweeps.is_running(Sweep::Wipe) || forgetting {
             return;
         }
@@ -486,9 +486,11 @@ impl Node {
         if reply == ObjectReply::Taken {
             return self.handle_taken(ticket, now);
         }
-        let Some((purpose, submitted)) = self.out.tickets.remove(&ticket) else { return };
-        if matches!(purpose, StoreUse::Change { .. } | StoreUse::Answer { .. }) {
-            self.out.strain.note(now.since(submitted));
+        let Some(Submitted { purpose, at, beside }) = self.out.tickets.remove(&ticket) else { return };
+        if purpose.is_request() {
+            self.out.strain.note(now.since(at), beside);
+        } else if purpose.is_repair() {
+            self.out.strain.note_repaired();
         }
         if self.disk_failed || reply == ObjectReply::Failed(StoreFailure::DiskFailed) {
             // The shell may not have said so yet; but nothing may end, a wipe for instance, as if this had been done.
@@ -568,7 +570,7 @@ impl Node {
 
     /// The store has a change in memory; it will answer when that is durable.
     fn handle_taken(&mut self, ticket: Ticket, now: Time) {
-        if let Some((StoreUse::Change { vid, order, .. }, _)) = self.out.tickets.get(&ticket)
+        if let Some(StoreUse::Change { vid, order, .. }) = self.out.tickets.get(&ticket).map(|s| &s.purpose)
             && !self.disk_failed
         {
             let (vid, order) = (*vid, *order);

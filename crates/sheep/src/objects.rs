@@ -20,7 +20,9 @@ pub trait ObjectStore {
     fn begin_checkpoint(&mut self);
     /// See [`Store::wants_to_write_ahead`].
     fn wants_to_write_ahead(&self) -> bool;
-    fn write_ahead(&mut self);
+    /// See [`Store::is_short_of_written`].
+    fn is_short_of_written(&self) -> bool;
+    fn write_ahead(&mut self, pieces: u32);
     /// See [`Store::awaits_room`].
     fn awaits_room(&self) -> bool;
     /// Is nothing on its way to the disk?
@@ -108,8 +110,12 @@ impl ObjectStore for DiskStore {
         self.store.wants_to_write_ahead()
     }
 
-    fn write_ahead(&mut self) {
-        self.store.write_ahead();
+    fn is_short_of_written(&self) -> bool {
+        self.store.is_short_of_written()
+    }
+
+    fn write_ahead(&mut self, pieces: u32) {
+        self.store.write_ahead(pieces);
     }
 
     fn awaits_room(&self) -> bool {
@@ -186,7 +192,11 @@ impl ObjectStore for NoStore {
         false
     }
 
-    fn write_ahead(&mut self) {}
+    fn is_short_of_written(&self) -> bool {
+        false
+    }
+
+    fn write_ahead(&mut self, _pieces: u32) {}
 
     fn awaits_room(&self) -> bool {
         false

@@ -493,12 +493,12 @@ impl State {
         if !self.store.wants_to_write_ahead() {
             return None;
         }
-        let next = self.spare_time.next(now);
+        let next = self.spare_time.next(now, self.store.is_short_of_written());
         if next > now {
             return Some(next);
         }
-        self.spare_time.begin(now);
-        self.store.write_ahead();
+        let pieces = self.spare_time.begin(now);
+        self.store.write_ahead(pieces);
         self.order_from_disk();
         None
     }

@@ -184,7 +184,7 @@ impl EngineStore {
         self.store.handle_io(id, result);
         self.completed += 1;
         if self.completed.is_multiple_of(AHEAD_INTERVAL) {
-            self.store.write_ahead();
+            self.store.write_ahead(1 + (self.completed / AHEAD_INTERVAL % 4) as u32);
         }
         if self.completed.is_multiple_of(CHECK_INTERVAL) {
             self.assert_invariants();

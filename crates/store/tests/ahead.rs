@@ -15,7 +15,11 @@ const WRITE_BYTES: u64 = 16 * SLOT_BYTES;
 
 /// A file of a 32 MiB store, in a file system that has room for so much of it.
 fn file(room: u64) -> Machine {
-    let options = FormatOptions { size_bytes: 32 << 20, journal_bytes: JOURNAL_BYTES, store_id: 9 };
+    file_of(32 << 20, room)
+}
+
+fn file_of(size_bytes: u64, room: u64) -> Machine {
+    let options = FormatOptions { size_bytes, journal_bytes: JOURNAL_BYTES, store_id: 9 };
     let mut disk = SimDisk::growing(options.first_bytes().unwrap(), room);
     Store::format(&mut disk, &options).unwrap();
     Machine::open(disk).unwrap()
@@ -37,7 +41,7 @@ fn write_under_way(machine: &Machine) -> Option<(IoId, u64)> {
 fn write_all_ahead(machine: &mut Machine) -> Vec<u64> {
     let mut offsets = Vec::new();
     while machine.store.wants_to_write_ahead() {
-        machine.store.write_ahead();
+        machine.store.write_ahead(1);
         machine.pump();
         offsets.extend(write_under_way(machine).map(|(_, offset)| offset));
         machine.run();
@@ -66,6 +70,27 @@ fn what_is_written_ahead_is_free_and_taken_next() {
         machine.run();
     }
     assert_eq!(write_all_ahead(&mut machine)[0], written.end, "what was taken is written ahead again");
+}
+
+#[test]
+fn little_is_left_below_a_quarter_of_what_is_wanted() {
+    // An eighth: 16 MiB are wanted.
+    let mut machine = file_of(128 << 20, 128 << 20);
+    let mut written = 0;
+    while written < 4 * WRITE_BYTES {
+        assert!(machine.store.is_short_of_written(), "{written}");
+        machine.store.write_ahead(2);
+        machine.pump();
+        for id in machine.disk.pending() {
+            if let Some(IoOp::Write { data, .. }) = machine.disk.pending_op(id) {
+                let len: usize = data.iter().map(|piece| piece.len()).sum();
+                assert_eq!(len as u64, 2 * WRITE_BYTES);
+                written += len as u64;
+            }
+        }
+        machine.run();
+    }
+    assert!(!machine.store.is_short_of_written() && machine.store.wants_to_write_ahead());
 }
 
 #[test]
@@ -120,7 +145,7 @@ fn a_write_ahead_takes_no_room_from_anybody() {
             // It may have to grow first.
             while machine.store.wants_to_write_ahead() {
                 machine.run();
-                machine.store.write_ahead();
+                machine.store.write_ahead(1);
                 machine.pump();
             }
             under_way += u32::from(write_under_way(&machine).is_some());
@@ -139,7 +164,7 @@ fn garbage_ahead(seed: u64) -> u64 {
         let mut history = History::reset(&model, OBJECTS);
         let mut changes = BTreeSet::new();
         for _ in 0..60 {
-            machine.store.write_ahead();
+            machine.store.write_ahead(1);
             let (oid, change, values, tag) = workload.change(&mut machine.rng);
             let before = model.clone();
             model.apply(oid, &change, &values);

@@ -19,14 +19,13 @@ use proto::object::{
 use proto::peer::{Fetched, PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
 
+use super::pace::PIECE_BLOCKS_MAX;
 use super::{Asked, CatchUp, source_of};
 use crate::context::{Context, Purpose, StoreUse};
 use crate::extent::Extent;
 use crate::replica::Replica;
 use crate::session::blocks_of;
 
-/// Blocks fetched at once: 1 MiB.
-const FETCH_BLOCKS: u32 = 256;
 /// Changes that the store has not answered yet, until no more pieces are asked for. The store works in order of submission: guests'
 /// writes wait behind these, and their data takes memory.
 const BACKFILLS_MAX: usize = 8;
@@ -52,8 +51,8 @@ pub(super) struct Fetching {
     compared: Vec<Unsettled>,
     /// All marks that came with it, and when each was told of first.
     marks: BTreeMap<Stamp, Told>,
-    /// What was said last of each piece.
-    seen: Vec<Seen>,
+    /// What was said last of each piece, by its first block; no two overlap.
+    seen: BTreeMap<u32, Seen>,
     turn: u64,
     torn: u32,
     /// All is fetched. Changes that decided parts of it, and that the store has not answered yet.
@@ -108,7 +107,7 @@ impl Fetching {
             singly_until: 0,
             compared: Vec::new(),
             marks: BTreeMap::new(),
-            seen: Vec::new(),
+            seen: BTreeMap::new(),
             turn: 0,
             torn: 0,
             unanswered: None,
@@ -117,9 +116,8 @@ impl Fetching {
 
     fn see(&mut self, first: u32, end: u64, marks: &[Unsettled]) {
         self.turn += 1;
-        self.seen.retain(|seen| (seen.first, seen.end) != (first, end));
         let stamps = marks.iter().map(|mark| mark.stamp).collect();
-        self.seen.push(Seen { first, end, marks: stamps, turn: self.turn });
+        self.seen.insert(first, Seen { first, end, marks: stamps, turn: self.turn });
         for mark in marks {
             self.marks.entry(mark.stamp).or_insert(Told { mark: *mark, turn: self.turn });
         }
@@ -130,7 +128,7 @@ impl Fetching {
         let overlaps = |seen: &&Seen| {
             mark.blocks.is_none_or(|b| u64::from(b.first) < seen.end && u64::from(seen.first) < b.end())
         };
-        let lacking = || self.seen.iter().filter(overlaps).filter(|seen| !seen.marks.contains(&mark.stamp));
+        let lacking = || self.seen.values().filter(overlaps).filter(|seen| !seen.marks.contains(&mark.stamp));
         if lacking().any(|seen| seen.turn > told.turn) {
             return Verdict::Settled;
         }
@@ -139,7 +137,7 @@ impl Fetching {
         }
         match self.gap_in(mark) {
             None => Verdict::Included,
-            Some((first, end)) if self.seen.iter().any(|seen| overlaps(&seen)) => {
+            Some((first, end)) if self.seen.values().any(|seen| overlaps(&seen)) => {
                 Verdict::Torn { first, end }
             }
             Some(_) => Verdict::Apart,
@@ -151,14 +149,13 @@ impl Fetching {
         let length = u64::from(self.found?.blocks);
         let (mut first, end) = mark.blocks.map_or((0, length), |b| (u64::from(b.first), b.end().min(length)));
         while first < end {
-            let covering = |seen: &&Seen| u64::from(seen.first) <= first && first < seen.end;
-            match self.seen.iter().find(covering) {
+            let at = first as u32;
+            let before = self.seen.range(..=at).next_back().map(|(_, seen)| seen);
+            match before.filter(|seen| first < seen.end) {
                 Some(seen) => first = seen.end,
                 None => {
-                    let next =
-                        self.seen.iter().map(|seen| u64::from(seen.first)).filter(|n| *n > first).min();
-                    let limit = first + u64::from(FETCH_BLOCKS);
-                    return Some((first as u32, next.unwrap_or(end).min(end).min(limit)));
+                    let next = self.seen.range(at..).next().map_or(end, |(next, _)| u64::from(*next));
+                    return Some((at, next.min(end).min(first + u64::from(PIECE_BLOCKS_MAX))));
                 }
             }
         }
@@ -316,8 +313,10 @@ impl CatchUp {
             self.backfill(ctx, pg, oid, BlockRange::new(first, end - first), None);
             return self.fetch_next(ctx, replica, pg, oid);
         }
-        let most = if u64::from(first) < fetching.singly_until { 1 } else { FETCH_BLOCKS };
-        let blocks = BlockRange::new(first, most.min(end.min(found.blocks) - first));
+        let is_single = u64::from(first) < fetching.singly_until;
+        let piece_end = if is_single { u64::from(first) + 1 } else { self.pace.piece_end(first) };
+        let end = piece_end.min(u64::from(end.min(found.blocks)));
+        let blocks = BlockRange::new(first, end as u32 - first);
         let (bytes, bound) = (u64::from(blocks.count) * BLOCK_BYTES as u64, ctx.view.repair().rate_bytes);
         if self.is_store_full() {
             return self.pace.hold((pg, oid));

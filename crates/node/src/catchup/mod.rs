@@ -522,21 +522,22 @@ impl CatchUp {
         if own_list_pending(ctx) {
             return;
         }
-        let mut start = Vec::new();
+        let places = OBJECTS_MAX.saturating_sub(self.objects.len());
+        if places == 0 {
+            return;
+        }
         let copying =
             |urgency| self.pgs.iter().filter(move |(_, b)| (b.stage, b.urgency) == (Stage::Copying, urgency));
         // One whose source has a failed disk waits for that, and takes up no place.
         let has_source = |id: &PgId| source_of(ctx, *id, 0).is_some();
-        for (id, behind) in URGENCIES.into_iter().flat_map(copying).filter(|(id, _)| has_source(id)) {
-            for oid in behind.todo.keys() {
-                if self.objects.len() + start.len() >= OBJECTS_MAX {
-                    break;
-                }
-                if !self.objects.contains_key(&(*id, *oid)) && !behind.later.contains(oid) {
-                    start.push((*id, *oid));
-                }
-            }
-        }
+        let objects = |(id, behind): (&'_ PgId, &'_ Behind)| {
+            let (pg, later) = (*id, &behind.later);
+            let waits = |oid: &&Oid| !self.objects.contains_key(&(pg, **oid)) && !later.contains(*oid);
+            behind.todo.keys().filter(waits).map(|oid| (pg, *oid)).take(places).collect::<Vec<_>>()
+        };
+        let waiting =
+            URGENCIES.into_iter().flat_map(copying).filter(|(id, _)| has_source(id)).flat_map(objects);
+        let start: Vec<(PgId, Oid)> = waiting.take(places).collect();
         for (pg, oid) in start {
             // An object that is held back stays in `todo`, so its PG is not taken for complete.
             if !self.throttle.take(ctx.now) {
@@ -582,7 +583,7 @@ impl Behind {
 }
 
 fn own_list_pending(ctx: &Context) -> bool {
-    ctx.out.tickets.values().any(|(u, _)| matches!(u, StoreUse::OwnList { .. }))
+    ctx.out.tickets.values().any(|submitted| matches!(submitted.purpose, StoreUse::OwnList { .. }))
 }
 
 fn urgency_of(ctx: &Context, id: PgId) -> Urgency {

@@ -14,8 +14,12 @@ use crate::Time;
 /// Bytes per second, whatever the strain: repair comes to an end.
 const RATE_MIN: u64 = 4 << 20;
 const RATE_MAX: u64 = 64 << 30;
-/// More per second, each tick in which guests do not notice.
-const STEP: u64 = 4 << 20;
+/// More per second, each tick in which guests do not notice: a tenth, and this.
+const STEP: u64 = 256 << 10;
+/// Blocks of a piece while nobody waits for anything else: 1 MiB.
+pub(super) const PIECE_BLOCKS_MAX: u32 = 256;
+/// And while guests do, who wait for each piece that is before them: 64 KiB, the least that the store does not write twice.
+const SMALL_PIECE_BLOCKS: u32 = 16;
 /// What may be fetched at once after a pause: so much time's worth, and a piece.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -29,6 +33,8 @@ pub(super) struct Pace {
     spent: u64,
     /// The worst that was heard since the last tick.
     pressure: Pressure,
+    /// What the tick before has heard.
+    last: Pressure,
     /// Objects whose next piece has to wait, by the attempt.
     waiting: VecDeque<(PgId, Oid)>,
 }
@@ -41,6 +47,7 @@ impl Default for Pace {
             credited: Time(0),
             spent: 0,
             pressure: Pressure::None,
+            last: Pressure::None,
             waiting: VecDeque::new(),
         }
     }
@@ -59,10 +66,18 @@ impl Pace {
         let real = (u128::from(spent) * 1_000_000_000 / tick.as_nanos().max(1)) as u64;
         self.rate = match pressure {
             Pressure::None => self.rate * 4,
-            Pressure::Busy => self.rate.min(real * 2) + STEP,
+            Pressure::Busy => self.rate.min(real * 2) + self.rate / 10 + STEP,
             Pressure::Strained => self.rate.min(real) / 2,
         }
         .clamp(RATE_MIN, RATE_MAX);
+        self.last = pressure;
+    }
+
+    /// The end of a piece that begins here: pieces of an object begin where their size says.
+    pub fn piece_end(&self, first: u32) -> u64 {
+        let is_alone = self.last.max(self.pressure) == Pressure::None;
+        let size = if is_alone { PIECE_BLOCKS_MAX } else { SMALL_PIECE_BLOCKS };
+        u64::from(first - first % size) + u64::from(size)
     }
 
     /// Takes what the piece costs, or has the object wait until [`Pace::next`].
@@ -106,6 +121,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use proto::BLOCK_BYTES;
+
     use super::*;
 
     const PIECE: u64 = 1 << 20;
@@ -120,8 +137,9 @@ mod tests {
         let mut fetched = 0;
         for ms in 0..1000 {
             let now = Time((from * 1000 + ms) * 1_000_000);
-            while fetched < limit * (ms + 1) / 1000 && pace.take(PIECE, bound, now, key()) {
-                fetched += PIECE;
+            let bytes = pace.piece_end(0) * BLOCK_BYTES as u64;
+            while fetched < limit * (ms + 1) / 1000 && pace.take(bytes, bound, now, key()) {
+                fetched += bytes;
             }
             pace.take_waiting();
             if ms % 100 == 99 {
@@ -143,10 +161,23 @@ mod tests {
         assert!(begun < limit / 3, "{begun}");
         let strained = fetch(&mut pace, 3, Pressure::Strained, 0, limit);
         assert!((2 << 20..10 << 20).contains(&strained), "{strained}: slow, and not at an end");
-        let unnoticed = fetch(&mut pace, 4, Pressure::Busy, 0, limit);
-        assert!(unnoticed > 2 * strained, "{unnoticed}");
-        let bounded = fetch(&mut pace, 5, Pressure::None, 20 << 20, limit);
+        fetch(&mut pace, 4, Pressure::Busy, 0, limit);
+        let unnoticed = fetch(&mut pace, 5, Pressure::Busy, 0, limit);
+        assert!(unnoticed > 4 * strained, "{unnoticed}");
+        let bounded = fetch(&mut pace, 6, Pressure::None, 20 << 20, limit);
         assert!((15 << 20..25 << 20).contains(&bounded), "{bounded}");
+    }
+
+    #[test]
+    fn pieces_are_small_while_guests_wait() {
+        let mut pace = Pace::default();
+        assert_eq!((pace.piece_end(0), pace.piece_end(300)), (256, 512));
+        pace.hear(Pressure::Busy);
+        assert_eq!((pace.piece_end(0), pace.piece_end(300)), (16, 304), "at once");
+        pace.handle_tick(TICK);
+        assert_eq!(pace.piece_end(15), 16, "and for the tick after");
+        pace.handle_tick(TICK);
+        assert_eq!(pace.piece_end(16), 256);
     }
 
     #[test]

@@ -130,7 +130,8 @@ impl Machine {
     pub fn submit(&mut self, op: ObjectOp) -> u64 {
         self.next_ticket += 1;
         if self.writes_ahead && self.store.wants_to_write_ahead() && self.rng.chance(10) {
-            self.store.write_ahead();
+            let pieces = 1 + self.rng.below(4) as u32;
+            self.store.write_ahead(pieces);
         }
         self.store.submit(self.next_ticket, op);
         self.pump();
