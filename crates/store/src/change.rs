@@ -241,7 +241,7 @@ impl Store {
         false
     }
 
-    /// False: no room in the journal, or on the disk, yet. Otherwise the order is applied or refused.
+    /// False: no room in the journal, in memory, or on the disk, yet. Otherwise the order is applied or refused.
     fn apply_if_admitted(&mut self, order: u64, ticket: u64, op: &ObjectOp, chunks: &[DirectChunk]) -> bool {
         let ObjectOp::Change { oid, change, data, tag } = op else {
             return self.amend_if_admitted(order, ticket, op);
@@ -260,7 +260,8 @@ impl Store {
             self.refuse(order, ticket, op, chunks);
             return true;
         }
-        if !self.journal.admits(need.entries_bytes, need.data_blocks, false) {
+        let has_memory = self.has_memory_for(need.data_blocks);
+        if !has_memory || !self.journal.admits(need.entries_bytes, need.data_blocks, false) {
             return false;
         }
         let seq = self.journal.begin(need.entries_bytes, need.data_blocks);

@@ -365,6 +365,11 @@ impl LiveRecord {
     }
 }
 
+/// Blocks that are kept in memory, for they are not home yet.
+pub fn written_blocks(store: &Store) -> usize {
+    store.written.block_count()
+}
+
 /// The first record that a start would replay.
 pub fn oldest_record(store: &Store) -> u64 {
     store.journal.tail_seq()

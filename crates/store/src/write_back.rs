@@ -32,6 +32,8 @@ pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 40 MiB.
 const WRITTEN_BLOCKS_MAX: usize = 10240;
+/// Nor even for a moment, more than this: what comes waits, as it does for a full journal, until some are home. 64 MiB.
+const WRITTEN_BLOCKS_BOUND: usize = 16384;
 
 #[derive(Default)]
 pub struct WriteBack {
@@ -151,6 +153,12 @@ impl Store {
             || !self.stalled.is_empty()
             || self.write_back.checkpoint.is_some()
             || self.journal_checks.goal().is_some()
+    }
+
+    /// May so many more blocks be kept in memory? If not, some go home first: whoever asks is stalled, and that makes them go.
+    pub(crate) fn has_memory_for(&self, blocks: u64) -> bool {
+        let kept = self.written.block_count();
+        blocks == 0 || kept == 0 || kept as u64 + blocks <= WRITTEN_BLOCKS_BOUND as u64
     }
 
     fn trimmable(&self) -> u64 {

@@ -28,7 +28,7 @@ use crate::session::blocks_of;
 
 /// Changes that the store has not answered yet, until no more pieces are asked for. The store works in order of submission: guests'
 /// writes wait behind these, and their data takes memory.
-const BACKFILLS_MAX: usize = 8;
+const BACKFILLS_MAX: usize = 16;
 /// Attempts, a tick apart, at an object with a change that this copy should have been sent. A living owner sends it
 /// within that time, and a new one has sealed.
 const ATTEMPTS_MAX: u32 = 10;

@@ -42,7 +42,7 @@ use pace::Pace;
 use throttle::Throttle;
 
 /// Objects fetched at the same time.
-const OBJECTS_MAX: usize = 16;
+const OBJECTS_MAX: usize = 24;
 /// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
 const PGS_MAX: usize = 1024;
 /// Pause after an attempt that was refused or dropped.

@@ -17,7 +17,7 @@ const RATE_MAX: u64 = 64 << 30;
 /// More per second, each tick in which guests do not notice: a tenth, and this.
 const STEP: u64 = 256 << 10;
 /// Blocks of a piece while nobody waits for anything else: 1 MiB.
-pub(super) const PIECE_BLOCKS_MAX: u32 = 256;
+pub(super) const PIECE_BLOCKS_MAX: u32 = 128;
 /// And while guests do, who wait for each piece that is before them: 64 KiB, the least that the store does not write twice.
 const SMALL_PIECE_BLOCKS: u32 = 16;
 /// What may be fetched at once after a pause: so much time's worth, and a piece.
