@@ -264,8 +264,8 @@ fn a_store_is_not_given_more_than_it_keeps_up_with() {
     cluster.slow = Some(id_of(3));
     cluster.come_back(3, disk);
     // What is under way when the store falls behind still comes.
-    let most = 8 + 16;
-    assert!((8..=most).contains(&cluster.held.len()), "{} changes wait for the store", cluster.held.len());
+    let most = 16 + 24;
+    assert!((16..=most).contains(&cluster.held.len()), "{} changes wait for the store", cluster.held.len());
     while !cluster.held.is_empty() {
         cluster.answer_held();
         assert!(cluster.held.len() <= most, "{} changes wait for the store", cluster.held.len());

@@ -50,8 +50,8 @@ fn main() -> ExitCode {
     serve::run(setting, launch)
 }
 
-/// The kernel clears a huge page (2 MiB) at the first touch, for some 5 ms in which no request is served; what it saves of later faults is less
-/// than can be measured. Best effort: without it all works, with longer tails.
+/// The kernel clears a huge page (2 MiB) at the first touch, for some 5 ms in which no request is served. Of the whole process, guests' memory over
+/// vhost-user included. Best effort: without it all works, with longer tails.
 fn avoid_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -50,7 +50,7 @@ impl FormatOptions {
 }
 
 /// A thirty-second of the disk, 16 to 256 MiB: enough to coalesce overwrites, read back in less than a second when opened. A
-/// lone 4 KiB write takes 8 KiB of it, and at most 128 MiB of written blocks wait in memory.
+/// lone 4 KiB write takes 8 KiB of it, and beyond 64 MiB of written blocks in memory others wait.
 pub fn default_journal_bytes(size_bytes: u64) -> u64 {
     (size_bytes / 32).clamp(16 << 20, 256 << 20)
 }

@@ -31,9 +31,10 @@ const TAGS_MAX: usize = 128;
 pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 40 MiB.
-const WRITTEN_BLOCKS_MAX: usize = 10240;
-/// Nor even for a moment, more than this: what comes waits, as it does for a full journal, until some are home. 64 MiB.
-const WRITTEN_BLOCKS_BOUND: usize = 16384;
+const WRITTEN_BLOCKS_PRESSED: usize = 10240;
+/// With more than this a write waits, as it does for a full journal, until some are home: 64 MiB. Clones, which share theirs, and a start, which finds
+/// what the journal holds, may go beyond it.
+const WRITTEN_BLOCKS_MAX: usize = 16384;
 
 #[derive(Default)]
 pub struct WriteBack {
@@ -146,8 +147,8 @@ impl Store {
 
     fn wants_write_back(&mut self) -> bool {
         let (used, ring) = (self.journal.used_blocks(), self.superblock.geometry.journal_blocks);
-        let full = used > ring / 2 || self.written.block_count() > WRITTEN_BLOCKS_MAX;
-        let enough = used <= ring / 4 && self.written.block_count() <= WRITTEN_BLOCKS_MAX / 2;
+        let full = used > ring / 2 || self.written.block_count() > WRITTEN_BLOCKS_PRESSED;
+        let enough = used <= ring / 4 && self.written.block_count() <= WRITTEN_BLOCKS_PRESSED / 2;
         self.write_back.pressed = full || (self.write_back.pressed && !enough);
         self.write_back.pressed
             || !self.stalled.is_empty()
@@ -158,7 +159,7 @@ impl Store {
     /// May so many more blocks be kept in memory? If not, some go home first: whoever asks is stalled, and that makes them go.
     pub(crate) fn has_memory_for(&self, blocks: u64) -> bool {
         let kept = self.written.block_count();
-        blocks == 0 || kept == 0 || kept as u64 + blocks <= WRITTEN_BLOCKS_BOUND as u64
+        blocks == 0 || kept == 0 || kept as u64 + blocks <= WRITTEN_BLOCKS_MAX as u64
     }
 
     fn trimmable(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! Blocks that are durable in the journal (or on their way into it) and not yet home.
 //!
 //! Only the newest version of each block is kept; it covers whatever lies in the slot. The memory is bounded by the journal,
-//! which holds the same blocks.
+//! which holds the same blocks, and by `has_memory_for` in `write_back`.
 
 use std::collections::BTreeMap;
 

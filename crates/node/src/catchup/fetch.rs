@@ -33,7 +33,7 @@ const BACKFILLS_MAX: usize = 16;
 /// within that time, and a new one has sealed.
 const ATTEMPTS_MAX: u32 = 10;
 /// Torn pieces of one object that are fetched again before it is begun anew at the next tick.
-const TORN_MAX: u32 = 64;
+const TORN_MAX: u32 = 256;
 
 #[derive(Debug)]
 pub(super) struct Fetching {
@@ -45,6 +45,8 @@ pub(super) struct Fetching {
     found: Option<Found>,
     own_blocks: Option<u32>,
     next: u32,
+    /// The piece that is on its way: there is no other until it is here, so pieces never overlap.
+    asked: Option<BlockRange>,
     /// Up to here blocks are fetched one by one: the source cannot read all of them.
     singly_until: u64,
     /// What came with a block that is compared with this copy's own.
@@ -104,6 +106,7 @@ impl Fetching {
             found: None,
             own_blocks: None,
             next: 0,
+            asked: None,
             singly_until: 0,
             compared: Vec::new(),
             marks: BTreeMap::new(),
@@ -132,7 +135,8 @@ impl Fetching {
         if lacking().any(|seen| seen.turn > told.turn) {
             return Verdict::Settled;
         }
-        if let Some(seen) = lacking().next() {
+        // The length, if it is among them: then no piece needs to be fetched again before all begins anew.
+        if let Some(seen) = lacking().next_back() {
             return Verdict::Torn { first: seen.first, end: seen.end };
         }
         match self.gap_in(mark) {
@@ -301,6 +305,9 @@ impl CatchUp {
     pub(super) fn fetch_next(&mut self, ctx: &mut Context, replica: &mut Replica, pg: PgId, oid: Oid) {
         let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
         let (Some(found), Some(own_blocks)) = (fetching.found, fetching.own_blocks) else { return };
+        if fetching.asked.is_some() {
+            return;
+        }
         let Some(behind) = self.pgs.get(&pg) else { return };
         let whole = behind.decided.get(&oid).is_some_and(|decided| decided.whole().is_some());
         let wanted = behind.todo.get(&oid).unwrap_or(&Extent::Whole);
@@ -328,8 +335,9 @@ impl CatchUp {
     }
 
     fn fetch_piece(&mut self, ctx: &mut Context, pg: PgId, oid: Oid, blocks: BlockRange) {
-        let Some(fetching) = self.objects.get(&(pg, oid)) else { return };
+        let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
         let Some(since) = ctx.view.pg(pg).map(|state| state.since) else { return };
+        fetching.asked = Some(blocks);
         let asked = Asked { pg, oid, attempt: fetching.attempt, since };
         let ask = PeerRequest::Fetch { pg, since, oid: fetching.from, blocks: Some(blocks) };
         ctx.call(fetching.source, ask, Purpose::Fetch { asked, blocks });
@@ -347,7 +355,7 @@ impl CatchUp {
         if let PeerReply::Fetched { pressure, .. } = &reply {
             self.pace.hear(*pressure);
         }
-        let Some(fetching) = self.awaiting(ctx, asked) else { return };
+        let Some(fetching) = self.awaiting(ctx, asked).filter(|f| f.asked == Some(blocks)) else { return };
         let is_base = fetching.from != oid;
         let (data, marks) = match reply {
             PeerReply::Fetched { found: Fetched::Damaged(checksums), marks, .. } if !is_base => {
@@ -386,6 +394,7 @@ impl CatchUp {
             return;
         }
         let fetching = self.objects.get_mut(&(pg, oid)).expect("seen by the caller");
+        fetching.asked = None;
         fetching.next = fetching.next.max(blocks.end() as u32);
         if !is_base {
             fetching.see(blocks.first, blocks.end(), &marks);
@@ -408,6 +417,7 @@ impl CatchUp {
         let Asked { pg, oid, .. } = asked;
         let Some(fetching) = self.objects.get_mut(&(pg, oid)) else { return };
         if blocks.count > 1 {
+            fetching.asked = None;
             fetching.singly_until = fetching.singly_until.max(blocks.end());
             return self.fetch_next(ctx, replica, pg, oid);
         }

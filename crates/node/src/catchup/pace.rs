@@ -1,6 +1,6 @@
 //! How fast a node fetches: as fast as it can while nobody waits for anything else, and else as fast as those who wait hardly notice.
 //!
-//! Every tick the rate grows by a step while guests are served as usual, and is halved when this node's store or a source's is under strain
+//! Every tick the rate grows by a tenth while guests are served as usual, and is halved when this node's store or a source's is under strain
 //! ([`crate::strain`]). An operator's bound holds besides.
 
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ const RATE_MIN: u64 = 4 << 20;
 const RATE_MAX: u64 = 64 << 30;
 /// More per second, each tick in which guests do not notice: a tenth, and this.
 const STEP: u64 = 256 << 10;
-/// Blocks of a piece while nobody waits for anything else: 1 MiB.
+/// Blocks of a piece while nobody waits for anything else: 512 KiB.
 pub(super) const PIECE_BLOCKS_MAX: u32 = 128;
 /// And while guests do, who wait for each piece that is before them: 64 KiB, the least that the store does not write twice.
 const SMALL_PIECE_BLOCKS: u32 = 16;
@@ -66,7 +66,10 @@ impl Pace {
         let real = (u128::from(spent) * 1_000_000_000 / tick.as_nanos().max(1)) as u64;
         self.rate = match pressure {
             Pressure::None => self.rate * 4,
-            Pressure::Busy => self.rate.min(real * 2) + self.rate / 10 + STEP,
+            Pressure::Busy => {
+                let rate = self.rate.min(real * 2);
+                rate + rate / 10 + STEP
+            }
             Pressure::Strained => self.rate.min(real) / 2,
         }
         .clamp(RATE_MIN, RATE_MAX);
@@ -171,13 +174,14 @@ mod tests {
     #[test]
     fn pieces_are_small_while_guests_wait() {
         let mut pace = Pace::default();
-        assert_eq!((pace.piece_end(0), pace.piece_end(300)), (256, 512));
+        let large = u64::from(PIECE_BLOCKS_MAX);
+        assert_eq!((pace.piece_end(0), pace.piece_end(PIECE_BLOCKS_MAX + 3)), (large, 2 * large));
         pace.hear(Pressure::Busy);
         assert_eq!((pace.piece_end(0), pace.piece_end(300)), (16, 304), "at once");
         pace.handle_tick(TICK);
         assert_eq!(pace.piece_end(15), 16, "and for the tick after");
         pace.handle_tick(TICK);
-        assert_eq!(pace.piece_end(16), 256);
+        assert_eq!(pace.piece_end(16), large);
     }
 
     #[test]
