@@ -54,12 +54,19 @@ while_writing() {
     expect 1 "^the disk of node 127.0.0.1:${port}1 in zone 1 has failed" dog cluster health -p "${port}0"
     verify_through 0 1 2 3
 }
+# Copies are whole without sheep 1, too; it has its share again when it stores something and nobody fetches any more.
+has_its_share() {
+    local behind stored
+    stored=$(dog node info -r -p "${port}0" | awk '$1 == 1 {print $3}') && ((${stored:-0} > 32 << 20)) || return 1
+    behind=$(dog node recovery -r -p "${port}0") && [[ -z $behind ]]
+}
 back_again() {
     stop_failing
     rm -f "$dir"/faults/*
     start_failing
     wait_for 30 "four members" members_are 4
     wait_for 60 "no missing copy" whole
+    wait_for 60 "copies on sheep 1" has_its_share
 }
 
 say "errors on write"
