@@ -157,6 +157,9 @@ impl Store {
     }
 
     /// May so many more blocks be kept in memory? If not, some go home first: whoever asks is stalled, and that makes them go.
+    ///
+    /// That ends: stalled orders alone make `wants_write_back` true, records become durable without new orders, and what goes home has its slots
+    /// promised and asks for nothing here.
     pub(crate) fn has_memory_for(&self, blocks: u64) -> bool {
         let kept = self.written.block_count();
         blocks == 0 || kept == 0 || kept as u64 + blocks <= WRITTEN_BLOCKS_MAX as u64
