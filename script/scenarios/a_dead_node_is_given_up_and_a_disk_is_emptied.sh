@@ -14,6 +14,8 @@ whole() {
     cmp <(dog vdi read disk 0 48M) "$dir/data" || die "the data are not the same"
 }
 used() { dog node info -r | awk -v id="$1" '$1 == id { print $3 }'; }
+# Two copies of 48 MiB, and none that is not needed any more.
+is_tidy() { (($(used Total) == 2 * 48 << 20)); }
 
 chapter "A dead sheep is given up"
 for i in 0 1 2 3; do start_sheep "$i"; done
@@ -21,7 +23,8 @@ wait_for 20 "4 members" members_are 4
 run dog cluster format --copies=2 --out-time 3s
 wait_for 20 "a running cluster" cluster_runs
 expect 0 '^A node that is down is given up after 3s$' dog cluster out-time
-run dog vdi create disk 256M
+# Many small objects: how many are on which node is chance.
+run dog vdi create -z 20 disk 256M
 head -c 48M /dev/urandom >"$dir/data"
 run_line "dog vdi write disk 0 48M <$dir/data"
 kill_sheep 3
@@ -39,17 +42,19 @@ wait_for 20 "a healthy cluster" health_is ok
 whole
 
 chapter "An operator empties one"
+wait_for 60 "no more copies than there should be" is_tidy
 full=$(used 2)
 run dog node out 2
 wait_for 60 "copies elsewhere" health_says "^node 127.0.0.1:${port}2 .*holds nothing that is needed"
-emptied() { (($(used 2) < full / 2)); }
+emptied() { (($(used 2) == 0)); }
 wait_for 60 "an emptied disk, which used $full" emptied
 run dog node info
 whole
 expect 0 'is out already' dog node out "127.0.0.1:${port}2"
 run dog node in "127.0.0.1:${port}2"
-filled() { (($(used 2) > full / 2)); }
-wait_for 60 "a disk that is used again" filled
+# Not by the same objects: as few as can be are moved, each time.
+filled() { (($(used 2) > full / 4)); }
+wait_for 60 "a disk that is used again, as $full were before" filled
 wait_for 60 "copies that are in their places" idle
 whole
 
