@@ -78,7 +78,7 @@ impl ObjectStore for DiskStore {
                 error.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
             ) {
-                tracing::info!("no room for {}: {error}", self.disk.path().display());
+                tracing::debug!("no room for {}: {error}", self.disk.path().display());
                 return IoFailed::NoRoom;
             }
             // One that was given up says so over and over.

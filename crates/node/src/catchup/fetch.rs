@@ -20,7 +20,7 @@ use proto::peer::{Fetched, PeerReply, PeerRequest};
 use proto::{BLOCK_BYTES, NodeId, Oid, PgId, Since};
 
 use super::pace::PIECE_BLOCKS_MAX;
-use super::{Asked, CatchUp, source_of};
+use super::{Asked, CatchUp, Stage, source_of};
 use crate::context::{Context, Purpose, StoreUse};
 use crate::extent::Extent;
 use crate::replica::Replica;
@@ -642,7 +642,13 @@ impl CatchUp {
         let Some(behind) = self.pgs.get_mut(&pg).filter(|behind| behind.started == started) else { return };
         behind.backfills -= 1;
         if let ObjectReply::Failed(failure) = reply {
-            tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
+            if behind.stage != Stage::Leaving && self.refusals.note(pg, ctx.now) {
+                tracing::error!(
+                    %oid, %failure,
+                    "cannot store what this node should hold, and goes on trying; until then there are fewer copies than there should be. Give its \
+                     disk more room, or put this node out: dog node out"
+                );
+            }
             self.give_up(ctx, pg);
         }
     }

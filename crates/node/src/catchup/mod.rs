@@ -17,6 +17,7 @@ mod decided;
 mod fetch;
 mod pace;
 mod progress;
+mod refusals;
 mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,14 +40,13 @@ pub use progress::Progress;
 use decided::Decided;
 use fetch::Fetching;
 use pace::Pace;
+use refusals::{BACK_OFF, Refusals};
 use throttle::Throttle;
 
 /// Objects fetched at the same time.
 const OBJECTS_MAX: usize = 24;
 /// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
 const PGS_MAX: usize = 1024;
-/// Pause after an attempt that was refused or dropped.
-const BACK_OFF: Duration = Duration::from_secs(2);
 /// How long to wait for all those to answer that would have to wait for this copy.
 const REACHABLE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -58,6 +58,7 @@ pub(crate) struct CatchUp {
     next_attempt: u64,
     objects: BTreeMap<(PgId, Oid), Fetching>,
     not_before: BTreeMap<PgId, Time>,
+    refusals: Refusals,
     /// Of PGs whose in-sync sets this copy has left in this life, or before it: what it has, or may have, of changes that others may lack.
     /// Kept until the PG is in sync, through all attempts.
     adrift: BTreeMap<PgId, BTreeMap<Oid, Extent>>,
@@ -241,8 +242,10 @@ impl CatchUp {
                 }
                 None if known.is_some() => {
                     self.stop(ctx, *id);
-                    if !ctx.view.pg(*id).is_some_and(|pg| pg.in_sync.contains(&ctx.me)) {
-                        self.not_before.insert(*id, ctx.now.after(BACK_OFF));
+                    if ctx.view.pg(*id).is_some_and(|pg| pg.in_sync.contains(&ctx.me)) {
+                        self.refusals.forget(*id);
+                    } else {
+                        self.not_before.insert(*id, ctx.now.after(self.refusals.pause(*id)));
                     }
                 }
                 None => {}

@@ -538,7 +538,7 @@ impl Cluster {
         self.run();
     }
 
-    fn node(&mut self, id: NodeId) -> &mut Node {
+    pub fn node(&mut self, id: NodeId) -> &mut Node {
         let found = self.sheep.iter_mut().find(|(other, ..)| *other == id);
         &mut found.expect("a sheep of this cluster").1
     }
