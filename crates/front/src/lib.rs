@@ -3,7 +3,7 @@
 //! Each protocol is a folder of `wire` (codec), `session` (sans-IO) and `server` (I/O). A server knows the rest of
 //! the sheep only as a [`Service`].
 
-pub mod buffer;
+pub mod fill;
 pub mod guests;
 pub mod native;
 pub mod nbd;

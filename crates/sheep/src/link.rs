@@ -16,8 +16,9 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::Duration;
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
-use front::buffer::AlignedBuf;
+use front::fill::poll_fill;
 use proto::checksum::{block_checksums, crc32c};
 use proto::object::Change;
 use proto::peer::{
@@ -314,7 +315,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         read_exact(&mut self.input, &mut control).await?;
         let mut payload = AlignedBuf::with_capacity(head.payload_bytes as usize);
         while payload.remaining() > 0 {
-            let count = poll_fn(|cx| payload.poll_fill(&mut self.input, cx)).await;
+            let count = poll_fn(|cx| poll_fill(&mut payload, &mut self.input, cx)).await;
             if count.map_err(ReceiveError::Io)? == 0 {
                 return Err(ReceiveError::CutShort);
             }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    avoid_huge_pages();
+    buffer::use_huge_pages();
     let launch = if setting.options.foreground {
         Launch::foreground()
     } else {
@@ -48,10 +48,4 @@ fn main() -> ExitCode {
         }
     };
     serve::run(setting, launch)
-}
-
-/// The kernel clears a huge page (2 MiB) at the first touch, for some 5 ms in which no request is served. Of the whole process, guests' memory over
-/// vhost-user included. Best effort: without it all works, with longer tails.
-fn avoid_huge_pages() {
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -10,11 +10,11 @@
 //! it, and no map names them. What lies in a free slot means nothing, now or after a crash: nobody reads what the slot's next owner did not write
 //! itself. Nothing relies on these zeros being there; so they are not synced.
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 
-use crate::buffer::AlignedBuf;
 use crate::io::IoOp;
-use crate::layout::{Geometry, SLOT_BLOCKS, SLOT_BYTES};
+use crate::layout::{Geometry, SLOT_BYTES};
 use crate::store::{IoOwner, Store};
 
 /// Slots of one piece: 1 MiB.
@@ -39,7 +39,7 @@ impl Ahead {
     pub fn new(geometry: &Geometry, bytes_max: u64) -> Ahead {
         let slots = u32::try_from(bytes_max / SLOT_BYTES).unwrap_or(u32::MAX);
         let slots_max = slots.min(geometry.slots / STORE_SHARE);
-        Ahead { slots_max, zeros: AlignedBuf::zeroed(SLOT_BLOCKS as usize).freeze() }
+        Ahead { slots_max, zeros: AlignedBuf::zeroed(SLOT_BYTES as usize).freeze() }
     }
 }
 

@@ -3,11 +3,11 @@
 //! Small writes, and the ragged edges of large ones, put their data into the journal. Whole chunks of large writes go to fresh slots
 //! first, durably; only then does the record that maps them enter the journal, so a mapping never points at data that a crash may lose.
 
+use buffer::{AlignedBuf, aligned};
 use bytes::Bytes;
 use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, Origin, StoreFailure, Tag, WriteBase};
 use proto::{ObjectKind, Oid};
 
-use crate::buffer::{AlignedBuf, aligned};
 use crate::io::IoOp;
 use crate::layout::*;
 use crate::record::{Below, ChunkRef, Descriptor, Entry, TagKey, encode_write};

@@ -4,10 +4,10 @@
 //! fresh slot is an *overlay* on the shared one, which keeps the rest. An overlay never lies on an overlay: the few blocks of
 //! one that is shared are copied, and the new one lies on the same slot below. Where little is left to be had from below, that is copied too.
 
+use buffer::aligned;
 use bytes::Bytes;
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::aligned;
 use crate::layout::SLOT_BLOCKS;
 use crate::record::{Below, ChunkRef};
 use crate::tables::{Tables, runs};

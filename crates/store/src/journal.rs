@@ -6,12 +6,12 @@
 
 use std::collections::VecDeque;
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::checksum::crc32c;
 use proto::object::ObjectReply;
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::AlignedBuf;
 use crate::layout::{BLOCK, Geometry};
 use crate::record::{Entry, HEAD_BYTES, RecordHead, TagKey, header_blocks};
 
@@ -247,8 +247,8 @@ impl Journal {
             data_blocks: batch.data_blocks as u32,
             entries_crc: crc32c(&batch.entries),
         };
-        let mut header = AlignedBuf::zeroed(header_blocks(batch.entries.len()) as usize);
-        let bytes = header.bytes_mut();
+        let mut header = AlignedBuf::zeroed(header_blocks(batch.entries.len()) as usize * BLOCK_BYTES);
+        let bytes = &mut header[..];
         bytes[..HEAD_BYTES].copy_from_slice(&head.encode());
         bytes[HEAD_BYTES..HEAD_BYTES + batch.entries.len()].copy_from_slice(&batch.entries);
         debug_assert_eq!(bytes.len() % BLOCK_BYTES, 0);

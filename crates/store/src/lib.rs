@@ -11,7 +11,6 @@
 //! [`testing`] has a disk that loses, tears and reorders whatever was not synced.
 
 mod ahead;
-mod buffer;
 mod change;
 mod compare;
 mod descriptors;
@@ -38,7 +37,6 @@ pub mod testing;
 mod write_back;
 mod written;
 
-pub use buffer::AlignedBuf;
 pub use disk::{Disk, FileDisk, OBJECTS_FILE, default_size_bytes, grow};
 pub use io::{IoFailed, IoId, IoOp, IoRequest, IoResult, Usage};
 pub use layout::{FORMAT_VERSION, JOURNAL_BLOCKS_MIN, SLOT_BYTES};

@@ -11,11 +11,11 @@
 
 use std::collections::BTreeMap;
 
+use buffer::aligned;
 use bytes::Bytes;
 use proto::object::{BlockRange, ObjectReply};
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::aligned;
 use crate::io::IoOp;
 use crate::layout::{BLOCK, SLOT_BLOCKS};
 use crate::record::Descriptor;

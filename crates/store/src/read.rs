@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::checksum::{ZERO_BLOCK_CRC, crc32c};
 use proto::object::{BlockRange, ObjectReply, StoreFailure, Verified, runs_of};
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::AlignedBuf;
 use crate::io::{IoOp, IoResult};
 use crate::layout::{BLOCK, GROUP_CHUNKS, SLOT_BLOCKS};
 use crate::store::{IoOwner, Store};
@@ -336,12 +336,15 @@ fn gather(count: u32, mut pieces: Vec<Piece>) -> Bytes {
     if let [Piece { source: Source::Bytes(bytes), .. }] = &mut pieces[..] {
         return std::mem::take(bytes);
     }
-    let mut buf = AlignedBuf::zeroed(count as usize);
+    let mut buf = AlignedBuf::with_capacity(count as usize * BLOCK_BYTES);
+    // In order, without gaps.
     for piece in &pieces {
-        if let Source::Bytes(bytes) = &piece.source {
-            let at = piece.at as usize * BLOCK_BYTES;
-            buf.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        match &piece.source {
+            Source::Bytes(bytes) => buf.extend_from_slice(bytes),
+            Source::Zeros | Source::Disk { .. } => buf.extend_with_zeros(piece.count as usize * BLOCK_BYTES),
         }
+        debug_assert_eq!(buf.len(), (piece.at + piece.count) as usize * BLOCK_BYTES);
     }
+    assert_eq!(buf.remaining(), 0, "the pieces are not all that was asked for");
     buf.freeze()
 }

@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 use std::io;
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::BLOCK_BYTES;
 use proto::object::{Stamp, Unsettled};
 
 use crate::ahead::Ahead;
-use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::journal::{Journal, RecordInfo, Recovered as RecoveredJournal};
 use crate::layout::*;
@@ -322,8 +322,8 @@ fn read_record(
     let mut first = [0; BLOCK_BYTES];
     disk.read_at(offset, &mut first)?;
     let Some(head) = RecordHead::decode(&first).filter(|head| accepts(head)) else { return Ok(None) };
-    let mut record = AlignedBuf::zeroed(head.blocks() as usize);
-    disk.read_at(offset, record.bytes_mut())?;
+    let mut record = AlignedBuf::zeroed(head.blocks() as usize * BLOCK_BYTES);
+    disk.read_at(offset, &mut record)?;
     let Some((entries, data)) = record_body(&head, &record.freeze()) else { return Ok(None) };
     Ok(Some((head, entries, data)))
 }

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::AlignedBuf;
 use crate::disk::Disk;
 use crate::io::{IoFailed, IoId, IoOp, IoRequest, IoResult};
 use crate::layout::{BLOCK, DESCRIPTOR_BYTES, DESCRIPTORS_PER_PAGE, GROUP_CHUNKS, PageId, SLOT_BLOCKS};
@@ -289,8 +289,8 @@ impl SimDisk {
 
     fn read_blocks(&mut self, offset: u64, len: usize) -> Bytes {
         let first = offset / BLOCK_BYTES as u64;
-        let mut buf = AlignedBuf::zeroed(len / BLOCK_BYTES);
-        for (i, out) in buf.bytes_mut().chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        let mut buf = AlignedBuf::zeroed(len);
+        for (i, out) in buf.chunks_exact_mut(BLOCK_BYTES).enumerate() {
             out.copy_from_slice(&self.newest_block(first + i as u64)[..]);
         }
         // A write in flight may show in any sector already.
@@ -304,7 +304,7 @@ impl SimDisk {
                 let base = (at - first) as usize * BLOCK_BYTES;
                 for sector in (0..SECTORS).filter(|_| rng.chance(50)) {
                     let range = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
-                    buf.bytes_mut()[base + range.start..base + range.end].copy_from_slice(&block[range]);
+                    buf[base + range.start..base + range.end].copy_from_slice(&block[range]);
                 }
             }
         }

@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::checksum::crc32c;
 use proto::{BLOCK_BYTES, Oid};
 
-use crate::buffer::AlignedBuf;
 use crate::io::{IoOp, IoResult};
 use crate::job::{Goal, Home, HomeBlock, Job};
 use crate::layout::{BLOCK, PageId};

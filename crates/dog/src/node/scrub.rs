@@ -177,11 +177,15 @@ fn damage_of(row: &Row) -> String {
 
 /// `block 7 of object 007c2b2500000003 of VDI alice`
 pub fn describe(vdi: &[u8], oid: Oid, blocks: BlockRange) -> String {
-    let which = match blocks.count {
+    format!("{} of object {oid} of VDI {}", name_of(blocks), shown(vdi))
+}
+
+/// `block 7`, `blocks 7 to 9`
+pub fn name_of(blocks: BlockRange) -> String {
+    match blocks.count {
         1 => format!("block {}", blocks.first),
         _ => format!("blocks {} to {}", blocks.first, blocks.end().saturating_sub(1)),
-    };
-    format!("{which} of object {oid} of VDI {}", shown(vdi))
+    }
 }
 
 fn render_raw(row: &Row, now: u64) -> String {

@@ -27,6 +27,7 @@ use crate::command::{Action, Command, option};
 use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
+use crate::node::scrub::name_of;
 use crate::sheep::{CallError, Sheep};
 use crate::size;
 use crate::terminal::Progress;
@@ -278,7 +279,7 @@ fn find_missing(oid: Oid, report: Option<&CheckReport>) -> Findings {
 }
 
 fn render_loss(oid: Oid, range: BlockRange) -> String {
-    format!("no good copy of {oid}, blocks {} to {}", range.first, range.end().saturating_sub(1))
+    format!("no good copy of {oid}, {}", name_of(range))
 }
 
 fn render_lost(name: &str, lost_objects: u64) -> String {

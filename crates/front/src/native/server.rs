@@ -27,6 +27,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use buffer::AlignedBuf;
 use bytes::Bytes;
 use proto::Vid;
 use proto::client::{ClientOp, VdiOp};
@@ -46,7 +47,7 @@ use super::desk::Desk;
 use super::exchange::{Answer, Step, Then};
 use super::session::{Arrival, Body};
 use crate::Service;
-use crate::buffer::AlignedBuf;
+use crate::fill::poll_fill;
 use crate::tcp;
 
 /// Memory for payloads in both directions of one connection: two of the largest requests, or about a thousand
@@ -366,7 +367,7 @@ async fn read_payload(input: &mut (impl AsyncRead + Unpin), len: usize) -> io::R
     }
     let mut buffer = AlignedBuf::with_capacity(len);
     while buffer.remaining() > 0 {
-        if poll_fn(|cx| buffer.poll_fill(Pin::new(&mut *input).get_mut(), cx)).await? == 0 {
+        if poll_fn(|cx| poll_fill(&mut buffer, Pin::new(&mut *input).get_mut(), cx)).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }

@@ -4,13 +4,13 @@
 //! payload is complete, never before: a client that vanishes in between has written nothing. Memory is one receive
 //! buffer and one payload, and a payload is only allocated when the caller has room for it.
 
+use buffer::AlignedBuf;
 use proto::BLOCK_BYTES;
 use proto::client::{IO_BYTES_MAX, VolumeOp};
 
 use super::context::Context;
 use super::handshake::Agreement;
 use super::wire::{self, Errno, Framing, RequestHeader, command, command_flag as flag};
-use crate::buffer::AlignedBuf;
 
 /// Holds a batch of small requests; larger payloads bypass it.
 const BUFFER_BYTES: usize = 64 << 10;

@@ -25,6 +25,7 @@ use super::export;
 use super::handshake::{Agreement, Handshake, Step};
 use super::receiver::{Asked, Next, Receiver, Space};
 use super::reply::{Outbox, Replier};
+use crate::fill::poll_fill;
 use crate::guests::{Guests, program_at};
 use crate::{Service, tcp};
 
@@ -356,7 +357,7 @@ where
 
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let read = match self.receiver.space() {
-            Space::Payload(payload) => payload.poll_fill(self.io, cx),
+            Space::Payload(payload) => poll_fill(payload, self.io, cx),
             Space::Buffer(space) => {
                 let mut space = ReadBuf::new(space);
                 let read = Pin::new(&mut *self.io).poll_read(cx, &mut space);

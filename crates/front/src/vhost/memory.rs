@@ -7,13 +7,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use buffer::AlignedBuf;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion, Permissions,
     VolatileSlice,
 };
 
 use super::wire::Region;
-use crate::buffer::AlignedBuf;
 
 /// A piece of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +93,11 @@ impl Memory {
     pub fn gather(&self, segments: &[Segment], buffer: &mut AlignedBuf) -> Result<(), Outside> {
         for segment in segments {
             for piece in self.pieces(*segment)? {
-                // SAFETY: `copy_to_volatile_slice` copies the shorter of two equal lengths: all of `spare` is filled.
+                let spare = &mut buffer.spare_mut()[..piece.len()];
+                // SAFETY: all of `spare`, and `copy_to_volatile_slice` copies the shorter of two equal lengths: all of it is filled.
                 unsafe {
-                    buffer.extend_filled(piece.len(), |spare| {
-                        let spare = VolatileSlice::new(spare.as_mut_ptr().cast(), spare.len());
-                        piece.copy_to_volatile_slice(spare);
-                    });
+                    piece.copy_to_volatile_slice(VolatileSlice::new(spare.as_mut_ptr().cast(), spare.len()));
+                    buffer.assume_filled(piece.len());
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use buffer::AlignedBuf;
 use futures_util::StreamExt;
 use futures_util::future::{self, Either};
 use futures_util::stream::FuturesUnordered;
@@ -26,7 +27,6 @@ use super::queue::Taken;
 use super::seat::Seat;
 use super::wire;
 use crate::Service;
-use crate::buffer::AlignedBuf;
 use crate::guests::{Guests, program_at};
 use crate::nbd::export::{self, Export};
 

@@ -13,8 +13,8 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use buffer::{ALIGNMENT, AlignedBuf};
 use bytes::Bytes;
-use front::buffer::{ALIGNMENT, AlignedBuf};
 use tokio::sync::mpsc;
 
 /// Longest read or write in one order.
@@ -180,11 +180,7 @@ impl Work {
     fn new(order: DiskOrder) -> Work {
         let id = order.id;
         let (kind, offset, total) = match order.deed {
-            Deed::Read { offset, len } => {
-                let mut buffer = AlignedBuf::with_capacity(len);
-                buffer.extend_with_zeros(len);
-                (Kind::Read(buffer), offset, len)
-            }
+            Deed::Read { offset, len } => (Kind::Read(AlignedBuf::with_capacity(len)), offset, len),
             Deed::Write { offset, data, durable } => {
                 let total = data.iter().map(Bytes::len).sum();
                 (Kind::Write { pieces: aligned(data, total), durable }, offset, total)
@@ -216,7 +212,7 @@ impl Work {
             }
         };
         match &mut self.kind {
-            Kind::Read(buffer) => push(buffer.as_mut_ptr(), buffer.len()),
+            Kind::Read(buffer) => push(buffer.spare_mut().as_mut_ptr().cast(), self.total),
             // The kernel only reads from memory that is to be written to a disk.
             Kind::Write { pieces, .. } => {
                 pieces.iter().for_each(|piece| push(piece.as_ptr().cast_mut(), piece.len()))
@@ -243,11 +239,16 @@ impl Work {
                 if self.done == self.total { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
             }
         };
-        let data = match self.kind {
-            Kind::Read(buffer) => buffer.freeze(),
+        let result = outcome.map(|()| match self.kind {
+            Kind::Read(mut buffer) => {
+                // SAFETY: the kernel has filled `total` bytes from the start of the room, without a gap: each call went on where the one
+                // before had ended.
+                unsafe { buffer.assume_filled(self.total) };
+                buffer.freeze()
+            }
             _ => Bytes::new(),
-        };
-        Outcome::Finished(Completion { id: self.id, result: outcome.map(|()| data) })
+        });
+        Outcome::Finished(Completion { id: self.id, result })
     }
 }
 

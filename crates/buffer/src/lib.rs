@@ -2,19 +2,20 @@
 //!
 //! Memory starts at a 4 KiB boundary, so that a disk opened with O_DIRECT can take it without a copy. Freed
 //! buffers wait in a small list of the thread that freed them; the list is bounded, the rest goes back to the
-//! allocator. An [`AlignedBuf`] is filled from its start like a `Vec` that cannot grow, then frozen into `Bytes`.
+//! allocator. Large ones lie in huge pages, where the process wants that ([`use_huge_pages`]). An [`AlignedBuf`] is filled from its
+//! start like a `Vec` that cannot grow, then frozen into `Bytes`.
+
+mod huge;
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
-use std::io;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
-use std::pin::Pin;
 use std::ptr::NonNull;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, ReadBuf};
+
+pub use huge::use_huge_pages;
 
 /// Where every buffer starts, and the unit of capacities: one block.
 pub const ALIGNMENT: usize = proto::BLOCK_BYTES;
@@ -23,8 +24,8 @@ pub const ALIGNMENT: usize = proto::BLOCK_BYTES;
 const POOLED_BYTES_MAX: usize = 4 << 20;
 const CLASS_COUNT: usize = (POOLED_BYTES_MAX / ALIGNMENT).ilog2() as usize + 1;
 
-/// Free memory kept per thread: enough for a queue of 64 requests of 256 KiB.
-const FREE_BYTES_MAX: usize = 16 << 20;
+/// Free memory kept per thread: enough for a queue of 64 requests of 128 KiB.
+const FREE_BYTES_MAX: usize = 8 << 20;
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: [const { Vec::new() }; CLASS_COUNT], bytes: 0 }) };
@@ -32,7 +33,7 @@ thread_local! {
 
 /// A block of memory: `capacity` bytes at `start`, of which the first `len` are initialised.
 pub struct AlignedBuf {
-    /// Owned, allocated with `layout(capacity)`.
+    /// Owned: of the arena, or allocated with `layout(capacity)`.
     start: NonNull<u8>,
     /// A positive multiple of `ALIGNMENT`.
     capacity: usize,
@@ -50,6 +51,13 @@ unsafe impl Sync for AlignedBuf {}
 impl AlignedBuf {
     /// An empty buffer that can be filled with `limit` bytes. The caller has checked that size.
     pub fn with_capacity(limit: usize) -> AlignedBuf {
+        let in_units = limit.next_multiple_of(huge::UNIT_BYTES);
+        // What is smaller may be kept for long by the store, and would crowd the arena.
+        if limit >= huge::UNIT_BYTES
+            && let Some(start) = huge::take(in_units)
+        {
+            return AlignedBuf { start, capacity: in_units, len: 0, limit };
+        }
         let capacity = capacity_for(limit);
         let reused =
             class_of(capacity).and_then(|class| POOL.try_with(|p| p.borrow_mut().take(class)).ok()?);
@@ -65,6 +73,13 @@ impl AlignedBuf {
     pub fn copy_of(data: &[u8]) -> AlignedBuf {
         let mut buffer = AlignedBuf::with_capacity(data.len());
         buffer.extend_from_slice(data);
+        buffer
+    }
+
+    /// So many zeros.
+    pub fn zeroed(len: usize) -> AlignedBuf {
+        let mut buffer = AlignedBuf::with_capacity(len);
+        buffer.extend_with_zeros(len);
         buffer
     }
 
@@ -94,45 +109,26 @@ impl AlignedBuf {
         self.len += count;
     }
 
-    /// Appends `count` bytes, which must fit, as `fill` lays them into the room it is given.
-    ///
-    /// # Safety
-    /// `fill` initialises all of that room.
-    #[cfg(feature = "vhost-user")]
-    pub(crate) unsafe fn extend_filled(&mut self, count: usize, fill: impl FnOnce(&mut [MaybeUninit<u8>])) {
-        let spare = self.spare_mut();
-        assert!(count <= spare.len(), "{count} bytes do not fit into {}", spare.len());
-        fill(&mut spare[..count]);
-        self.len += count;
+    /// The room for what still fits, to be filled by other means.
+    pub fn spare_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: `len <= limit <= capacity`, so the range lies in the memory we own; it may be uninitialised.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.len).cast(), self.limit - self.len)
+        }
     }
 
-    /// Reads once from `io`, at most what still fits, and says how much came: 0 at the end of the stream.
-    pub fn poll_fill<R: AsyncRead + Unpin>(
-        &mut self,
-        io: &mut R,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let spare = self.spare_mut();
-        let expected_start = spare.as_ptr().cast::<u8>();
-        let mut target = ReadBuf::uninit(spare);
-        ready!(Pin::new(io).poll_read(cx, &mut target))?;
-        assert_eq!(target.filled().as_ptr(), expected_start, "the reader exchanged the buffer");
-        let count = target.filled().len();
-        // `ReadBuf` keeps its filled part initialised, and it lies in our spare part (asserted above).
+    /// Counts `count` more bytes as filled.
+    ///
+    /// # Safety
+    /// They were initialised in [`AlignedBuf::spare_mut`], from its start.
+    pub unsafe fn assume_filled(&mut self, count: usize) {
+        assert!(count <= self.remaining(), "{count} bytes do not fit into {}", self.remaining());
         self.len += count;
-        Poll::Ready(Ok(count))
     }
 
     /// The filled part as shareable bytes. Its memory returns to the pool with the last of them.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
-    }
-
-    fn spare_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: `len <= limit <= capacity`, so the range lies in the memory we own; it may be uninitialised.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.len).cast(), self.limit - self.len)
-        }
     }
 }
 
@@ -161,6 +157,9 @@ impl AsRef<[u8]> for AlignedBuf {
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         let (start, capacity) = (self.start, self.capacity);
+        if capacity.is_multiple_of(huge::UNIT_BYTES) && huge::give_back(start, capacity) {
+            return;
+        }
         // The pool is gone while its thread ends: then the memory goes back at once.
         let kept = class_of(capacity)
             .is_some_and(|class| POOL.try_with(|p| p.borrow_mut().keep(class, start)).unwrap_or(false));
@@ -174,6 +173,15 @@ impl Drop for AlignedBuf {
 impl std::fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AlignedBuf({} of {} bytes)", self.len, self.limit)
+    }
+}
+
+/// `data` itself where its memory is aligned, else one aligned copy.
+pub fn aligned(data: &Bytes) -> Bytes {
+    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+        data.clone()
+    } else {
+        AlignedBuf::copy_of(data).freeze()
     }
 }
 
@@ -287,5 +295,15 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(free_bytes(), 0);
+    }
+
+    #[test]
+    fn an_unaligned_payload_is_copied_once_and_an_aligned_one_never() {
+        let buf = AlignedBuf::copy_of(&[7; 3 * ALIGNMENT]).freeze();
+        assert_eq!(aligned(&buf.slice(ALIGNMENT..)).as_ptr(), buf[ALIGNMENT..].as_ptr());
+        let odd = buf.slice(1..1 + ALIGNMENT);
+        let copy = aligned(&odd);
+        assert_eq!(copy, odd);
+        assert_eq!(copy.as_ptr() as usize % ALIGNMENT, 0);
     }
 }
