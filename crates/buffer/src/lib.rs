@@ -28,7 +28,12 @@ const CLASS_COUNT: usize = (POOLED_BYTES_MAX / ALIGNMENT).ilog2() as usize + 1;
 const FREE_BYTES_MAX: usize = 8 << 20;
 
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: [const { Vec::new() }; CLASS_COUNT], bytes: 0 }) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: [const { Vec::new() }; CLASS_COUNT], bytes: 0, bytes_max: FREE_BYTES_MAX }) };
+}
+
+/// This thread frees buffers and asks for none: it keeps no free memory.
+pub fn keep_no_free_memory() {
+    POOL.with(|pool| pool.borrow_mut().bytes_max = 0);
 }
 
 /// A block of memory: `capacity` bytes at `start`, of which the first `len` are initialised.
@@ -126,7 +131,7 @@ impl AlignedBuf {
         self.len += count;
     }
 
-    /// The filled part as shareable bytes. Its memory returns to the pool with the last of them.
+    /// The filled part as shareable bytes. Its memory returns to where it came from with the last of them.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -187,9 +192,10 @@ pub fn aligned(data: &Bytes) -> Bytes {
 
 /// Free memory of one thread, by size class.
 struct Pool {
-    /// Allocated with `layout(capacity_of(class))`, owned by this list.
+    /// Allocated with `layout(class_bytes(class))`, owned by this list.
     free: [Vec<NonNull<u8>>; CLASS_COUNT],
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Pool {
@@ -201,7 +207,7 @@ impl Pool {
 
     /// Takes over the memory, unless the pool is full.
     fn keep(&mut self, class: usize, start: NonNull<u8>) -> bool {
-        if self.bytes + class_bytes(class) > FREE_BYTES_MAX {
+        if self.bytes + class_bytes(class) > self.bytes_max {
             return false;
         }
         self.bytes += class_bytes(class);
@@ -295,6 +301,14 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(free_bytes(), 0);
+        let buffer = AlignedBuf::with_capacity(1 << 20);
+        std::thread::spawn(move || {
+            keep_no_free_memory();
+            drop(buffer);
+            assert_eq!(free_bytes(), 0);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use proto::{Incarnation, NodeId, Oid, PgId, RequestId, Seq, Since, Vid, ViewVers
 use crate::cache::Cache;
 use crate::catchup::Asked;
 use crate::reach::Reach;
-use crate::strain::{Beside, Strain};
+use crate::strain::{Beside, Kind, Strain};
 use crate::view::View;
 use crate::{Effect, NodeConfig, Ticket, Time};
 
@@ -74,6 +74,8 @@ pub(crate) struct Call {
 pub(crate) struct Submitted {
     pub purpose: StoreUse,
     pub at: Time,
+    /// If an owner waits for it.
+    pub kind: Option<Kind>,
     pub beside: Beside,
 }
 
@@ -154,9 +156,13 @@ impl StoreUse {
         matches!(self, Fetch { .. } | Backfill { .. } | Scrub(_) | AnswerScrub { .. })
     }
 
-    /// An owner waits.
-    pub fn is_request(&self) -> bool {
-        matches!(self, StoreUse::Change { .. } | StoreUse::Answer { .. })
+    /// What an owner waits for, if it is of a kind that always takes as long: a comparison of whole objects does not.
+    fn kind(&self, op: &ObjectOp) -> Option<Kind> {
+        match (self, op) {
+            (StoreUse::Change { .. }, _) => Some(Kind::Change),
+            (StoreUse::Answer { .. }, ObjectOp::Read { .. }) => Some(Kind::Reading),
+            _ => None,
+        }
     }
 }
 
@@ -339,7 +345,8 @@ impl Context<'_> {
         self.out.next_ticket += 1;
         let ticket = Ticket(self.out.next_ticket);
         let beside = self.out.strain.begin(purpose.is_repair());
-        self.out.tickets.insert(ticket, Submitted { purpose, at: self.now, beside });
+        let kind = purpose.kind(&op);
+        self.out.tickets.insert(ticket, Submitted { purpose, at: self.now, kind, beside });
         self.out.effects.push_back(Effect::Store { ticket, op });
     }
 

@@ -486,9 +486,9 @@ impl Node {
         if reply == ObjectReply::Taken {
             return self.handle_taken(ticket, now);
         }
-        let Some(Submitted { purpose, at, beside }) = self.out.tickets.remove(&ticket) else { return };
-        if purpose.is_request() {
-            self.out.strain.note(now.since(at), beside);
+        let Some(Submitted { purpose, at, kind, beside }) = self.out.tickets.remove(&ticket) else { return };
+        if let Some(kind) = kind {
+            self.out.strain.note(now.since(at), kind, beside);
         } else if purpose.is_repair() {
             self.out.strain.note_repaired();
         }

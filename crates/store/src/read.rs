@@ -341,9 +341,10 @@ fn gather(count: u32, mut pieces: Vec<Piece>) -> Bytes {
     for piece in &pieces {
         match &piece.source {
             Source::Bytes(bytes) => buf.extend_from_slice(bytes),
-            Source::Zeros | Source::Disk { .. } => buf.extend_with_zeros(piece.count as usize * BLOCK_BYTES),
+            Source::Zeros => buf.extend_with_zeros(piece.count as usize * BLOCK_BYTES),
+            Source::Disk { .. } => unreachable!("all pieces were read"),
         }
-        debug_assert_eq!(buf.len(), (piece.at + piece.count) as usize * BLOCK_BYTES);
+        assert_eq!(buf.len(), (piece.at + piece.count) as usize * BLOCK_BYTES);
     }
     assert_eq!(buf.remaining(), 0, "the pieces are not all that was asked for");
     buf.freeze()

@@ -94,7 +94,7 @@ impl Memory {
         for segment in segments {
             for piece in self.pieces(*segment)? {
                 let spare = &mut buffer.spare_mut()[..piece.len()];
-                // SAFETY: all of `spare`, and `copy_to_volatile_slice` copies the shorter of two equal lengths: all of it is filled.
+                // SAFETY: `copy_to_volatile_slice` copies the shorter of two equal lengths: all of `spare` is filled.
                 unsafe {
                     piece.copy_to_volatile_slice(VolatileSlice::new(spare.as_mut_ptr().cast(), spare.len()));
                     buffer.assume_filled(piece.len());

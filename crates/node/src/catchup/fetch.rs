@@ -642,11 +642,13 @@ impl CatchUp {
         let Some(behind) = self.pgs.get_mut(&pg).filter(|behind| behind.started == started) else { return };
         behind.backfills -= 1;
         if let ObjectReply::Failed(failure) = reply {
-            if behind.stage != Stage::Leaving && self.refusals.note(pg, ctx.now) {
+            if failure != StoreFailure::NoSpace {
+                tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
+            } else if behind.stage != Stage::Leaving && self.refusals.note(pg, ctx.now) {
                 tracing::error!(
-                    %oid, %failure,
-                    "cannot store what this node should hold, and goes on trying; until then there are fewer copies than there should be. Give its \
-                     disk more room, or put this node out: dog node out"
+                    %oid,
+                    "no room for a copy that this node should hold; it tries again now and then. Give its disk more room, or put the node out: \
+                     dog node out"
                 );
             }
             self.give_up(ctx, pg);

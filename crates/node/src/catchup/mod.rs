@@ -33,20 +33,22 @@ use crate::Time;
 use crate::context::{Context, ProposalUse, Purpose, StoreUse};
 use crate::extent::Extent;
 use crate::replica::{Covered, Replica};
-use crate::view::View;
+use crate::view::{Pg, View};
 
 pub use progress::Progress;
 
 use decided::Decided;
 use fetch::Fetching;
 use pace::Pace;
-use refusals::{BACK_OFF, Refusals};
+use refusals::Refusals;
 use throttle::Throttle;
 
 /// Objects fetched at the same time.
 const OBJECTS_MAX: usize = 24;
 /// PGs in one proposal or listing: keeps both well below the size of an event or a frame.
 const PGS_MAX: usize = 1024;
+/// Pause after an attempt that was refused or dropped.
+const BACK_OFF: Duration = Duration::from_secs(2);
 /// How long to wait for all those to answer that would have to wait for this copy.
 const REACHABLE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -218,6 +220,10 @@ impl CatchUp {
             let attempt =
                 ctx.view.pg(*id).and_then(|pg| pg.catching.iter().find(|c| c.node == ctx.me).copied());
             let known = self.pgs.get(id).map(|b| b.started);
+            let is_lacking = |pg: &Pg| pg.targets.contains(&ctx.me) && !pg.in_sync.contains(&ctx.me);
+            if !ctx.view.pg(*id).is_some_and(is_lacking) {
+                self.refusals.forget(*id);
+            }
             self.note_adrift(ctx, replica, *id, known);
             match attempt {
                 Some(attempt) if known == Some(attempt.started) => {}
@@ -242,10 +248,8 @@ impl CatchUp {
                 }
                 None if known.is_some() => {
                     self.stop(ctx, *id);
-                    if ctx.view.pg(*id).is_some_and(|pg| pg.in_sync.contains(&ctx.me)) {
-                        self.refusals.forget(*id);
-                    } else {
-                        self.not_before.insert(*id, ctx.now.after(self.refusals.pause(*id)));
+                    if !ctx.view.pg(*id).is_some_and(|pg| pg.in_sync.contains(&ctx.me)) {
+                        self.not_before.insert(*id, ctx.now.after(BACK_OFF));
                     }
                 }
                 None => {}
@@ -385,8 +389,9 @@ impl CatchUp {
                 let id = PgId { pool: proto::PoolId(number as u8), index: index as u32 };
                 let lacking = pg.targets.contains(&ctx.me) && !pg.writers().any(|n| n == ctx.me);
                 let has_source = pg.in_sync.iter().any(|n| ctx.view.is_serving(*n));
-                let may = self.not_before.get(&id).is_none_or(|at| *at <= ctx.now)
-                    && (ctx.view.repair().enabled || !ctx.view.is_writable(id));
+                let is_due = self.not_before.get(&id).is_none_or(|at| *at <= ctx.now);
+                let may_wait = || ctx.view.repair().enabled && self.refusals.may_try(id, ctx.now);
+                let may = is_due && (may_wait() || !ctx.view.is_writable(id));
                 if lacking && has_source && may {
                     wanted.push((urgency_of(ctx, id), id, pg.since));
                 }

@@ -1,6 +1,6 @@
-//! Copies that this node's disk has refused, mostly since it is full: tried again ever more rarely, for each attempt fetches what it cannot keep.
+//! Copies for which this node's disk has had no room: tried again ever more rarely, for each attempt fetches what it cannot keep.
 //!
-//! By PG: one that only has to overwrite what lies here already is done in spite of a full disk.
+//! By PG: one that only has to overwrite what lies here already is done in spite of a full disk. And not where writes wait for that copy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,24 +9,29 @@ use proto::PgId;
 
 use crate::Time;
 
-/// Pause after an attempt that was refused or dropped.
-pub(super) const BACK_OFF: Duration = Duration::from_secs(2);
-/// And at most so long a one after a disk's refusals: there may be room again.
-const BACK_OFF_MAX: Duration = Duration::from_secs(32);
+const PAUSE_MIN: Duration = Duration::from_secs(4);
+/// There may be room again.
+const PAUSE_MAX: Duration = Duration::from_secs(32);
 /// How often that is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    pauses: BTreeMap<PgId, Duration>,
+    pgs: BTreeMap<PgId, Refused>,
     told: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    pause: Duration,
+    until: Time,
 }
 
 impl Refusals {
     /// True: it is time to say so once more.
     pub fn note(&mut self, pg: PgId, now: Time) -> bool {
-        let pause = self.pauses.entry(pg).or_insert(BACK_OFF);
-        *pause = (*pause * 2).min(BACK_OFF_MAX);
+        let pause = self.pgs.get(&pg).map_or(PAUSE_MIN, |refused| (refused.pause * 2).min(PAUSE_MAX));
+        self.pgs.insert(pg, Refused { pause, until: now.after(pause) });
         let tells = self.told.is_none_or(|at| now.since(at) >= TELL_EVERY);
         if tells {
             self.told = Some(now);
@@ -34,14 +39,14 @@ impl Refusals {
         tells
     }
 
-    /// Until the next attempt.
-    pub fn pause(&self, pg: PgId) -> Duration {
-        self.pauses.get(&pg).copied().unwrap_or(BACK_OFF)
+    /// Is it time for another attempt?
+    pub fn may_try(&self, pg: PgId, now: Time) -> bool {
+        self.pgs.get(&pg).is_none_or(|refused| refused.until <= now)
     }
 
     /// Its copy here is complete, or not wanted any more.
     pub fn forget(&mut self, pg: PgId) {
-        self.pauses.remove(&pg);
+        self.pgs.remove(&pg);
     }
 }
 
@@ -54,12 +59,19 @@ mod tests {
         let pg = |index| PgId { pool: proto::PoolId(0), index };
         let at = |secs: u64| Time(secs * 1_000_000_000);
         let mut refusals = Refusals::default();
-        assert_eq!(refusals.pause(pg(1)).as_secs(), 2);
-        let told: Vec<bool> = (0..8).map(|n| refusals.note(pg(1), at(n * 10))).collect();
-        assert_eq!(told, [true, false, false, false, false, false, true, false]);
-        assert_eq!(refusals.pause(pg(1)).as_secs(), 32);
-        assert_eq!(refusals.pause(pg(2)).as_secs(), 2, "others are not concerned");
+        let (mut now, mut pauses, mut told) = (0, Vec::new(), Vec::new());
+        for _ in 0..6 {
+            told.push(refusals.note(pg(1), at(now)));
+            let pause = (0..).find(|secs| refusals.may_try(pg(1), at(now + secs))).unwrap();
+            pauses.push(pause);
+            now += pause;
+        }
+        assert_eq!(pauses, [4, 8, 16, 32, 32, 32]);
+        assert_eq!(told, [true, false, false, false, true, false], "at 0, 4, 12, 28, 60 and 92 s");
+        refusals.note(pg(1), at(now));
+        assert!(refusals.may_try(pg(2), at(now)), "others are not concerned");
+        assert!(!refusals.may_try(pg(1), at(now)));
         refusals.forget(pg(1));
-        assert_eq!(refusals.pause(pg(1)).as_secs(), 2);
+        assert!(refusals.may_try(pg(1), at(now)));
     }
 }

@@ -18,6 +18,9 @@ use super::task::{Kind, WriteMode};
 use super::{Forwarded, Inner, Request, Requester, Session};
 use crate::context::Context;
 
+/// Parts as small as this may wait in the store for long until they are brought home: they must not keep a large payload in memory.
+const COPIED_BYTES_MAX: usize = 64 << 10;
+
 /// Tasks of one request that run at once: bounds what a discard of a terabyte holds in memory.
 pub(super) const TASKS_MAX: usize = 16;
 
@@ -161,7 +164,7 @@ impl Session {
                 VolumeOp::Write { offset, data } | VolumeOp::WriteBack { offset, data } => {
                     check(*offset, data.len() as u64)?;
                     let all = pieces(*offset, data.len() as u64, self.shift);
-                    let part = |p: &Piece| data.slice(p.at as usize..p.at as usize + p.len as usize);
+                    let part = |p: &Piece| part_of(data, p.at as usize, p.len as usize);
                     let task = |p: Piece| Kind::Write { data: part(&p), piece: p, mode: WriteMode::Allocate };
                     all.map(|p| (p.index, task(p))).collect()
                 }
@@ -500,4 +503,9 @@ fn join(parts: BTreeMap<u64, Bytes>) -> Bytes {
     let mut whole = BytesMut::with_capacity(parts.values().map(|p| p.len()).sum());
     parts.values().for_each(|part| whole.extend_from_slice(part));
     whole.freeze()
+}
+
+fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
+    let part = data.slice(at..at + len);
+    if len <= COPIED_BYTES_MAX.min(data.len() / 2) { Bytes::copy_from_slice(&part) } else { part }
 }

@@ -24,6 +24,8 @@ impl Pool {
         for n in 0..THREAD_COUNT {
             let (file, inbox, completions) = (file.clone(), inbox.clone(), completions.clone());
             std::thread::Builder::new().name(format!("disk-{n}")).spawn(move || {
+                // What was written is freed here, and used again elsewhere.
+                buffer::keep_no_free_memory();
                 loop {
                     let next = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(work) = next else { return };
