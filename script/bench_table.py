@@ -85,16 +85,20 @@ def repair_alone(directory):
     """By what was done to the fourth sheep: how fast the copies came to where they belong."""
     found = {}
     for path in sorted(directory.glob("repairs.*")):
-        disk = [read_run(run, "write")["mb_per_s"] for run in (directory / "results").glob("repair-alone disk *") if run.suffix != ".ticks"]
-        network = [round(int(line) / 1e6, 1) for line in (directory / "network").read_text().split()]
-        floors = {"disk": max(disk), "network": max(network)}
-        floor = min(floors, key=floors.get)
-        runs = [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
-        size, took = max(runs, key=lambda run: run[0] / run[1])
-        rate = size / took / 1000
-        found[path.name.removeprefix("repairs.")] = {
-            "bytes": size, "ms": took, "mb_per_s": round(rate, 1), "floors_mb_per_s": floors, "floor": floor,
-            "ratio": round(rate / floors[floor], 3), "target": REPAIR_ALONE_TARGET, "meets_target": rate >= REPAIR_ALONE_TARGET * floors[floor]}
+        network = float((directory / "network").read_text()) / 1e6
+        runs = []
+        for line in path.read_text().splitlines():
+            size, took, number = map(int, line.split())
+            disk = read_run(directory / "results" / f"repair-alone disk {number}", "write")["mb_per_s"]
+            floors = {"disk": disk, "network": round(network, 1)}
+            floor = min(floors, key=floors.get)
+            rate = size / took / 1000
+            runs.append({"bytes": size, "ms": took, "mb_per_s": round(rate, 1), "floors_mb_per_s": floors, "floor": floor,
+                         "ratio": round(rate / floors[floor], 3)})
+        runs.sort(key=lambda run: run["ratio"])
+        ratios = [run["ratio"] for run in runs]
+        found[path.name.removeprefix("repairs.")] = runs[(len(runs) - 1) // 2] | {
+            "ratios": ratios, "target": REPAIR_ALONE_TARGET, "meets_target": ratios[(len(runs) - 1) // 2] >= REPAIR_ALONE_TARGET}
     return found
 
 
@@ -187,7 +191,7 @@ def print_table(cells, amplification, snapshots, repairs, guests, memory):
     for deed, run in repairs.items():
         print(f"repair alone, a fourth sheep {deed}: {run['bytes'] / 1e6:.0f} MB in {run['ms'] / 1000:.1f} s, {run['mb_per_s']:.0f} MB/s, "
               f"{run['ratio']:.0%} of {run['floor']} ({run['floors_mb_per_s'][run['floor']]:.0f} MB/s), target {run['target']:.0%}"
-              + ("" if run["meets_target"] else ": MISSED"))
+              + ("" if run["meets_target"] else ": MISSED") + (f"; of {len(run['ratios'])}: {', '.join(f'{ratio:.0%}' for ratio in run['ratios'])}" if len(run["ratios"]) > 1 else ""))
     for kind in ["write", "read"] if guests else []:
         vhost, nbd = guests["vhost-user"][kind], guests["nbd"][kind]
         print(f"in an emulated guest, 4 KiB {kind}s at random: {vhost} IOPS over vhost-user, {nbd} over NBD ({vhost / nbd:.0%})")
@@ -195,7 +199,7 @@ def print_table(cells, amplification, snapshots, repairs, guests, memory):
           f"{memory['cache_mib']} MiB, target {memory['target_mib']} MiB beside those" + ("" if memory["meets_target"] else ": MISSED"))
     print("disk: fio on a file, O_DIRECT, writes O_DSYNC (write4k-1: three jobs); qemu-nbd: the file with O_DIRECT, "
           "writes O_DSYNC (writeback4k-32: in the page cache, flushed at the end); rewrite: the same writes once more; before: the same load before the snapshot; quiet: the same load "
-          "before repair; repair alone: of the disk written durably while as much is read, and of the loopback network; one-thread: clients on the data plane's thread, with --io-threads 1 instead of 2; CPU: of the server, all sheep together; of the disk: of fio itself")
+          "before repair; repair alone: of the disk written durably while as much is read, just before each, and of the loopback network, the median; one-thread: clients on the data plane's thread, with --io-threads 1 instead of 2; CPU: of the server, all sheep together; of the disk: of fio itself")
 
 
 main()
