@@ -117,6 +117,10 @@ impl Fetching {
         }
     }
 
+    pub(super) fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
     fn see(&mut self, first: u32, end: u64, marks: &[Unsettled]) {
         self.turn += 1;
         let stamps = marks.iter().map(|mark| mark.stamp).collect();

@@ -305,11 +305,17 @@ impl CatchUp {
         self.fetch_waiting(ctx, replica);
     }
 
+    /// The more urgent ones first, and of those that are alike the ones that began first: what may be fetched completes some objects, and not all of them at
+    /// once at the very end.
     fn fetch_waiting(&mut self, ctx: &mut Context, replica: &mut Replica) {
         if self.is_store_full() {
             return;
         }
-        for (pg, oid) in self.pace.take_waiting() {
+        let mut waiting = Vec::from(self.pace.take_waiting());
+        waiting.sort_by_key(|key| {
+            (self.pgs.get(&key.0).map(|behind| behind.urgency), self.objects.get(key).map(Fetching::attempt))
+        });
+        for (pg, oid) in waiting {
             self.fetch_next(ctx, replica, pg, oid);
         }
     }

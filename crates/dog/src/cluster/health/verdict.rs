@@ -72,6 +72,8 @@ pub struct Heard {
     pub vdis: Vec<VdiInfo>,
 }
 
+/// What helps where recovery is disabled.
+const ENABLE: &str = "switch recovery on again: dog cluster recover enable";
 /// Above this a disk is called full: writers are refused soon.
 const FULL_PERCENT: u64 = 90;
 /// VDIs that are named.
@@ -102,11 +104,20 @@ impl Heard {
         reasons.extend(self.health.members.iter().filter_map(reason_of_failed_disk));
         reasons.extend(self.reasons_of_loss());
         reasons.extend(self.reasons_of_differences());
+        let is_enabled = self.info.repair.enabled;
+        if !is_enabled {
+            reasons.push(Reason {
+                severity: Word::Ok,
+                text: "recovery is disabled: copies are made where writes wait for them, and nowhere else"
+                    .into(),
+                advice: ENABLE.into(),
+            });
+        }
         for (number, (node, heard)) in self.stats.iter().enumerate() {
             let who = format!("node {number} ({node})");
             match heard {
                 Ok(heard) => {
-                    reasons.extend(reasons_of_node(&who, &heard.stat));
+                    reasons.extend(reasons_of_node(&who, &heard.stat, is_enabled));
                     reasons.extend(reasons_of_damage(&who, &heard.scrub));
                 }
                 Err(why) => reasons.push(Reason {
@@ -274,9 +285,13 @@ impl Heard {
     }
 
     fn advice_to_recover(&self) -> String {
-        let is_recovering =
-            self.stats.iter().any(|(_, stat)| stat.as_ref().is_ok_and(|s| s.stat.pgs_behind > 0));
+        let mut behind = self.stats.iter().filter_map(|(_, heard)| heard.as_ref().ok());
+        let is_recovering = behind.clone().any(|heard| heard.stat.pgs_behind > 0);
         match is_recovering {
+            true if !self.info.repair.enabled => ENABLE.into(),
+            true if behind.any(|heard| heard.stat.pgs_behind > 0 && is_full(&heard.stat)) => {
+                "make room on the full disk below; what fits is being made: dog node recovery".into()
+            }
             true => "wait, they are being made: dog node recovery".into(),
             false if self.stats.iter().any(|(_, heard)| heard.is_err()) => {
                 "look at the nodes that do not answer".into()
@@ -418,10 +433,14 @@ fn last_seen(info: &ClusterInfo, node: NodeId) -> Option<&EpochInfo> {
     present.checked_sub(1).map(|went| &info.epochs[went])
 }
 
-fn reasons_of_node(who: &str, stat: &NodeStat) -> Vec<Reason> {
+fn is_full(stat: &NodeStat) -> bool {
+    size::percent(stat.used_bytes, stat.size_bytes) >= FULL_PERCENT
+}
+
+fn reasons_of_node(who: &str, stat: &NodeStat, is_enabled: bool) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let used_percent = size::percent(stat.used_bytes, stat.size_bytes);
-    let is_full = used_percent >= FULL_PERCENT;
+    let is_full = is_full(stat);
     if stat.pgs_behind > 0 {
         let room = "make room: its disk is full, and what does not fit there cannot be copied";
         reasons.push(Reason {
@@ -430,7 +449,12 @@ fn reasons_of_node(who: &str, stat: &NodeStat) -> Vec<Reason> {
                 "{who} makes copies that it lacks: {} of {} placement groups are left; of the objects found so far {} of {} are done",
                 stat.pgs_behind, stat.pgs, stat.objects_done, stat.objects_total
             ),
-            advice: if is_full { room } else { "nothing: see dog node recovery" }.into(),
+            advice: match (is_full, is_enabled) {
+                (true, _) => room,
+                (false, false) => ENABLE,
+                (false, true) => "nothing: see dog node recovery",
+            }
+            .into(),
         });
     }
     if is_full {
@@ -558,6 +582,10 @@ mod tests {
             (stat.pgs_behind, stat.objects_done, stat.objects_total) = (2, 3, 8);
         }
         assert_word(&moving, Word::Ok, &["2 of 8 placement groups", "node 1 (127.0.0.1:7001) makes copies"]);
+        moving.info.repair.enabled = false;
+        let says =
+            ["2 of 8 placement groups", "recovery is disabled", "are done -> switch recovery on again"];
+        assert_word(&moving, Word::Ok, &says);
     }
 
     #[test]
@@ -579,6 +607,10 @@ mod tests {
             Word::Degraded,
             &["wait, they are being made", "node 2 (127.0.0.1:7002) makes copies"],
         );
+        heard.info.repair.enabled = false;
+        let says =
+            ["-> switch recovery on again", "recovery is disabled", "node 2 (127.0.0.1:7002) makes copies"];
+        assert_word(&heard, Word::Degraded, &says);
     }
 
     #[test]
@@ -592,7 +624,11 @@ mod tests {
         heard.info.repair.out_time_s = 0;
         assert_word(&heard, Word::Degraded, &["for the out-time is 0"]);
         heard.info.repair.enabled = false;
-        assert_word(&heard, Word::Degraded, &["for recovery is disabled"]);
+        assert_word(
+            &heard,
+            Word::Degraded,
+            &["for recovery is disabled", "copies are made where writes wait"],
+        );
     }
 
     #[test]
