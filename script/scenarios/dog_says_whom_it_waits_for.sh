@@ -34,6 +34,8 @@ for _ in 1 2 3; do
     [[ $(timeout 10 dog vdi list -r | grep -vc ' - - ') == 3 ]] || die "the list is not complete: $(dog vdi list)"
     sleep 2
 done
+say "a check tells what it did not compare"
+expect 0 "^Not all copies were compared: [1-9][0-9]* placement groups lack copies on 127.0.0.1:${port}1, 127.0.0.1:${port}2, down" dog vdi check bob
 say "a snapshot cannot be made, and keeps nobody from reading"
 timeout 3 dog vdi snapshot -s tuesday alice && die "a snapshot was made of a VDI whose writes are held"
 cmp <(timeout 10 dog vdi read alice 0 4M) <(head -c 4M "$dir/data") || die "the data are not the same"

@@ -17,7 +17,7 @@ use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, notice};
 use crate::failure::Outcome;
 use crate::getopt::Parsed;
-use crate::vdi::check::{Checked, Mode, Tally, check_vdi, render_deleted};
+use crate::vdi::check::{Checked, Mode, Tally, check_vdi, notice_of_unchecked, render_deleted};
 use crate::vdi::names::shown;
 
 pub const COMMAND: Command = Command {
@@ -50,6 +50,7 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
     if context.verbose {
         notice(&tally.render());
     }
+    notice_of_unchecked(&mut sheep);
     Ok(())
 }
 

@@ -103,6 +103,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if context.verbose {
         notice(&tally.render());
     }
+    notice_of_unchecked(&mut sheep);
     match (checked, mode) {
         (Checked::Deleted, _) => notice(&render_deleted(&name, vid)),
         (Checked::Whole, Mode::Repair) => {
@@ -111,6 +112,28 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         (Checked::Whole, Mode::Exist) => context.print(&render_lost(&shown(&name), tally.conspicuous))?,
     }
     if mode == Mode::Exist && tally.conspicuous > 0 { Err(Failure::silent(exit::FAILURE)) } else { Ok(()) }
+}
+
+/// Copies that are away, or not complete, are compared by nobody: whoever believes that all is well should know.
+pub fn notice_of_unchecked(sheep: &mut Sheep) {
+    let Ok(health) = sheep.health() else { return };
+    let lacking: u32 = health.pools.iter().filter(|pool| pool.vdis > 0).map(|pool| pool.degraded).sum();
+    let down = health.members.iter().filter(|member| !member.is_up && member.out.is_none());
+    let down: Vec<NodeId> = down.map(|member| member.id).collect();
+    if lacking > 0 {
+        notice(&render_unchecked(lacking, &down));
+    }
+}
+
+fn render_unchecked(lacking: u32, down: &[NodeId]) -> String {
+    let names: Vec<String> = down.iter().map(NodeId::to_string).collect();
+    let copies = match names.is_empty() {
+        true => "copies that are still being made".to_string(),
+        false => format!("copies on {}, down", names.join(", ")),
+    };
+    format!(
+        "Not all copies were compared: {lacking} placement groups lack {copies}; see dog cluster health, and check again later"
+    )
 }
 
 /// Checks all objects that a VDI's table names, and those that hold the table.
@@ -296,6 +319,16 @@ mod tests {
 
     fn node(port: u16) -> NodeId {
         NodeId::new(Ipv4Addr::LOCALHOST.into(), port)
+    }
+
+    #[test]
+    fn copies_that_nobody_compared_are_told_of() {
+        let text = render_unchecked(3, &[node(7001), node(7002)]);
+        assert!(
+            text.contains("3 placement groups lack copies on 127.0.0.1:7001, 127.0.0.1:7002, down"),
+            "{text}"
+        );
+        assert!(render_unchecked(3, &[]).contains("lack copies that are still being made"));
     }
 
     fn oid() -> Oid {
