@@ -26,9 +26,11 @@ static ARENA: OnceLock<Mutex<Arena>> = OnceLock::new();
 /// From now on large buffers lie in huge pages, as far as the kernel has some, and no other memory of this process does, guests' memory over
 /// vhost-user included. Best effort: without it all works, with longer tails.
 pub fn use_huge_pages() {
-    if disable_transparent_huge_pages(true).is_ok()
+    if ARENA.get().is_none()
+        && disable_transparent_huge_pages(true).is_ok()
         && let Some(arena) = Arena::reserve()
     {
+        // Of two threads that call this at once one comes first, and its arena serves as well.
         let _ = ARENA.set(Mutex::new(arena));
     }
 }
@@ -116,7 +118,8 @@ impl Arena {
         }
         // SAFETY: `ready < UNITS`: it lies in the mapping.
         let page = unsafe { self.start.add(self.ready * UNIT_BYTES) }.as_ptr().cast();
-        // What other threads touch meanwhile may become a huge page as well.
+        // What other threads touch meanwhile may become a huge page as well. An error of these calls is no reason to have no memory: the page is then one of
+        // small pages, or others get large ones.
         let _ = disable_transparent_huge_pages(false);
         // SAFETY: a page of the mapping in which nothing is stored yet. Where there are no huge pages, small ones do.
         let populated = unsafe {

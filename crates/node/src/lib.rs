@@ -13,6 +13,7 @@ mod index_set;
 mod node;
 mod overdue;
 mod parts;
+mod payload;
 mod reach;
 mod reclaim;
 mod replica;

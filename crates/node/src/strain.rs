@@ -244,29 +244,30 @@ mod tests {
         assert_eq!(end(&mut strain), Pressure::Strained);
     }
 
+    /// So many changes beside a hundred readings that are served as usual.
+    fn beside_readings(strain: &mut Strain, count: u32, micros: u64) -> Pressure {
+        readings(strain, 100, true, 100);
+        (0..count).for_each(|_| request(strain, Kind::Change, true, micros));
+        end(strain)
+    }
+
     #[test]
     fn a_few_of_one_kind_beside_many_of_the_other_have_the_smaller_say() {
         let mut strain = Strain::default();
         readings(&mut strain, 100, false, 100);
         end(&mut strain);
-        let mut with = |count, micros| {
-            readings(&mut strain, 100, true, 100);
-            (0..count).for_each(|_| request(&mut strain, Kind::Change, true, micros));
-            end(&mut strain)
-        };
-        assert_eq!(with(1, 5000), Pressure::Busy, "nothing is known of changes");
-        assert_eq!(with(20, 500), Pressure::Strained, "nothing is known, but of many");
+        assert_eq!(beside_readings(&mut strain, 1, 5000), Pressure::Busy, "nothing is known of changes");
+        assert_eq!(
+            beside_readings(&mut strain, 20, 500),
+            Pressure::Strained,
+            "nothing is known, but of many"
+        );
         changes(&mut strain, 0, 500, 0);
         end(&mut strain);
-        let mut with = |count, micros| {
-            readings(&mut strain, 100, true, 100);
-            (0..count).for_each(|_| request(&mut strain, Kind::Change, true, micros));
-            end(&mut strain)
-        };
-        assert_eq!(with(1, 5000), Pressure::Busy, "one of them is noise");
-        assert_eq!(with(1, 5000), Pressure::Strained, "again and again is none");
-        assert_eq!(with(1, 500), Pressure::Busy);
-        assert_eq!(with(20, 5000), Pressure::Strained);
+        assert_eq!(beside_readings(&mut strain, 1, 5000), Pressure::Busy, "one of them is noise");
+        assert_eq!(beside_readings(&mut strain, 1, 5000), Pressure::Strained, "again and again is none");
+        assert_eq!(beside_readings(&mut strain, 1, 500), Pressure::Busy);
+        assert_eq!(beside_readings(&mut strain, 20, 5000), Pressure::Strained);
     }
 
     #[test]

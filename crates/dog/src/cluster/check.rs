@@ -50,7 +50,7 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
     if context.verbose {
         notice(&tally.render());
     }
-    notice_of_unchecked(&mut sheep);
+    notice_of_unchecked(&mut sheep, None);
     Ok(())
 }
 

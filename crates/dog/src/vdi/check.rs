@@ -15,11 +15,11 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use proto::client::CheckReport;
+use proto::client::{CheckReport, PoolHealth};
 use proto::inode::TABLE_ENTRIES;
 use proto::object::BlockRange;
 use proto::sd::ResultCode;
-use proto::{NodeId, Oid, Vid};
+use proto::{CopyPolicy, NodeId, Oid, Vid};
 
 use super::names::{name_at, open, selector, shown};
 use super::table::{self, Entry};
@@ -103,7 +103,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     if context.verbose {
         notice(&tally.render());
     }
-    notice_of_unchecked(&mut sheep);
+    notice_of_unchecked(&mut sheep, Some(header.policy));
     match (checked, mode) {
         (Checked::Deleted, _) => notice(&render_deleted(&name, vid)),
         (Checked::Whole, Mode::Repair) => {
@@ -115,9 +115,12 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
 }
 
 /// Copies that are away, or not complete, are compared by nobody: whoever believes that all is well should know.
-pub fn notice_of_unchecked(sheep: &mut Sheep) {
+///
+/// `policy`: of VDIs with this one only.
+pub fn notice_of_unchecked(sheep: &mut Sheep, policy: Option<CopyPolicy>) {
     let Ok(health) = sheep.health() else { return };
-    let lacking: u32 = health.pools.iter().filter(|pool| pool.vdis > 0).map(|pool| pool.degraded).sum();
+    let is_meant = |pool: &&PoolHealth| pool.vdis > 0 && policy.is_none_or(|policy| policy == pool.policy);
+    let lacking: u32 = health.pools.iter().filter(is_meant).map(|pool| pool.degraded).sum();
     let down = health.members.iter().filter(|member| !member.is_up && member.out.is_none());
     let down: Vec<NodeId> = down.map(|member| member.id).collect();
     if lacking > 0 {
@@ -128,7 +131,7 @@ pub fn notice_of_unchecked(sheep: &mut Sheep) {
 fn render_unchecked(lacking: u32, down: &[NodeId]) -> String {
     let names: Vec<String> = down.iter().map(NodeId::to_string).collect();
     let copies = match names.is_empty() {
-        true => "copies that are still being made".to_string(),
+        true => "copies that are complete".to_string(),
         false => format!("copies on {}, down", names.join(", ")),
     };
     format!(
@@ -328,7 +331,7 @@ mod tests {
             text.contains("3 placement groups lack copies on 127.0.0.1:7001, 127.0.0.1:7002, down"),
             "{text}"
         );
-        assert!(render_unchecked(3, &[]).contains("lack copies that are still being made"));
+        assert!(render_unchecked(3, &[]).contains("lack copies that are complete"));
     }
 
     fn oid() -> Oid {

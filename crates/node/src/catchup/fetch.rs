@@ -23,6 +23,7 @@ use super::pace::PIECE_BLOCKS_MAX;
 use super::{Asked, CatchUp, Stage, source_of};
 use crate::context::{Context, Purpose, StoreUse};
 use crate::extent::Extent;
+use crate::payload::part_of;
 use crate::replica::Replica;
 use crate::session::blocks_of;
 
@@ -647,7 +648,7 @@ impl CatchUp {
         behind.backfills -= 1;
         if let ObjectReply::Failed(failure) = reply {
             if failure != StoreFailure::NoSpace {
-                tracing::error!(%oid, %failure, "cannot store what this node should hold; giving this copy up for now");
+                tracing::error!(%oid, %failure, "the disk refuses what this node should hold; this copy leaves its set and is fetched anew");
             } else if behind.stage != Stage::Leaving && self.refusals.note(pg, ctx.now) {
                 tracing::error!(
                     %oid,
@@ -662,12 +663,6 @@ impl CatchUp {
     pub(super) fn is_store_full(&self) -> bool {
         self.backfills >= BACKFILLS_MAX
     }
-}
-
-/// The store may keep what it is given for long: a small part must not keep all of the piece in memory.
-fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
-    let part = data.slice(at..at + len);
-    if len <= data.len() / 2 { Bytes::copy_from_slice(&part) } else { part }
 }
 
 #[cfg(test)]

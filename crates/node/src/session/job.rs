@@ -17,9 +17,7 @@ use super::span::Span;
 use super::task::{Kind, WriteMode};
 use super::{Forwarded, Inner, Request, Requester, Session};
 use crate::context::Context;
-
-/// Parts as small as this may wait in the store for long until they are brought home: they must not keep a large payload in memory.
-const COPIED_BYTES_MAX: usize = 64 << 10;
+use crate::payload::part_of;
 
 /// Tasks of one request that run at once: bounds what a discard of a terabyte holds in memory.
 pub(super) const TASKS_MAX: usize = 16;
@@ -503,9 +501,4 @@ fn join(parts: BTreeMap<u64, Bytes>) -> Bytes {
     let mut whole = BytesMut::with_capacity(parts.values().map(|p| p.len()).sum());
     parts.values().for_each(|part| whole.extend_from_slice(part));
     whole.freeze()
-}
-
-fn part_of(data: &Bytes, at: usize, len: usize) -> Bytes {
-    let part = data.slice(at..at + len);
-    if len <= COPIED_BYTES_MAX.min(data.len() / 2) { Bytes::copy_from_slice(&part) } else { part }
 }
