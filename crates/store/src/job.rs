@@ -19,6 +19,8 @@ pub struct Job {
     /// Written blocks that go home.
     pub blocks: Vec<HomeBlock>,
     pub copies: Vec<Copy>,
+    /// Of those, what is not read yet.
+    pub reads_left: usize,
     /// Blocks that were to be copied and are lost: known before, or found out by reading.
     pub lost: u16,
     /// What was to be copied could not be read, which may pass: a merge is not for it to be lost by.
@@ -67,6 +69,7 @@ impl Job {
             goal: Goal::InPlace(home),
             blocks,
             copies: Vec::new(),
+            reads_left: 0,
             lost: 0,
             is_unread: false,
             pins,
@@ -82,6 +85,7 @@ impl Job {
             slot: fresh,
             blocks,
             copies: Vec::new(),
+            reads_left: 0,
             lost: 0,
             is_unread: false,
             pins: Vec::new(),
@@ -102,6 +106,7 @@ impl Job {
             slot: overlay,
             blocks: Vec::new(),
             copies: Vec::new(),
+            reads_left: 0,
             lost: 0,
             is_unread: false,
             pins,
@@ -115,6 +120,7 @@ impl Job {
         self.lost |= lost;
         let parts = runs(from.mask & !lost);
         self.copies.extend(parts.map(|(first, count)| Copy { slot: from.slot, first, count, content: None }));
+        self.reads_left = self.copies.len();
         self.pins.push((from.slot, from.mask));
     }
 

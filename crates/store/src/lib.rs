@@ -23,6 +23,7 @@ mod job;
 mod journal;
 mod journal_check;
 mod layout;
+mod log_home;
 mod mend;
 mod merge;
 mod overlays;

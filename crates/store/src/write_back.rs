@@ -1,8 +1,9 @@
 //! Brings written blocks home and lets the journal's tail move, in the background.
 //!
 //! One round at a time: read what must be copied; write home data and dirty pages; **sync**; log what is home now, log
-//! still unsettled tags anew; write the superblock with the new tail, durably; only then is the room free. Why each of these
-//! steps is where it is stands in docs/formats.md ("Why the tail may move").
+//! still unsettled tags anew ([`crate::log_home`]); write the superblock with the new tail, durably; only then is the room free. Why each of these
+//! steps is where it is stands in docs/formats.md ("Why the tail may move"). A round is large, for the sake of its sync, and its steps are small,
+//! for the sake of those who wait meanwhile.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -12,20 +13,20 @@ use proto::checksum::crc32c;
 use proto::{BLOCK_BYTES, Oid};
 
 use crate::io::{IoOp, IoResult};
-use crate::job::{Goal, Home, HomeBlock, Job};
-use crate::layout::{BLOCK, PageId};
-use crate::record::{ChunkRef, Descriptor, Entry, TagKey};
+use crate::job::{Home, HomeBlock, Job};
+use crate::layout::{BLOCK, Geometry, PageId};
+use crate::record::TagKey;
 use crate::store::{IoOwner, Store};
-use crate::tables::bits;
-use crate::written::Removed;
 
 /// Chunks brought home in one round, if the journal has room for so many: a round ends with a sync, which durable writes wait for.
 const JOBS_MAX: usize = 512;
 /// The entries of so many fit into the room that is kept for them in the smallest journal.
 const JOBS_MIN: usize = 64;
 const PAGES_MAX: usize = 256;
-/// Writes of a round under way at a time: the journal's own are not to wait behind hundreds.
-const WRITES_AT_ONCE: usize = 8;
+/// I/O of a round under way at a time, but for what one job reads: the journal's own is not to wait behind hundreds.
+const IO_AT_ONCE: usize = 8;
+/// Jobs logged at a time, while requests of guests wait: some 50 us.
+const PART_JOBS: usize = 32;
 const TAGS_MAX: usize = 128;
 /// Bounds of the entries of one job and of one tag.
 pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
@@ -52,28 +53,52 @@ pub struct WriteBack {
 struct Round {
     /// Records up to here were durable when the round began.
     upto: u64,
+    /// For chunks that go home, until all are found.
+    search: Option<Search>,
     jobs: Vec<Job>,
-    pages: Vec<PageId>,
+    /// Of those, the ones that have not begun.
+    unread: VecDeque<usize>,
+    /// Pages to be written; listed when no more jobs come. None in a round of merges alone.
+    pages: Option<VecDeque<PageId>>,
     tags: Vec<(u64, TagKey)>,
     /// Writes that have not begun: where, and what.
     writes: VecDeque<(u64, Vec<Bytes>)>,
     /// I/O under way.
     io_left: usize,
-    /// Set once the superblock with this tail is being written.
-    tail_seq: Option<u64>,
+    has_written: bool,
+    /// Set once all is synced: where the journal begins when all jobs that are left are logged, and the superblock is written.
+    tail: Option<u64>,
+}
+
+/// Where the search for chunks stands: the record, and which of those that it touched.
+struct Search {
+    seq: u64,
+    at: usize,
+    seen: BTreeSet<(Oid, u32)>,
+    left: usize,
 }
 
 impl Round {
     fn new(upto: u64) -> Round {
         Round {
             upto,
+            search: None,
             jobs: Vec::new(),
-            pages: Vec::new(),
+            unread: VecDeque::new(),
+            pages: None,
             tags: Vec::new(),
             writes: VecDeque::new(),
             io_left: 0,
-            tail_seq: None,
+            has_written: false,
+            tail: None,
         }
+    }
+
+    /// All that the job copies is there.
+    fn write(&mut self, job: usize, geometry: &Geometry) {
+        let job = &self.jobs[job];
+        let at = |first: u32| geometry.slot_offset(job.slot) + u64::from(first) * BLOCK;
+        self.writes.extend(job.writes().into_iter().map(|(first, data)| (at(first), data)));
     }
 }
 
@@ -110,23 +135,42 @@ impl WriteBack {
 
 impl Store {
     pub(crate) fn drive_write_back(&mut self) {
-        if self.write_back.round.is_some() {
-            return;
+        match &self.write_back.round {
+            Some(round) if round.tail.is_some() && !round.jobs.is_empty() => self.log_next_part(),
+            Some(_) => return,
+            None => {}
         }
-        let round = self.plan_round_home().or_else(|| self.plan_round_of_merges());
-        if round.is_some() {
-            self.write_back.round = round;
-            self.begin_reads();
+        if self.write_back.round.is_none() {
+            self.write_back.round = self.begin_round().or_else(|| self.plan_round_of_merges());
+            if self.write_back.round.is_some() {
+                self.continue_round();
+            }
         }
     }
 
-    fn plan_round_home(&mut self) -> Option<Round> {
+    /// The oldest things that keep the tail from moving. Only what is durable in the journal: a page or a block in place that
+    /// ran ahead of its record could not be undone.
+    fn begin_round(&mut self) -> Option<Round> {
         if !self.wants_write_back() {
             return None;
         }
-        let round = self.plan_round();
-        let idle = round.jobs.is_empty() && round.pages.is_empty() && round.tags.is_empty();
-        if idle && self.trimmable() == self.journal.tail_seq() {
+        let mut round = Round::new(self.journal.durable());
+        self.tables.forget_unshared(round.upto);
+        round.tags = self.plan_tags(round.upto);
+        let fits = |most: usize| {
+            let entries_bytes = most * JOB_ENTRIES_BYTES + round.tags.len() * TAG_ENTRY_BYTES;
+            // Each part may begin a record of its own.
+            self.journal.admits(entries_bytes + most / PART_JOBS * BLOCK_BYTES, 0, true)
+        };
+        let most = [JOBS_MAX, JOBS_MIN].into_iter().find(|most| fits(*most)).unwrap_or(0);
+        round.search =
+            Some(Search { seq: self.journal.tail_seq(), at: 0, seen: BTreeSet::new(), left: most });
+        if let Some(job) = self.next_job_home(&mut round) {
+            self.add_job(&mut round, job);
+        } else if !self.tables.dirty.values().any(|dirty| dirty.last <= round.upto)
+            && round.tags.is_empty()
+            && self.trimmable() == self.journal.tail_seq()
+        {
             if self.journal.is_idle() {
                 self.write_back.checkpoint = None;
             }
@@ -139,9 +183,9 @@ impl Store {
         if !self.wants_merges() {
             return None;
         }
-        let mut round = Round::new(self.journal.durable());
-        round.jobs = self.plan_merges(&[], 0);
-        self.pin_all(&round.jobs);
+        let mut round = Round { pages: Some(VecDeque::new()), ..Round::new(self.journal.durable()) };
+        let merges = self.plan_merges(&[], 0);
+        merges.into_iter().for_each(|job| self.add_job(&mut round, job));
         (!round.jobs.is_empty()).then_some(round)
     }
 
@@ -170,53 +214,43 @@ impl Store {
         self.journal.trimmable(first_dirty)
     }
 
-    /// The oldest things that keep the tail from moving. Only what is durable in the journal: a page or a block in place that
-    /// ran ahead of its record could not be undone.
-    fn plan_round(&mut self) -> Round {
-        let upto = self.journal.durable();
-        self.tables.forget_unshared(upto);
-        let tags = self.plan_tags(upto);
-        let mut seen = BTreeSet::new();
-        let mut found = Vec::new();
-        'records: for seq in self.journal.tail_seq()..=upto {
-            let info = self.journal.info(seq);
-            if info.live == 0 {
+    /// The next chunk to go home, from where the search stands. `None`: there is no other, or enough.
+    fn next_job_home(&mut self, round: &mut Round) -> Option<Job> {
+        let search = round.search.as_mut()?;
+        while search.left > 0 && search.seq <= round.upto {
+            let info = self.journal.info(search.seq);
+            if info.live == 0 || search.at >= info.touched.len() {
+                (search.seq, search.at) = (search.seq + 1, 0);
                 continue;
             }
-            for &(oid, chunk) in &info.touched {
-                if self.can_go_home(oid, chunk, upto) && seen.insert((oid, chunk)) {
-                    found.push((oid, chunk));
-                    if found.len() == JOBS_MAX {
-                        break 'records;
-                    }
-                }
+            let (oid, chunk) = info.touched[search.at];
+            search.at += 1;
+            if self.can_go_home(oid, chunk, round.upto) && search.seen.insert((oid, chunk)) {
+                search.left -= 1;
+                return Some(self.plan_job(oid, chunk, round.upto));
             }
         }
-        for most in [JOBS_MAX, JOBS_MIN, 0] {
-            found.truncate(most);
-            if self.journal.admits(found.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES, 0, true) {
-                break;
-            }
-        }
-        let mut jobs: Vec<Job> =
-            found.into_iter().map(|(oid, chunk)| self.plan_job(oid, chunk, upto)).collect();
-        let entries_bytes = jobs.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
-        jobs.extend(self.plan_merges(&jobs, entries_bytes));
-        self.pin_all(&jobs);
-        let mut dirty: Vec<_> = self
-            .tables
-            .dirty
-            .iter()
-            .filter(|(_, d)| d.last <= upto)
-            .map(|(page, d)| (d.first, *page))
-            .collect();
-        dirty.sort_unstable();
-        let pages = dirty.into_iter().take(PAGES_MAX).map(|(_, page)| page).collect();
-        Round { jobs, pages, tags, ..Round::new(upto) }
+        round.search = None;
+        None
     }
 
-    fn pin_all(&mut self, jobs: &[Job]) {
-        jobs.iter().flat_map(|job| &job.pins).for_each(|(slot, mask)| self.slots.pin(*slot, *mask));
+    fn add_job(&mut self, round: &mut Round, job: Job) {
+        job.pins.iter().for_each(|(slot, mask)| self.slots.pin(*slot, *mask));
+        round.unread.push_back(round.jobs.len());
+        round.jobs.push(job);
+    }
+
+    /// Pages whose changes are all durable in the journal, the oldest ones first.
+    fn list_pages(&self) -> VecDeque<PageId> {
+        let durable = self.journal.durable();
+        let dirty = self.tables.dirty.iter().filter(|(_, dirty)| dirty.last <= durable);
+        let mut dirty: Vec<_> = dirty.map(|(page, dirty)| (dirty.first, *page)).collect();
+        if dirty.len() > PAGES_MAX {
+            dirty.select_nth_unstable(PAGES_MAX);
+            dirty.truncate(PAGES_MAX);
+        }
+        dirty.sort_unstable();
+        dirty.into_iter().map(|(_, page)| page).collect()
     }
 
     /// Unsettled changes in records that nothing else needs, from the tail on.
@@ -271,31 +305,77 @@ impl Store {
         Job::move_to(fresh, home, blocks, &self.tables)
     }
 
-    fn begin_reads(&mut self) {
-        let round = self.write_back.round.as_ref().expect("a round began");
-        let mut reads = Vec::new();
-        for (job, Job { copies, .. }) in round.jobs.iter().enumerate() {
-            for (piece, copy) in copies.iter().enumerate() {
-                let offset = self.superblock.geometry.slot_offset(copy.slot) + u64::from(copy.first) * BLOCK;
-                reads.push((IoOp::Read { offset, len: copy.count as usize * BLOCK_BYTES }, job, piece));
-            }
-        }
-        self.round().io_left = reads.len();
-        if reads.is_empty() {
-            return self.begin_writes();
-        }
-        for (op, job, piece) in reads {
-            self.request_io(op, IoOwner::WriteBackRead { job, piece });
-        }
-    }
-
     fn round(&mut self) -> &mut Round {
         self.write_back.round.as_mut().expect("its I/O belongs to a round")
     }
 
-    pub(crate) fn handle_write_back_read(&mut self, job: usize, piece: usize, result: IoResult) {
+    /// Goes on with a round as far as it may have I/O under way. Work is planned, and pages are encoded, one at a time when it is their turn: guests' requests,
+    /// which come in between, wait for no more than one.
+    fn continue_round(&mut self) {
+        let mut round = self.write_back.round.take().expect("a round is under way");
+        while round.io_left < IO_AT_ONCE {
+            if let Some((offset, data)) = round.writes.pop_front() {
+                round.io_left += 1;
+                round.has_written = true;
+                self.request_io(IoOp::Write { offset, data, durable: false }, IoOwner::WriteBackWrite);
+            } else if let Some(job) = round.unread.pop_front() {
+                self.begin_job(&mut round, job);
+            } else if !self.plan_more(&mut round) {
+                break;
+            }
+        }
+        let (io_left, has_written) = (round.io_left, round.has_written);
+        self.write_back.round = Some(round);
+        if io_left == 0 && has_written {
+            self.round().io_left = 1;
+            self.request_io(IoOp::Sync, IoOwner::WriteBackSync);
+        } else if io_left == 0 {
+            self.finish_round();
+        }
+    }
+
+    /// Chunks that go home, then merges, then pages.
+    fn plan_more(&mut self, round: &mut Round) -> bool {
+        if let Some(job) = self.next_job_home(round) {
+            self.add_job(round, job);
+            return true;
+        }
+        let Some(pages) = &mut round.pages else {
+            let entries_bytes = round.jobs.len() * JOB_ENTRIES_BYTES + round.tags.len() * TAG_ENTRY_BYTES;
+            let merges = self.plan_merges(&round.jobs, entries_bytes);
+            merges.into_iter().for_each(|job| self.add_job(round, job));
+            round.pages = Some(self.list_pages());
+            return true;
+        };
+        let Some(page) = pages.pop_front() else { return false };
+        // It may hold newer changes by now, and must not run ahead of their records.
+        let durable = self.journal.durable();
+        if self.tables.dirty.get(&page).is_some_and(|dirty| dirty.last <= durable) {
+            // From here on a change makes it dirty again, from that change on.
+            self.tables.dirty.remove(&page);
+            let bytes = AlignedBuf::copy_of(&self.tables.encode_page(page)).freeze();
+            round.writes.push_back((self.superblock.geometry.page_offset(page), vec![bytes]));
+        }
+        true
+    }
+
+    fn begin_job(&mut self, round: &mut Round, job: usize) {
+        let geometry = self.superblock.geometry;
+        let copies = &round.jobs[job].copies;
+        round.io_left += copies.len();
+        for (piece, copy) in copies.iter().enumerate() {
+            let offset = geometry.slot_offset(copy.slot) + u64::from(copy.first) * BLOCK;
+            let read = IoOp::Read { offset, len: copy.count as usize * BLOCK_BYTES };
+            self.request_io(read, IoOwner::WriteBackRead { job, piece });
+        }
+        if copies.is_empty() {
+            round.write(job, &geometry);
+        }
+    }
+
+    pub(crate) fn handle_write_back_read(&mut self, at: usize, piece: usize, result: IoResult) {
         let round = self.write_back.round.as_mut().expect("its I/O belongs to a round");
-        let job = &mut round.jobs[job];
+        let job = &mut round.jobs[at];
         let copy = &mut job.copies[piece];
         let bytes = match result {
             Ok(bytes) if bytes.len() == copy.count as usize * BLOCK_BYTES => Some(bytes),
@@ -313,81 +393,60 @@ impl Store {
         }
         job.is_unread |= bytes.is_none();
         copy.content = bytes;
+        job.reads_left -= 1;
+        let is_read = job.reads_left == 0;
         round.io_left -= 1;
-        if round.io_left == 0 {
-            self.begin_writes();
+        if is_read {
+            round.write(at, &self.superblock.geometry);
         }
-    }
-
-    fn begin_writes(&mut self) {
-        let round = self.write_back.round.as_mut().expect("a round began");
-        let geometry = self.superblock.geometry;
-        let mut writes = VecDeque::new();
-        for job in &round.jobs {
-            for (first, data) in job.writes() {
-                writes.push_back((geometry.slot_offset(job.slot) + u64::from(first) * BLOCK, data));
-            }
-        }
-        // The reads took time: a page may hold newer changes by now, and must not run ahead of their records.
-        let (dirty, durable) = (&self.tables.dirty, self.journal.durable());
-        round.pages.retain(|page| dirty.get(page).is_some_and(|d| d.last <= durable));
-        for page in &round.pages {
-            // From here on a change makes it dirty again, from that change on.
-            self.tables.dirty.remove(page);
-            let bytes = AlignedBuf::copy_of(&self.tables.encode_page(*page)).freeze();
-            writes.push_back((geometry.page_offset(*page), vec![bytes]));
-        }
-        if writes.is_empty() {
-            return self.finish_round();
-        }
-        round.writes = writes;
-        self.continue_writes();
-    }
-
-    fn continue_writes(&mut self) {
-        let round = self.round();
-        let room = WRITES_AT_ONCE - round.io_left;
-        let next: Vec<_> = round.writes.drain(..room.min(round.writes.len())).collect();
-        round.io_left += next.len();
-        for (offset, data) in next {
-            self.request_io(IoOp::Write { offset, data, durable: false }, IoOwner::WriteBackWrite);
-        }
+        self.continue_round();
     }
 
     pub(crate) fn handle_write_back_written(&mut self) {
-        let round = self.round();
-        round.io_left -= 1;
-        match round.writes.is_empty() {
-            true if round.io_left == 0 => self.request_io(IoOp::Sync, IoOwner::WriteBackSync),
-            true => {}
-            false => self.continue_writes(),
-        }
-    }
-
-    pub(crate) fn handle_write_back_synced(&mut self) {
-        self.finish_round();
+        self.round().io_left -= 1;
+        self.continue_round();
     }
 
     /// Home data and pages are on stable storage.
+    pub(crate) fn handle_write_back_synced(&mut self) {
+        self.round().io_left -= 1;
+        self.finish_round();
+    }
+
     fn finish_round(&mut self) {
-        let round = self.write_back.round.as_mut().expect("a round began");
-        let (upto, jobs, tags) =
-            (round.upto, std::mem::take(&mut round.jobs), std::mem::take(&mut round.tags));
-        for (slot, mask) in jobs.iter().flat_map(|job| &job.pins) {
+        // What the pages of this round hold is older than anything logged below: the tail is computed first.
+        let tail = self.trimmable();
+        self.round().tail = Some(tail);
+        self.log_next_part();
+    }
+
+    /// Logs a part of the round's work, and the tags. The others follow, a part with each event: each part's record, which is to become durable, is one.
+    fn log_next_part(&mut self) {
+        let round = self.write_back.round.as_mut().expect("it is at its end");
+        let (upto, tags) = (round.upto, std::mem::take(&mut round.tags));
+        let mut part: Vec<Job> = round.jobs.drain(..PART_JOBS.min(round.jobs.len())).collect();
+        let bound = part.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
+        let is_admitted = self.journal.admits(bound, 0, true);
+        if !is_admitted {
+            part.append(&mut self.round().jobs);
+        }
+        for (slot, mask) in part.iter().flat_map(|job| &job.pins) {
             self.slots.unpin(*slot, *mask);
         }
-        // What the pages of this round hold is older than anything logged below: the tail is computed first.
-        let tail_seq = self.trimmable();
-        let bound = jobs.len() * JOB_ENTRIES_BYTES + tags.len() * TAG_ENTRY_BYTES;
-        if bound > 0 {
-            if self.journal.admits(bound, 0, true) {
-                let seq = self.journal.begin(bound, 0);
-                jobs.iter().for_each(|job| self.log_job(seq, upto, job));
-                tags.iter().for_each(|(logged_in, key)| self.log_tag_anew(seq, *logged_in, key));
-            } else {
-                jobs.iter().for_each(|job| self.abandon(job));
-            }
+        if !is_admitted {
+            part.iter().for_each(|job| self.abandon(job));
+        } else if bound > 0 {
+            let seq = self.journal.begin(bound, 0);
+            part.iter().for_each(|job| self.log_job(seq, upto, job));
+            tags.iter().for_each(|(logged_in, key)| self.log_tag_anew(seq, *logged_in, key));
         }
+        if self.round().jobs.is_empty() {
+            self.move_tail();
+        }
+    }
+
+    fn move_tail(&mut self) {
+        let tail_seq = self.round().tail.expect("it was computed first");
         if tail_seq == self.journal.tail_seq() {
             self.write_back.round = None;
             return;
@@ -402,7 +461,6 @@ impl Store {
             durable: self.journal.durable(),
             ..self.superblock
         };
-        self.round().tail_seq = Some(tail_seq);
         let data = vec![AlignedBuf::copy_of(&self.superblock.encode()).freeze()];
         let write = IoOp::Write { offset: self.superblock.offset(), data, durable: true };
         self.request_io(write, IoOwner::Superblock);
@@ -410,85 +468,7 @@ impl Store {
 
     pub(crate) fn handle_superblock_written(&mut self) {
         let round = self.write_back.round.take().expect("its I/O belongs to a round");
-        self.journal.trim(round.tail_seq.expect("the superblock said so"));
+        self.journal.trim(round.tail.expect("the superblock said so"));
         self.handle_journal_trimmed();
-    }
-
-    fn log_job(&mut self, seq: u64, upto: u64, job: &Job) {
-        match job.home() {
-            Some(home) => self.log_home(seq, upto, job, home),
-            None => self.log_merged(seq, job),
-        }
-    }
-
-    /// Switches a chunk to its home, unless it was changed meanwhile in a way that makes the work void.
-    fn log_home(&mut self, seq: u64, upto: u64, job: &Job, home: &Home) {
-        let Home { oid, chunk, base } = *home;
-        let now = self.tables.chunk(oid, chunk);
-        let alive = self.still_newest(job, home);
-        // Cloned meanwhile: the clone has the same written blocks, but a shared slot's descriptor never changes.
-        let shared_meanwhile = !job.is_move() && !now.is_hole() && self.tables.is_shared(now.slot);
-        if alive == 0 || now.slot != base.slot || shared_meanwhile {
-            return self.abandon(job);
-        }
-        let slot = job.slot;
-        let (to, descriptor) = match job.goal {
-            Goal::Move(_, below) => {
-                // A block that was overwritten meanwhile counts too where the object has it: the newer one covers it.
-                let has = (now.mask & base.mask) | alive;
-                let mask = has & job.own();
-                let (lost, crcs) = (job.lost & mask, self.crcs_after(job, base, mask));
-                let below = below.only(has);
-                (has, Descriptor { slot, reset: true, below, lost, mask, crcs })
-            }
-            // Nobody but this object looks for anything below.
-            _ => {
-                let below = self.tables.below(slot).only(now.mask & !alive);
-                let lost = self.tables.lost(slot) & !alive & !self.tables.below(slot).mask;
-                let crcs = self.crcs_after(job, base, alive);
-                (now.mask | alive, Descriptor { slot, reset: false, below, lost, mask: alive, crcs })
-            }
-        };
-        self.describe(seq, descriptor);
-        let to = ChunkRef { slot, mask: to };
-        if to != now {
-            self.set_chunk(seq, oid, chunk, to);
-        }
-        self.journal.push(&Entry::Homed { oid, chunk, mask: alive, upto });
-        let mut removed = Removed::default();
-        self.written.homed(oid, chunk, alive, upto, &mut removed);
-        self.forget_written(seq, removed);
-    }
-
-    fn crcs_after(&self, job: &Job, base: ChunkRef, mask: u16) -> Vec<u32> {
-        let crc_of = |index: u32| match job.blocks.iter().find(|b| b.index == index) {
-            Some(block) => block.crc,
-            None => self.tables.crc(base.slot, index),
-        };
-        bits(mask).map(crc_of).collect()
-    }
-
-    fn still_newest(&self, job: &Job, home: &Home) -> u16 {
-        let Some(written) = self.written.chunk(home.oid, home.chunk) else { return 0 };
-        let newest = |b: &&HomeBlock| written.get(b.index).is_some_and(|w| w.seq == b.seq);
-        job.blocks.iter().filter(newest).fold(0, |m, b| m | 1 << b.index)
-    }
-
-    /// What is written stays written; a later round tries again.
-    fn abandon(&mut self, job: &Job) {
-        if let (true, Some(home)) = (job.is_move(), job.home()) {
-            self.slots.give_back(job.slot);
-            self.promise_if_wanted(home.oid, home.chunk);
-        }
-    }
-
-    fn log_tag_anew(&mut self, seq: u64, logged_in: u64, key: &TagKey) {
-        let Some(origin) = self.tags.origin_if_logged_in(key, logged_in) else { return };
-        self.journal.push(&Entry::Tag { key: *key, origin, settled: None });
-        self.tags.insert(*key, origin, seq);
-        let info = self.journal.info_mut(seq);
-        info.tags += 1;
-        info.tag_keys.push(*key);
-        info.replaces_tags.push(logged_in);
     }
 }
