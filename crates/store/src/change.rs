@@ -18,7 +18,7 @@ use crate::written::Removed;
 
 /// Up to 32 KiB go through the journal: writing them twice costs less than a second I/O before the answer.
 const JOURNAL_WRITE_BLOCKS_MAX: u32 = 8;
-/// Larger payloads are not kept alive for the sake of a few blocks at their edges.
+/// Larger payloads, and those of which a part is on the disk, are not kept in memory for the sake of a few blocks at their edges.
 const KEEP_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Of slots and maps, a 16th is held back for changes that must not be refused, of slots at most 512 MiB: more than many guests have under way
 /// at one moment.
@@ -222,6 +222,12 @@ impl Store {
 
     /// Applies the change if the journal has room and nobody waits for it already, else lets it wait.
     pub(crate) fn enter_journal(&mut self, order: u64, ticket: u64, op: ObjectOp, chunks: Vec<DirectChunk>) {
+        let began = self.write_back.rounds();
+        let is_patient = matches!(&op, ObjectOp::Change { tag: None, data, .. } if !data.is_empty());
+        if is_patient && !(self.patient.is_empty() && self.may_go_on(began)) {
+            self.patient.push_back((order, began));
+            return self.park(order, Pending { ticket, op, stage: Stage::Stalled { chunks } });
+        }
         if self.stalled.is_empty() && self.apply_if_admitted(order, ticket, &op, &chunks) {
             return;
         }
@@ -231,14 +237,31 @@ impl Store {
 
     pub(crate) fn admit_first_stalled(&mut self) -> bool {
         let Some(&order) = self.stalled.front() else { return false };
+        let is_admitted = self.admit(order);
+        if is_admitted {
+            self.stalled.pop_front();
+        }
+        is_admitted
+    }
+
+    /// Whoever waits for an owner comes first.
+    pub(crate) fn admit_first_patient(&mut self) -> bool {
+        let Some(&(order, began)) = self.patient.front() else { return false };
+        let is_admitted = self.stalled.is_empty() && self.may_go_on(began) && self.admit(order);
+        if is_admitted {
+            self.patient.pop_front();
+        }
+        is_admitted
+    }
+
+    fn admit(&mut self, order: u64) -> bool {
         let Pending { ticket, op, stage } = self.pending.remove(&order).expect("stalled orders are pending");
         let Stage::Stalled { chunks } = stage else { unreachable!("it is stalled") };
-        if self.apply_if_admitted(order, ticket, &op, &chunks) {
-            self.stalled.pop_front();
-            return true;
+        let is_admitted = self.apply_if_admitted(order, ticket, &op, &chunks);
+        if !is_admitted {
+            self.pending.insert(order, Pending { ticket, op, stage: Stage::Stalled { chunks } });
         }
-        self.pending.insert(order, Pending { ticket, op, stage: Stage::Stalled { chunks } });
-        false
+        is_admitted
     }
 
     /// False: no room in the journal, in memory, or on the disk, yet. Otherwise the order is applied or refused.
@@ -526,11 +549,8 @@ impl Store {
             let at = (first - blocks.first) as usize;
             let crcs = &checksums[at..at + count as usize];
             let bytes = data.slice(at * BLOCK as usize..(at + count as usize) * BLOCK as usize);
-            let bytes = if data.len() > KEEP_PAYLOAD_BYTES_MAX {
-                AlignedBuf::copy_of(&bytes).freeze()
-            } else {
-                aligned(&bytes)
-            };
+            let is_kept = data.len() <= KEEP_PAYLOAD_BYTES_MAX && direct.is_empty();
+            let bytes = if is_kept { aligned(&bytes) } else { AlignedBuf::copy_of(&bytes).freeze() };
             encode_write(self.journal.entries(), oid, first, crcs);
             self.journal.push_data(bytes.clone());
             for (i, crc) in crcs.iter().enumerate() {

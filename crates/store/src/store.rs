@@ -47,6 +47,8 @@ pub struct Store {
     gates: BTreeMap<Oid, Vec<Gate>>,
     /// Orders that wait for room in the journal.
     pub(crate) stalled: VecDeque<u64>,
+    /// Orders that nobody waits for, and how many rounds of write-back had begun when they began to wait: see [`Store::may_go_on`].
+    pub(crate) patient: VecDeque<(u64, u64)>,
     /// Waiting orders whose gates may have opened.
     recheck: VecDeque<u64>,
     /// Objects changed by records that are not durable yet: the last such record.
@@ -137,6 +139,7 @@ impl Store {
             pending: BTreeMap::new(),
             gates: BTreeMap::new(),
             stalled: VecDeque::new(),
+            patient: VecDeque::new(),
             recheck: VecDeque::new(),
             undurable: BTreeMap::new(),
             next_order: 0,
@@ -323,7 +326,8 @@ impl Store {
         loop {
             if let Some(order) = self.recheck.pop_front() {
                 self.restart_if_free(order);
-            } else if !self.run_first_barrier() && !self.admit_first_stalled() {
+            } else if !self.run_first_barrier() && !self.admit_first_stalled() && !self.admit_first_patient()
+            {
                 break;
             }
         }
@@ -467,6 +471,7 @@ impl Store {
         self.replies.extend(waiting.map(|ticket| (ticket, failed())));
         self.gates.clear();
         self.stalled.clear();
+        self.patient.clear();
         self.growth.roomless.clear();
         self.recheck.clear();
         self.io_queue.clear();

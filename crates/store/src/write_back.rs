@@ -33,6 +33,10 @@ pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 40 MiB.
 const WRITTEN_BLOCKS_PRESSED: usize = 10240;
+/// With more than this, or in half a journal, copies that are being made wait, for whom nobody waits: 24 MiB.
+const WRITTEN_BLOCKS_PATIENT: usize = 6144;
+/// For so many rounds. Changes of the same blocks wait behind them, and may not do so for ever.
+const PATIENT_ROUNDS: u64 = 4;
 /// With more than this a write waits, as it does for a full journal, until some are home: 64 MiB. Clones, which share theirs, and a start, which finds
 /// what the journal holds, may go beyond it.
 const WRITTEN_BLOCKS_MAX: usize = 16384;
@@ -40,6 +44,8 @@ const WRITTEN_BLOCKS_MAX: usize = 16384;
 #[derive(Default)]
 pub struct WriteBack {
     round: Option<Round>,
+    /// How many have begun.
+    rounds: u64,
     /// Under way until the journal is a quarter full.
     pressed: bool,
     /// Everything up to this record is to go home.
@@ -107,6 +113,10 @@ impl WriteBack {
         self.round.is_some() || self.checkpoint.is_some()
     }
 
+    pub fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
     pub fn slots_in_hand(&self) -> u32 {
         self.jobs().filter(|job| job.is_move()).count() as u32
     }
@@ -143,6 +153,7 @@ impl Store {
         if self.write_back.round.is_none() {
             self.write_back.round = self.begin_round().or_else(|| self.plan_round_of_merges());
             if self.write_back.round.is_some() {
+                self.write_back.rounds += 1;
                 self.continue_round();
             }
         }
@@ -196,8 +207,18 @@ impl Store {
         self.write_back.pressed = full || (self.write_back.pressed && !enough);
         self.write_back.pressed
             || !self.stalled.is_empty()
+            || !self.patient.is_empty()
             || self.write_back.checkpoint.is_some()
             || self.journal_checks.goal().is_some()
+    }
+
+    /// May a change go on for which no owner waits: a part of a copy that is being made? It leaves room, in memory and in the journal, to those for which one
+    /// does. It waits for a bounded number of rounds; that these go on is seen to by [`Store::wants_write_back`].
+    pub(crate) fn may_go_on(&self, began: u64) -> bool {
+        let kept = self.written.block_count();
+        let has_room = kept <= WRITTEN_BLOCKS_PATIENT
+            && self.journal.used_blocks() <= self.superblock.geometry.journal_blocks / 2;
+        has_room || self.write_back.rounds >= began + PATIENT_ROUNDS
     }
 
     /// May so many more blocks be kept in memory? If not, some go home first: whoever asks is stalled, and that makes them go.
