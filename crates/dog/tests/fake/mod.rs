@@ -75,9 +75,7 @@ impl Flock {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("sock");
         if sheep_count == 0 {
-            // A port that was free a moment ago, and that nobody listens on.
-            let port = listen().local_addr().unwrap().port();
-            return Flock { ports: vec![port], socket, dir };
+            return Flock { ports: vec![silent_port()], socket, dir };
         }
         let listeners: Vec<TcpListener> = (0..sheep_count).map(|_| listen()).collect();
         let ports: Vec<u16> =
@@ -116,6 +114,12 @@ impl Flock {
         });
         Flock { ports, socket, dir }
     }
+}
+
+/// Nobody listens there, nor does a flock that starts meanwhile: what the kernel chooses for those lies higher.
+fn silent_port() -> u16 {
+    let mut ports = 20_000 + (std::process::id() % 8_000) as u16..30_000;
+    ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
 fn listen() -> TcpListener {
