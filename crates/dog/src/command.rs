@@ -104,6 +104,7 @@ pub const COMMANDS: &[&Command] = &[
     &crate::node::scrub::COMMAND,
     &crate::node::out::OUT,
     &crate::node::out::IN,
+    &crate::node::safe_to_stop::COMMAND,
     &crate::node::md::COMMAND,
     &crate::node::stat::COMMAND,
     &crate::cluster::health::COMMAND,
@@ -201,6 +202,8 @@ pub mod option {
     pub const ALL: Opt = flag('A', "all", "disks of all nodes");
     pub const PROGRESS: Opt =
         flag('P', "progress", "a bar of the node that is talked to, until it lacks\nnothing");
+    pub const WAIT: Opt =
+        Opt { short: None, long: "wait", has_value: false, help: "until it is safe to stop" };
     pub const WATCH: Opt = flag('w', "watch", "again every second, with rates");
 
     pub const STORE: Opt = value(
@@ -347,6 +350,7 @@ mod tests {
             // Ours.
             ("node out", "aphfT"),
             ("node in", "aphT"),
+            ("node safe-to-stop", "aprhT"),
             ("cluster out-time", "aprhT"),
             ("cluster recover", "afphT"),
             // Ours.
@@ -367,7 +371,7 @@ mod tests {
             let command = find(group, subcommand).expect(name);
             assert_eq!(letters(command), expect, "{name}");
         }
-        assert_eq!(COMMANDS.len(), 45);
+        assert_eq!(COMMANDS.len(), 46);
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub mod exit {
     pub const EXISTS: u8 = 3;
     /// What was to be read or changed is not there.
     pub const MISSING: u8 = 5;
+    /// `dog node safe-to-stop`: everything would be served, with fewer copies. No failure of another kind has this code, or the next.
+    pub const SHORT: u8 = 6;
+    /// The same: writes would wait, or something could not be read.
+    pub const NEEDED: u8 = 7;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
     /// `dog node recovery set-throttle` and `get-throttle` did not reach their sheep, or were refused.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::client::{
     Attachment, AttributeOp, ChangedExtent, CheckReport, ClientError, ClientOp, ClientReply, ClientResult,
-    ClusterInfo, ClusterOp, Extent, Health, NodeAccess, NodeInfo, NodeStat, Point, ScrubStatus, Table, Track,
-    VdiInfo, VdiOp, VolumeOp,
+    ClusterInfo, ClusterOp, Extent, Health, NodeAccess, NodeInfo, NodeStat, Point, ScrubStatus, StopRisk,
+    Table, Track, VdiInfo, VdiOp, VolumeOp,
 };
 use proto::cluster::RepairChange;
 use proto::inode::{HEADER_BYTES, InodeHeader};
@@ -159,6 +159,14 @@ impl Sheep {
     pub fn health(&mut self) -> Call<Health> {
         match self.ask_now(&ClientOp::Cluster(ClusterOp::Health))? {
             ClientReply::Health(health) => Ok(health),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// What would be short of copies without these nodes, as the connected sheep's view tells.
+    pub fn stop_risk(&mut self, nodes: &[NodeId]) -> Call<StopRisk> {
+        match self.ask_now(&ClientOp::Cluster(ClusterOp::StopRisk(nodes.to_vec())))? {
+            ClientReply::StopRisk(risk) => Ok(risk),
             _ => Err(self.nonsense()),
         }
     }

@@ -106,6 +106,10 @@ impl Gateway {
                 ctx.answer(id, Ok(ClientReply::Cluster(Box::new(info))));
             }
             ClusterOp::Health => ctx.answer(id, Ok(ClientReply::Health(ctx.view.health()))),
+            ClusterOp::StopRisk(nodes) => {
+                let risk = ctx.view.stop_risk(&nodes.into_iter().collect());
+                ctx.answer(id, Ok(ClientReply::StopRisk(risk)));
+            }
             ClusterOp::Format(options) => {
                 self.propose(ctx, id, &ClientOp::Cluster(op), Action::Format(options));
             }

@@ -323,6 +323,8 @@ pub enum ClusterOp {
     },
     /// Answered by `Attached`: all.
     Attached,
+    /// What would be short of copies if these members were stopped now, as far as this sheep's view tells. Answered by `StopRisk`.
+    StopRisk(Vec<NodeId>),
 }
 
 /// A VDI or snapshot that a sheep serves by a vhost-user socket.
@@ -410,6 +412,7 @@ pub enum ClientReply {
     RecoveryThrottle(RecoveryThrottle),
     Attached(Vec<Attachment>),
     Scrub(Box<ScrubStatus>),
+    StopRisk(StopRisk),
 }
 
 impl ClientReply {
@@ -649,6 +652,26 @@ pub struct MemberHealth {
     pub out: Option<Out>,
     /// Of a member that is down: it is given up once it has been away for as long as the cluster waits.
     pub may_time_out: bool,
+}
+
+/// Placement groups that would not do without some members, each counted once, by the worst that would become of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRisk {
+    /// Those that were looked at: of VDIs that exist, and those that have a copy on one of the members.
+    pub pgs: u32,
+    /// No complete copy would be up.
+    pub lost: Shortfall,
+    /// Too few for writes.
+    pub held: Shortfall,
+    /// Fewer than there are places, or not in as many zones.
+    pub short: Shortfall,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortfall {
+    pub pgs: u32,
+    /// Of those: no copy on one of the members counts, so they are so already.
+    pub already: u32,
 }
 
 /// Who decided that nothing is to be stored on a member.

@@ -9,11 +9,12 @@
 //! ```
 //!
 //! Columns are separated by tabs. libvirt, Cinder and Proxmox parse the raw `Total` line. A node that does not answer is left out; the others
-//! keep their numbers.
+//! keep their numbers. Behind a node that is out stands that it is, but not in the raw form.
 
-use proto::client::VdiInfo;
+use proto::client::{Out, VdiInfo};
 use serde_json::json;
 
+use super::list::{name_of_out, outs};
 use crate::command::{Action, Command, no_values, option};
 use crate::context::{Context, Form, notice};
 use crate::everyone::ask_all;
@@ -41,6 +42,7 @@ const HEADER: &str = "Id\tSize\tUsed\tAvail\tUse%\n";
 /// A node's number and its space.
 struct NodeSpace {
     id: usize,
+    out: Option<Out>,
     space: Space,
 }
 
@@ -73,7 +75,7 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
     let heard = ask_all(&context.node_ids(), Sheep::space);
     for (id, heard) in heard.into_iter().enumerate() {
         match heard.map(|reply| Space { size: reply.store_size, free: reply.store_free }) {
-            Ok(space) => answers.push(NodeSpace { id, space }),
+            Ok(space) => answers.push(NodeSpace { id, out: None, space }),
             Err(error) => notice(&error.or_refused(|reason| format!("Response's result: {reason}")).message),
         }
     }
@@ -83,7 +85,12 @@ fn run(context: &mut Context, _: &Parsed) -> Outcome {
         }
         return Err(Failure::system("Cannot get information from any nodes"));
     }
-    let vdis = context.connect()?.vdis()?;
+    let mut sheep = context.connect()?;
+    let vdis = sheep.vdis()?;
+    if context.form != Form::Raw {
+        let outs = outs(&sheep.health()?);
+        answers.iter_mut().for_each(|answer| answer.out = outs.get(&context.nodes[answer.id].id).copied());
+    }
     let text = render(&answers, virtual_bytes(&vdis), context.form);
     context.print(&text)
 }
@@ -102,7 +109,10 @@ fn render(nodes: &[NodeSpace], virtual_bytes: u64, form: Form) -> String {
         Form::Human => {
             let rows: String = nodes
                 .iter()
-                .map(|node| format!("{:2}\t{}\n", node.id, node.space.render(false, "\t")))
+                .map(|node| {
+                    let out = if node.out.is_some() { "\tout" } else { "" };
+                    format!("{:2}\t{}{out}\n", node.id, node.space.render(false, "\t"))
+                })
                 .collect();
             let (total, images) = (total.render(false, "\t"), size::human(virtual_bytes));
             format!("{HEADER}{rows}Total\t{total}\n\nTotal virtual image size\t{images}\n")
@@ -113,8 +123,8 @@ fn render(nodes: &[NodeSpace], virtual_bytes: u64, form: Form) -> String {
             format!("{rows}Total {} {virtual_bytes}\n", total.render(true, " "))
         }
         Form::Json => {
-            let rows: Vec<_> =
-                nodes.iter().map(|node| json!({ "id": node.id, "space": node.space.to_json() })).collect();
+            let to_json = |node: &NodeSpace| json!({ "id": node.id, "space": node.space.to_json(), "out": node.out.map(name_of_out) });
+            let rows: Vec<_> = nodes.iter().map(to_json).collect();
             let document = json!({ "nodes": rows, "total": total.to_json(), "virtual_bytes": virtual_bytes });
             format!("{document:#}\n")
         }
@@ -128,10 +138,10 @@ mod tests {
     fn nodes() -> Vec<NodeSpace> {
         let space = |size, used| Space { size, free: size - used };
         vec![
-            NodeSpace { id: 0, space: space(12176302080, 113516544) },
-            NodeSpace { id: 1, space: space(12176314368, 113528832) },
-            NodeSpace { id: 3, space: space(12176314368, 113528832) },
-            NodeSpace { id: 4, space: space(0, 0) },
+            NodeSpace { id: 0, out: None, space: space(12176302080, 113516544) },
+            NodeSpace { id: 1, out: None, space: space(12176314368, 113528832) },
+            NodeSpace { id: 3, out: None, space: space(12176314368, 113528832) },
+            NodeSpace { id: 4, out: None, space: space(0, 0) },
         ]
     }
 
@@ -165,7 +175,7 @@ Total 36528930816 340574208 36188356608 0% 4177526784
 
     #[test]
     fn nonsense_from_a_node_does_no_harm() {
-        let odd = NodeSpace { id: 0, space: Space { size: 1, free: u64::MAX } };
+        let odd = NodeSpace { id: 0, out: None, space: Space { size: 1, free: u64::MAX } };
         assert!(render(&[odd], 0, Form::Raw).starts_with("0 1 0 18446744073709551615 0%\n"));
     }
 }

@@ -7,6 +7,7 @@ pub mod md;
 pub mod named;
 pub mod out;
 pub mod recovery;
+pub mod safe_to_stop;
 pub mod scrub;
 pub mod stat;
 mod throttle;

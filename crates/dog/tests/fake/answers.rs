@@ -44,6 +44,8 @@ pub struct State {
     throttling: RecoveryThrottling,
     pub(super) repair: RepairOptions,
     pub(super) outs: BTreeMap<NodeId, Out>,
+    /// How often the first sheep was asked whether a node that is out may be stopped.
+    pub(super) risks_asked: u32,
     /// Of the first sheep; the others serve no vhost-user.
     pub(super) attached: Vec<Attachment>,
     /// Too few copies are up for writes, and what one VDI holds cannot be read.
@@ -100,6 +102,7 @@ impl State {
             throttling: RecoveryThrottling::default(),
             repair: RepairOptions::default(),
             outs: BTreeMap::new(),
+            risks_asked: 0,
             attached: Vec::new(),
         };
         if has_vdis {

@@ -5,7 +5,7 @@
 use proto::client::{
     Attachment, AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp,
     ClusterStatus, Extent, Health, MemberHealth, NodeAccess, NodeInfo, NodeStat, Out, Places, PoolHealth,
-    Table, Track, VdiInfo, VdiOp, VolumeOp,
+    Shortfall, StopRisk, Table, Track, VdiInfo, VdiOp, VolumeOp,
 };
 use proto::client::{DamagedBlocks, DifferingBlocks, ScrubStatus, Selector};
 use proto::object::BlockRange;
@@ -22,6 +22,9 @@ impl State {
             ClientOp::Vdi(op) => self.ask_vdi(op),
             ClientOp::Cluster(ClusterOp::Access) => Ok(ClientReply::Access(self.access(index))),
             ClientOp::Cluster(ClusterOp::Health) => Ok(ClientReply::Health(self.health())),
+            ClientOp::Cluster(ClusterOp::StopRisk(nodes)) => {
+                Ok(ClientReply::StopRisk(self.stop_risk(index, &nodes)))
+            }
             ClientOp::Cluster(ClusterOp::NodeStat) => {
                 Ok(ClientReply::NodeStat(Box::new(self.node_stat(index))))
             }
@@ -162,6 +165,26 @@ impl State {
             unreadable: 9 * waits,
         };
         Health { status: self.status, members, pools: self.format.iter().map(|_| pool).collect() }
+    }
+
+    /// A node that was put out is emptied by the third question to the first sheep.
+    fn stop_risk(&mut self, index: usize, nodes: &[NodeId]) -> StopRisk {
+        let all = Shortfall { pgs: 512, already: 0 };
+        let mut risk = StopRisk { pgs: 512, ..StopRisk::default() };
+        let is_emptied = nodes.iter().all(|node| self.outs.contains_key(node));
+        match nodes.len() {
+            1 if is_emptied => {
+                self.risks_asked += u32::from(index == 0);
+                risk.short.pgs = if self.risks_asked < 3 { 7 } else { 0 };
+            }
+            1 => risk.short = all,
+            count if count < self.nodes.len() => risk.held = all,
+            _ => risk.lost = all,
+        }
+        if self.is_recovering && risk.short.pgs == 0 {
+            risk.short = Shortfall { pgs: 400, already: 400 };
+        }
+        risk
     }
 
     /// Sheep 1 catches up, if one does.

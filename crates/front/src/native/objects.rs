@@ -203,6 +203,7 @@ pub fn ask(payload: &[u8], desk: &Desk) -> Step {
             ClusterOp::Track { .. }
             | ClusterOp::SetDefaultPolicy { .. }
             | ClusterOp::Health
+            | ClusterOp::StopRisk(_)
             | ClusterOp::NodeStat
             | ClusterOp::Scrub
             | ClusterOp::SetRepair(_)

@@ -17,6 +17,7 @@ mod pg;
 mod replace;
 mod session;
 mod snapshot;
+mod stop;
 mod vdi;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -10,6 +10,7 @@ use super::{Accepted, Outcome, View};
 
 mod export_names;
 mod one_store;
+mod stop;
 
 const PG: PgId = PgId { pool: PoolId(0), index: 0 };
 

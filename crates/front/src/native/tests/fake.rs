@@ -196,6 +196,7 @@ impl World {
             | ClusterOp::Attached
             | ClusterOp::Track { .. }
             | ClusterOp::SetDefaultPolicy { .. }
+            | ClusterOp::StopRisk(_)
             | ClusterOp::Health => {
                 unreachable!("nobody asks the fake for it")
             }
