@@ -50,7 +50,14 @@ for each in range(0, at, size):
 print(f"all {at >> 20} MiB read back")
 PYTHON
 cd "$dir"
+expect 0 '^ok$' dog cluster health
 fill fill
+expect 2 '^full$' dog cluster health
+for sheep in 0 1 2; do
+    grep -q "^the disk of node $sheep (127.0.0.1:$port$sheep) is full: guests' writes that need room there are refused now" <<<"$output" ||
+        die "nothing is said of the disk of sheep $sheep: $output"
+done
+expect 2 '^full	the disk of node 0 ' dog cluster health -r
 expect 1 'space' timeout 20 bash -c "head -c 4194304 /dev/urandom | dog vdi write big 3G"
 run qemu-io -f raw -c 'read -P 0x33 0 64M' "$(nbd_uri small 1)"
 kill_sheep 0 1 2
@@ -60,4 +67,6 @@ fill check
 run dog vdi delete small
 run qemu-io -f raw -d unmap -c 'discard 0 64M' "$(nbd_uri big 1)"
 run timeout 60 qemu-io -f raw -c 'write -P 0x34 3G 64M' -c 'read -P 0x34 3G 64M' "$(nbd_uri big 2)"
+has_room() { [[ $(dog cluster health -r | head -1) != full ]]; }
+wait_for 60 "room on all disks" has_room
 no_panics

@@ -536,6 +536,8 @@ pub struct NodeStat {
     pub cache: CacheUse,
     pub size_bytes: u64,
     pub used_bytes: u64,
+    /// Its disk has no room for another object: writes that need room there are refused.
+    pub is_full: bool,
     /// PGs whose copy here lacks something, and all that should have one here.
     pub pgs_behind: u32,
     pub pgs: u32,

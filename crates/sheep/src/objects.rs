@@ -41,6 +41,8 @@ pub trait ObjectStore {
 pub struct Space {
     pub size_bytes: u64,
     pub used_bytes: u64,
+    /// It refuses what needs room.
+    pub is_full: bool,
 }
 
 /// A store on a file or block device.
@@ -99,7 +101,7 @@ impl ObjectStore for DiskStore {
             return Space::default();
         }
         let usage = self.store.usage();
-        Space { size_bytes: usage.size_bytes, used_bytes: usage.used_bytes }
+        Space { size_bytes: usage.size_bytes, used_bytes: usage.used_bytes, is_full: usage.is_full }
     }
 
     fn begin_checkpoint(&mut self) {

@@ -616,6 +616,7 @@ impl State {
             cache: self.node.cache_use(),
             size_bytes: space.size_bytes,
             used_bytes: space.used_bytes,
+            is_full: space.is_full,
             pgs_behind: progress.pgs_behind,
             pgs: pgs.filter(|pg| pg.targets.contains(&self.own)).count() as u32,
             objects_done: progress.objects_done,

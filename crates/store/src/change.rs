@@ -24,6 +24,8 @@ const KEEP_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// at one moment.
 const HELD_BACK_PART: u32 = 16;
 const HELD_BACK_SLOTS_MAX: u32 = 8192;
+/// 4 MiB in slots of 64 KiB.
+const USUAL_OBJECT_SLOTS: u32 = 64;
 /// Entries of fixed size that one change makes, with room to spare.
 const FIXED_ENTRIES_BYTES: usize = 512;
 /// A map entry with all its chunks.
@@ -94,6 +96,14 @@ impl Store {
         let to_come = if self.growth.is_denied() { 0 } else { self.slots.absent() };
         let slots = (geometry.slots / HELD_BACK_PART).min(HELD_BACK_SLOTS_MAX).saturating_sub(to_come);
         HeldBack { slots, maps: geometry.maps / HELD_BACK_PART }
+    }
+
+    /// Would an object of the usual size be refused by now? What is freed at this moment comes too late.
+    pub(crate) fn is_full(&self) -> bool {
+        let held_back = self.held_back(&None);
+        let may_grow = self.slots.absent() > 0 && !self.growth.is_denied();
+        let has_slots = may_grow || self.slots.available() >= USUAL_OBJECT_SLOTS + held_back.slots;
+        !has_slots || self.tables.free_map_count() <= held_back.maps
     }
 
     /// A clone of itself keeps everything, a clone of nothing is empty. No unapplied order can change that: we are past the gates.

@@ -64,4 +64,6 @@ pub struct Usage {
     pub pending_bytes: u64,
     pub unsettled_changes: u64,
     pub failed: bool,
+    /// An object of 4 MiB would be refused now.
+    pub is_full: bool,
 }

@@ -266,6 +266,7 @@ impl Store {
             pending_bytes: self.written.block_count() as u64 * BLOCK,
             unsettled_changes: self.tags.len() as u64,
             failed: self.failed,
+            is_full: self.is_full(),
         }
     }
 

@@ -194,6 +194,7 @@ impl State {
         if self.is_recovering && index == 1 {
             (stat.pgs_behind, stat.objects_done, stat.objects_total) = (100, 3, 8);
         }
+        stat.is_full = self.is_full;
         stat
     }
 

@@ -15,7 +15,6 @@
 pub mod verdict;
 
 use proto::NodeId;
-use proto::client::Out;
 use serde_json::json;
 
 use crate::command::{Action, Command, no_values, option};
@@ -23,6 +22,7 @@ use crate::context::{Context, Form};
 use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
+use crate::node::list::name_of_out;
 use crate::sheep::Sheep;
 
 use verdict::{Heard, NodeHeard, Reason, Word};
@@ -39,7 +39,7 @@ pub const COMMAND: Command = Command {
     check: no_values,
     action: Action::Run(run),
     notes: "The first line is one word. Exit code 0: ok. 1: degraded: everything is served, but something lacks copies or\n\
-            room. 2: unresponsive (a member does not answer), blocked (writes wait), waiting (reads wait too), stopping,\n\
+            room. 2: full (a disk has no room, so writes that need some are refused now), unresponsive (a member does not answer), blocked (writes wait), waiting (reads wait too), stopping,\n\
             unformatted, lost (blocks of which no good copy is left), or unreachable (the sheep that was asked).",
 };
 
@@ -123,11 +123,7 @@ fn render_json(heard: &Heard) -> String {
                 "pgs_awaiting": member.pgs_awaiting,
                 "pgs_unreadable": member.pgs_unreadable,
                 "disk_failed": member.disk_failed,
-                "out": member.out.map(|out| match out {
-                    Out::ByTime => "time",
-                    Out::ByOperator => "operator",
-                    Out::ByForce => "force",
-                }),
+                "out": member.out.map(name_of_out),
             })
         })
         .collect();

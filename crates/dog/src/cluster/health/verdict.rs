@@ -21,6 +21,8 @@ pub enum Word {
     Ok,
     /// Everything is served, but something should be done or waited for.
     Degraded,
+    /// Writes that need room on a disk are refused.
+    Full,
     /// A member does not answer: what it has to do with may wait.
     Unresponsive,
     /// Some writes wait.
@@ -38,6 +40,7 @@ impl Word {
         match self {
             Word::Ok => "ok",
             Word::Degraded => "degraded",
+            Word::Full => "full",
             Word::Unresponsive => "unresponsive",
             Word::Blocked => "blocked",
             Word::Waiting => "waiting",
@@ -253,7 +256,9 @@ impl Heard {
                 "start its sheep again to have it back, with its disk or with an empty one".to_string()
             }
             (_, 0) if member.is_up => {
-                format!("its sheep may be stopped; to store on it again: dog node in {id}")
+                format!(
+                    "before its sheep is stopped: dog node safe-to-stop {id}; to store on it again: dog node in {id}"
+                )
             }
             (_, 0) => format!("nothing; to store on it again: dog node in {id}"),
             _ => format!("wait: see dog node recovery; to store on it again: dog node in {id}"),
@@ -434,7 +439,7 @@ fn last_seen(info: &ClusterInfo, node: NodeId) -> Option<&EpochInfo> {
 }
 
 fn is_full(stat: &NodeStat) -> bool {
-    size::percent(stat.used_bytes, stat.size_bytes) >= FULL_PERCENT
+    stat.is_full || size::percent(stat.used_bytes, stat.size_bytes) >= FULL_PERCENT
 }
 
 fn reasons_of_node(who: &str, stat: &NodeStat, is_enabled: bool) -> Vec<Reason> {
@@ -458,11 +463,23 @@ fn reasons_of_node(who: &str, stat: &NodeStat, is_enabled: bool) -> Vec<Reason> 
         });
     }
     if is_full {
-        let left = stat.size_bytes.saturating_sub(stat.used_bytes);
-        reasons.push(Reason {
-            severity: Word::Degraded,
-            text: format!("the disk of {who} is {used_percent} % full: {} left", size::human(left)),
-            advice: "delete what is not needed, or add nodes; new data is refused when a sixteenth (at most 512 MB) is left".into(),
+        let left = size::human(stat.size_bytes.saturating_sub(stat.used_bytes));
+        reasons.push(match stat.is_full {
+            true => Reason {
+                severity: Word::Full,
+                text: format!(
+                    "the disk of {who} is full: guests' writes that need room there are refused now (no space), whatever other disks have; what \
+                     overwrites goes on, and the last {left} are kept for what is under way"
+                ),
+                advice: "delete snapshots or volumes (dog vdi delete), or discard in guests; a node with a larger disk in the same zone, or \
+                         one more zone, takes part of its copies"
+                    .into(),
+            },
+            false => Reason {
+                severity: Word::Degraded,
+                text: format!("the disk of {who} is {used_percent} % full: {left} left"),
+                advice: "delete what is not needed, or add nodes; new data is refused when a sixteenth (at most 512 MB) is left".into(),
+            },
         });
     }
     reasons
@@ -653,7 +670,10 @@ mod tests {
                 out(Out::ByForce, false, 0),
                 "is given up, for it was down at 'dog cluster recover force', and down; it holds nothing that is needed -> start its sheep again",
             ),
-            (out(Out::ByOperator, true, 0), "nothing that is needed -> its sheep may be stopped"),
+            (
+                out(Out::ByOperator, true, 0),
+                "nothing that is needed -> before its sheep is stopped: dog node safe-to-stop",
+            ),
         ] {
             heard.health.members[2] = member;
             assert_word(&heard, Word::Ok, &[says]);
@@ -699,6 +719,17 @@ mod tests {
             stat.used_bytes = 95;
         }
         assert_word(&heard, Word::Degraded, &["0 of 0 are done -> make room", "95 % full"]);
+        // It refuses what needs room, whatever the share: a small disk, or one whose file system is full.
+        if let Ok(NodeHeard { stat, .. }) = &mut heard.stats[0].1 {
+            (stat.pgs_behind, stat.used_bytes, stat.is_full) = (0, 80, true);
+        }
+        assert_word(
+            &heard,
+            Word::Full,
+            &["the disk of node 0 (127.0.0.1:7000) is full: guests' writes that need room"],
+        );
+        heard.stats[1].1 = Err("Connection refused".into());
+        assert_eq!(heard.word(), Word::Unresponsive);
     }
 
     #[test]
