@@ -31,7 +31,9 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "Images may be in use. Exit code 0 also if something could not be mended, as ever; for scripts: dog cluster health, which tells of what\n\
+    notes: "'fix vdi NAME' stands above each image that is looked at, as it always did, whether there is anything to mend or not; what was mended\n\
+            has a line of its own that begins with 'fixed'.\n\
+            Images may be in use. Exit code 0 also if something could not be mended, as ever; for scripts: dog cluster health, which tells of what\n\
             is lost, or dog vdi check -e.",
 };
 

@@ -36,7 +36,8 @@ pub const COMMAND: Command = Command {
     needs_nodes: true,
     check: no_values,
     action: Action::Run(run),
-    notes: "Pass, Read and Total are those of the present pass, or of the last where a node rests. Exit code 2 if a node does not answer\n\
+    notes: "Pass, Read and Total are those of the present pass, or of the last where a node rests; while it is counting they are not\n\
+            known yet (raw and JSON have what was counted so far). Exit code 2 if a node does not answer\n\
             within 10 s.\n\
             Raw: number, address, state, objects done and all, bytes done and all, when the last pass ended (- if none has since the\n\
             start of the sheep), blocks found, mended, still damaged, and lost on all copies; blocks that copies had differently though\n\
@@ -110,6 +111,8 @@ fn render(rows: &[Row], now: u64, form: Form) -> String {
 fn render_row(row: &Row, now: u64) -> String {
     let status = &row.status;
     let percent = percent(status).map_or("-".to_string(), |percent| format!("{percent:.1}%"));
+    // While objects are counted the sum is of those that were counted so far.
+    let bytes = |bytes| if status.is_counting { "-".to_string() } else { size::human(bytes) };
     let ended = status
         .last_ended_s
         .map_or("-".to_string(), |ago| LocalTime::from_seconds(now.saturating_sub(ago)).seconds());
@@ -118,8 +121,8 @@ fn render_row(row: &Row, now: u64) -> String {
         row.id,
         row.node,
         state(status),
-        size::human(status.bytes_done),
-        size::human(status.bytes_total),
+        bytes(status.bytes_done),
+        bytes(status.bytes_total),
         status.found,
         status.mended,
         status.damaged,
@@ -327,6 +330,8 @@ mod tests {
     fn a_pass_that_has_not_begun_or_counts_has_no_percentage() {
         let counting = ScrubStatus { is_counting: true, ..row().status };
         assert_eq!((state(&counting), percent(&counting)), ("counting", None));
+        let line = render_row(&Row { status: counting, ..row() }, 86500);
+        assert!(line.contains("counting       -          -          -   "), "{line}");
         assert_eq!(percent(&ScrubStatus::default()), None);
         assert_eq!(state(&ScrubStatus::default()), "disabled");
         let rests = ScrubStatus { is_running: false, passes: 1, ..row().status };
