@@ -73,6 +73,7 @@ say "errors on write"
 while_writing 1 touch "$dir/faults/fail-writes"
 [[ -e $dir/faults/hit-writes ]] || die "no write failed"
 (($(times_in_log "disk .*/1/objects .* has failed") == 1)) || die "the log does not name the disk, once"
+grep -q "WARN.* the disk of a node has failed; .* node: 127.0.0.1:${port}1," "$dir/0/sheep.log" || die "the log of another sheep says nothing of it"
 
 say "repaired: errors on read"
 back_again

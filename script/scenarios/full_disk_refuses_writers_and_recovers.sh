@@ -58,6 +58,9 @@ for sheep in 0 1 2; do
         die "nothing is said of the disk of sheep $sheep: $output"
 done
 expect 2 '^full	the disk of node 0 ' dog cluster health -r
+for sheep in 0 1 2; do
+    wait_for 10 "the log to tell of the full disk" grep -q "WARN.* the disk of a node is full: .* node: 127.0.0.1:$port$sheep\$" "$dir/0/sheep.log"
+done
 expect 1 'space' timeout 20 bash -c "head -c 4194304 /dev/urandom | dog vdi write big 3G"
 run qemu-io -f raw -c 'read -P 0x33 0 64M' "$(nbd_uri small 1)"
 kill_sheep 0 1 2

@@ -5,6 +5,7 @@
 
 mod cache;
 mod catchup;
+mod chronicle;
 mod context;
 mod effect;
 mod extent;

@@ -17,6 +17,7 @@ use proto::peer::{PeerMessage, PeerReply, PeerRequest};
 use proto::{Epoch, Incarnation, NodeId, PgId, RequestId, Vid, ViewVersion};
 
 use crate::catchup::{CatchUp, Progress};
+use crate::chronicle::Chronicle;
 use crate::context::{Call, Context, Out, ProposalUse, Purpose, StoreUse, Submitted};
 use crate::gateway::{Gateway, Sessions};
 use crate::overdue::Overdue;
@@ -63,6 +64,7 @@ pub struct Node {
     reclaim: Reclaim,
     overdue: Overdue,
     scrub: Scrub,
+    chronicle: Chronicle,
     /// Messages that need a newer view.
     parked: BTreeMap<ViewVersion, VecDeque<(NodeId, PeerMessage)>>,
     parked_count: usize,
@@ -99,6 +101,7 @@ impl Node {
             reclaim: Reclaim::default(),
             overdue: Overdue::default(),
             scrub: Scrub::new(config.member.life, config.member.store_id),
+            chronicle: Chronicle::default(),
             parked: BTreeMap::new(),
             parked_count: 0,
             early: Vec::new(),
@@ -127,7 +130,7 @@ impl Node {
 
     /// What this node has fetched from other copies in this life, in bytes.
     pub fn fetched_bytes(&self) -> u64 {
-        self.catch_up.fetched_bytes()
+        self.catch_up.fetched().bytes
     }
 
     pub fn cache_use(&self) -> CacheUse {
@@ -205,6 +208,7 @@ impl Node {
             }
             None if self.is_own_join(&entry) => {
                 self.incarnation = Some(Incarnation(entry.version.0));
+                self.with(now, |node, ctx| node.chronicle.begin(ctx, &entry, node.catch_up.fetched()));
                 self.joined(now);
             }
             // The backlog: nothing is done before this node is a member.
@@ -213,7 +217,12 @@ impl Node {
                 tracing::error!("the cluster goes on without this sheep; stopping");
                 return self.halt();
             }
-            Some(_) => self.follow(applied, now),
+            Some(_) => {
+                self.with(now, |node, ctx| {
+                    node.chronicle.handle_entry(ctx, &entry, &applied, node.catch_up.fetched());
+                });
+                self.follow(applied, now);
+            }
         }
         self.unpark(now);
         self.settle_down(now);
@@ -613,6 +622,7 @@ impl Node {
         match op {
             ClientOp::Cluster(ClusterOp::SetRecoveryThrottle(bound)) => {
                 return self.with(now, |node, ctx| {
+                    node.chronicle.handle_throttle(node.catch_up.throttle(), bound, now);
                     node.catch_up.set_throttle(ctx, bound);
                     ctx.answer(request, Ok(ClientReply::Done));
                 });
@@ -676,6 +686,7 @@ impl Node {
             if has_disk {
                 node.catch_up.handle_tick(ctx, node.replica, TICK);
             }
+            node.chronicle.handle_tick(ctx, node.catch_up.fetched());
         });
         self.close_idle_sessions(now);
         self.advance_scrub(now);
@@ -749,6 +760,7 @@ impl Node {
             reclaim: &mut self.reclaim,
             overdue: &mut self.overdue,
             scrub: &mut self.scrub,
+            chronicle: &mut self.chronicle,
         };
         f(&mut parts, &mut ctx)
     }

@@ -42,7 +42,6 @@ impl Overdue {
         for (node, left) in overdue {
             let purpose = ProposalUse::TimeOut { node };
             if !ctx.is_proposed(&purpose) {
-                tracing::warn!(%node, "has been away for {out_time:?}; what it held is copied to others");
                 ctx.propose(Action::TimeOut { node, left }, purpose);
             }
         }

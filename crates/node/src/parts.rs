@@ -8,6 +8,7 @@ use proto::peer::PeerReply;
 use proto::{NodeId, Oid, PgId, Since};
 
 use crate::catchup::CatchUp;
+use crate::chronicle::Chronicle;
 use crate::context::Context;
 use crate::gateway::{Gateway, Sessions};
 use crate::overdue::Overdue;
@@ -28,6 +29,7 @@ pub(crate) struct Parts<'a> {
     pub reclaim: &'a mut Reclaim,
     pub overdue: &'a mut Overdue,
     pub scrub: &'a mut Scrub,
+    pub chronicle: &'a mut Chronicle,
 }
 
 impl Parts<'_> {

@@ -39,6 +39,8 @@ use crate::shell::{Parts, Shell};
 const PENDING_MAX: u32 = 1024;
 /// In the store directory.
 const NBD_SOCKET: &str = "nbd.sock";
+const SIGTERM: &str = "the signal SIGTERM";
+const SIGINT: &str = "the signal SIGINT";
 const OPEN_FILES_WANTED: u64 = 6_144_000;
 
 /// Options, with all paths absolute.
@@ -112,7 +114,10 @@ fn try_run(setting: Setting, launch: &mut Option<Launch>) -> anyhow::Result<()> 
         .context("cannot start the runtime")?;
     let tasks = tokio::task::LocalSet::new();
     let result = tasks.block_on(&runtime, live(&setting, &home, &log, launch));
-    tracing::info!("shutdown");
+    match &result {
+        Ok(()) => tracing::info!("this sheep has ended in order: shutdown"),
+        Err(_) => tracing::error!("this sheep ends because of an error: shutdown"),
+    }
     // Tasks, and with them the ring, go before the locks.
     drop(tasks);
     drop(runtime);
@@ -130,7 +135,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     let DriverChoice::Local { directory } = &options.driver;
     let directory = directory.clone().expect("resolved while preparing");
     let beginning = describe_beginning(home, &directory);
-    let driver = Box::new(LocalDriver::new(directory));
+    let driver = Box::new(LocalDriver::new(directory.clone()));
     let addresses = Addresses::of(options, driver.spans_machines());
     let port = Port::take(SocketAddr::new(addresses.listen, options.port), "")?;
     let nbd_port = options.nbd.map(|address| Port::take(address, " for NBD")).transpose()?;
@@ -166,7 +171,7 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         tracing::info!("{text}");
         eprintln!("{text}");
     }
-    let cluster = driver.start(member.clone())?;
+    let (cluster, about) = (driver.start(member.clone())?, member.clone());
     let (links, link_events) = Links::new(own);
     let shell = Shell::start(Parts {
         own,
@@ -207,8 +212,8 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
     // Whether the cluster takes it is told where the sheep was started.
     let taken_in = tokio::select! {
         taken_in = shell.until_taken_in() => taken_in,
-        _ = terminate.recv() => stop_before(&shell),
-        _ = interrupt.recv() => stop_before(&shell),
+        _ = terminate.recv() => stop_before(&shell, SIGTERM),
+        _ = interrupt.recv() => stop_before(&shell, SIGINT),
     };
     if shell.is_refused() && starts > 0 {
         // It was no start: an older copy does not become the newer one by being tried again.
@@ -218,7 +223,14 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         if let Some(launch) = launch.take() {
             launch.ready().context("cannot detach from the terminal")?;
         }
-        tracing::info!("sheepdog daemon (version {}) started", env!("CARGO_PKG_VERSION"));
+        let zone = about.zone.0;
+        let (store, cluster) = (home.path.display(), directory.display());
+        let gateway = options.gateway.then(|| tracing::field::display("stores nothing"));
+        tracing::info!(
+            node = %about.id, zone, %store, gateway, size_bytes = about.space_bytes, %cluster, pid = std::process::id(),
+            "sheepdog daemon (version {}) started",
+            env!("CARGO_PKG_VERSION")
+        );
     }
 
     let stopped = shell.until_stopped();
@@ -227,8 +239,8 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
         tokio::select! {
             biased;
             result = &mut stopped => return result.map_err(|text| anyhow!(text)),
-            _ = terminate.recv() => shell.stop(),
-            _ = interrupt.recv() => shell.stop(),
+            _ = terminate.recv() => shell.stop(SIGTERM),
+            _ = interrupt.recv() => shell.stop(SIGINT),
             _ = hangup.recv() => {
                 if let Err(error) = log.rotate() {
                     tracing::error!("cannot begin a new log: {error}");
@@ -239,8 +251,8 @@ async fn live(setting: &Setting, home: &Home, log: &Log, launch: &mut Option<Lau
 }
 
 /// Told to end before the cluster has taken it in. False: it has not.
-fn stop_before(shell: &Shell) -> bool {
-    shell.stop();
+fn stop_before(shell: &Shell, by: &'static str) -> bool {
+    shell.stop(by);
     false
 }
 

@@ -97,6 +97,8 @@ struct Stop {
     /// All clients are answered, or the driver has ended: looked at again.
     progress: Notify,
     failure: RefCell<Option<String>>,
+    /// Who asked.
+    by: OnceCell<&'static str>,
     stopping: Cell<bool>,
     left: Cell<bool>,
 }
@@ -221,8 +223,9 @@ impl Shell {
         self.0.state.borrow().node.refused().is_some()
     }
 
-    /// Asks the sheep to end in order.
-    pub fn stop(&self) {
+    /// Asks the sheep to end in order. The first `by` is what the log names.
+    pub fn stop(&self, by: &'static str) {
+        self.0.stop.by.get_or_init(|| by);
         self.0.stop.asked.notify_one();
     }
 
@@ -233,6 +236,10 @@ impl Shell {
         stop.stopping.set(true);
         if let Some(failure) = stop.failure.borrow_mut().take() {
             return Err(failure);
+        }
+        if let Some(by) = stop.by.get() {
+            let unanswered = self.0.state.borrow().clients.len();
+            tracing::info!(unanswered, "this sheep stops in order, asked by {by}");
         }
         // One that is not a member answers nobody any more.
         let drained = |shell: &Shell| {
@@ -576,8 +583,9 @@ impl State {
                     shell.fail(render_refusal(&self.store.disk_name(), refusal));
                 } else if !self.node.is_member() {
                     shell.fail("this sheep is not a member of the cluster any more".into());
+                } else {
+                    shell.stop("an order to the whole cluster ('dog cluster shutdown')");
                 }
-                shell.stop();
             }
         }
     }
@@ -686,7 +694,7 @@ impl Shell {
                 Err(Ok(ClientReply::NodeStat(Box::new(self.0.state.borrow().stat()))))
             }
             ClientOp::Cluster(ClusterOp::KillNode) => {
-                self.stop();
+                self.stop("a client of this sheep ('dog node kill')");
                 Err(Ok(ClientReply::Done))
             }
             ClientOp::Cluster(

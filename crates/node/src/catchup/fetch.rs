@@ -404,7 +404,7 @@ impl CatchUp {
         if !is_base {
             fetching.see(blocks.first, blocks.end(), &marks);
         }
-        self.fetched_bytes += data.as_ref().map_or(0, |data| data.len() as u64);
+        self.fetched.bytes += data.as_ref().map_or(0, |data| data.len() as u64);
         self.backfill(ctx, pg, oid, blocks, data);
         self.fetch_next(ctx, replica, pg, oid);
     }
@@ -576,6 +576,7 @@ impl CatchUp {
         behind.conflicts.remove(&oid);
         behind.todo.remove(&oid);
         self.objects_done += 1;
+        self.fetched.objects += 1;
         self.objects.remove(&(pg, oid));
         self.start_objects(ctx);
         self.propose_finish(ctx, replica);

@@ -30,6 +30,7 @@ use proto::peer::{PeerReply, PeerRequest};
 use proto::{NodeId, Oid, PgId, Since};
 
 use crate::Time;
+use crate::chronicle::Fetched;
 use crate::context::{Context, ProposalUse, Purpose, StoreUse};
 use crate::extent::Extent;
 use crate::replica::{Covered, Replica};
@@ -70,8 +71,8 @@ pub(crate) struct CatchUp {
     throttle: Throttle,
     /// Since when PGs wait for members that do not answer.
     unreachable_since: Option<Time>,
-    /// Content fetched in this life, in bytes.
-    fetched_bytes: u64,
+    /// In this life; of `bytes` only content counts.
+    fetched: Fetched,
     /// Since this node last lacked nothing.
     objects_done: u64,
 }
@@ -142,8 +143,8 @@ impl CatchUp {
         self.pgs.len() as u32
     }
 
-    pub fn fetched_bytes(&self) -> u64 {
-        self.fetched_bytes
+    pub fn fetched(&self) -> Fetched {
+        self.fetched
     }
 
     /// A change has been accepted: what it covers is current here.
