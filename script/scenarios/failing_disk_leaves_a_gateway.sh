@@ -85,6 +85,7 @@ run touch "$dir/faults/fail-reads"
 verify_through 0 1 2 3
 [[ -e $dir/faults/hit-reads ]] || die "no read failed"
 is_gateway 1 || die "a read that fails costs the whole disk"
+(($(times_in_log 'I/O error on disk') <= 30)) || die "the log tells of each read that failed"
 
 say "a disk that hangs"
 back_again

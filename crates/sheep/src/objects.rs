@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::{Duration, Instant};
 
 use node::Ticket;
 use proto::object::{JournalVerified, ObjectOp, ObjectReply, StoreFailure};
@@ -50,11 +51,38 @@ pub struct DiskStore {
     store: Store,
     /// Holds the lock on it.
     disk: FileDisk,
+    errors: ErrorLines,
+}
+
+/// Reads that fail are as many as guests ask for: so many of them are logged in a minute.
+const ERROR_LINES_MAX: u32 = 10;
+const ERRORS_COUNTED: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct ErrorLines {
+    since: Option<Instant>,
+    said: u32,
+    unsaid: u64,
+}
+
+impl ErrorLines {
+    /// Is this error to be logged? Then with the number of those that were not, since one was.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now.duration_since(since) >= ERRORS_COUNTED) {
+            (self.since, self.said) = (Some(now), 0);
+        }
+        if self.said == ERROR_LINES_MAX {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said += 1;
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 impl DiskStore {
     pub fn new(store: Store, disk: FileDisk) -> DiskStore {
-        DiskStore { store, disk }
+        DiskStore { store, disk, errors: ErrorLines::default() }
     }
 }
 
@@ -84,8 +112,11 @@ impl ObjectStore for DiskStore {
                 return IoFailed::NoRoom;
             }
             // One that was given up says so over and over.
-            if !self.store.is_failed() {
-                tracing::error!("I/O error on disk {}: {error}", self.disk_name());
+            if !self.store.is_failed()
+                && let Some(more) = self.errors.take(Instant::now())
+            {
+                let unsaid_before = (more > 0).then_some(more);
+                tracing::error!(unsaid_before, "I/O error on disk {}: {error}", self.disk_name());
             }
             IoFailed::Disk
         });
@@ -220,5 +251,20 @@ impl ObjectStore for NoStore {
 
     fn disk_name(&self) -> String {
         "none".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_beyond_ten_in_a_minute_are_counted() {
+        let (mut lines, start) = (ErrorLines::default(), Instant::now());
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        assert!((0..10).all(|_| lines.take(start) == Some(0)));
+        assert!((0..50).all(|secs| lines.take(at(secs)).is_none()));
+        assert_eq!(lines.take(at(60)), Some(50));
+        assert_eq!(lines.take(at(61)), Some(0));
     }
 }
