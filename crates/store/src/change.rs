@@ -3,6 +3,8 @@
 //! Small writes, and the ragged edges of large ones, put their data into the journal. Whole chunks of large writes go to fresh slots
 //! first, durably; only then does the record that maps them enter the journal, so a mapping never points at data that a crash may lose.
 
+use std::collections::VecDeque;
+
 use buffer::{AlignedBuf, aligned};
 use bytes::Bytes;
 use proto::object::{BlockRange, Change, ObjectOp, ObjectReply, Origin, StoreFailure, Tag, WriteBase};
@@ -13,7 +15,7 @@ use crate::layout::*;
 use crate::record::{Below, ChunkRef, Descriptor, Entry, TagKey, encode_write};
 use crate::store::{DirectChunk, IoOwner, Pending, Stage, Store, map_place};
 use crate::tables::run_mask;
-use crate::write_back::TAG_ENTRY_BYTES;
+use crate::write_back::{PATIENT_ROUNDS, TAG_ENTRY_BYTES};
 use crate::written::Removed;
 
 /// Up to 32 KiB go through the journal: writing them twice costs less than a second I/O before the answer.
@@ -233,8 +235,8 @@ impl Store {
     /// Applies the change if the journal has room and nobody waits for it already, else lets it wait.
     pub(crate) fn enter_journal(&mut self, order: u64, ticket: u64, op: ObjectOp, chunks: Vec<DirectChunk>) {
         let began = self.write_back.rounds();
-        let is_patient = matches!(&op, ObjectOp::Change { tag: None, data, .. } if !data.is_empty());
-        if is_patient && !(self.patient.is_empty() && self.may_go_on(began)) {
+        let may_wait = is_copied(&op) && takes_memory(&op, &chunks);
+        if may_wait && !(self.patient.is_empty() && self.may_go_on()) && !self.is_waited_for(order, &op) {
             self.patient.push_back((order, began));
             return self.park(order, Pending { ticket, op, stage: Stage::Stalled { chunks } });
         }
@@ -254,14 +256,40 @@ impl Store {
         is_admitted
     }
 
-    /// Whoever waits for an owner comes first.
+    /// Whoever waits for an owner comes first; but who has waited for some rounds waits like others from then on.
     pub(crate) fn admit_first_patient(&mut self) -> bool {
         let Some(&(order, began)) = self.patient.front() else { return false };
-        let is_admitted = self.stalled.is_empty() && self.may_go_on(began) && self.admit(order);
+        if self.write_back.rounds() >= began + PATIENT_ROUNDS {
+            self.patient.pop_front();
+            self.stalled.push_back(order);
+            return true;
+        }
+        let is_admitted = self.stalled.is_empty() && self.may_go_on() && self.admit(order);
         if is_admitted {
             self.patient.pop_front();
         }
         is_admitted
+    }
+
+    fn is_waited_for(&self, order: u64, op: &ObjectOp) -> bool {
+        let behind = self.orders_at_gates_of(op).into_iter().filter(|other| *other > order);
+        let is_copied = |order: u64| self.pending.get(&order).is_some_and(|pending| is_copied(&pending.op));
+        behind.into_iter().any(|order| !is_copied(order))
+            || self.pending.values().any(|pending| matches!(pending.stage, Stage::Barrier))
+    }
+
+    /// Something that is waited for is behind patient orders: of the objects that it touches, or, a barrier, of all. They are patient no more.
+    pub(crate) fn end_patience(&mut self, of: &ObjectOp) {
+        if self.patient.is_empty() || is_copied(of) {
+            return;
+        }
+        let ahead = self.orders_at_gates_of(of);
+        let is_barrier = matches!(of, ObjectOp::Flush | ObjectOp::List { .. });
+        let (hurried, patient) =
+            self.patient.drain(..).partition(|(order, _)| is_barrier || ahead.contains(order));
+        self.patient = patient;
+        let hurried: VecDeque<(u64, u64)> = hurried;
+        self.stalled.extend(hurried.into_iter().map(|(order, _)| order));
     }
 
     fn admit(&mut self, order: u64) -> bool {
@@ -636,6 +664,17 @@ impl Store {
             self.insert_tag(seq, key, tag.origin);
         }
     }
+}
+
+/// A part of a copy that is being made: no owner waits for it.
+fn is_copied(op: &ObjectOp) -> bool {
+    matches!(op, ObjectOp::Change { tag: None, data, .. } if !data.is_empty())
+}
+
+/// Is some of what it writes not on the disk yet, and to be kept in the journal and in memory?
+fn takes_memory(op: &ObjectOp, chunks: &[DirectChunk]) -> bool {
+    let direct: u32 = chunks.iter().map(|direct| direct.mask.count_ones()).sum();
+    matches!(op, ObjectOp::Change { change: Change::Write { blocks, .. }, .. } if blocks.count > direct)
 }
 
 /// A range as parts of chunks: (chunk, first block within it, count).

@@ -26,7 +26,9 @@ impl Store {
 
     /// Not when the end is near, unless somebody waits for the room.
     fn may_merge(&self) -> bool {
-        !self.write_back.is_ending() || !self.stalled.is_empty() || !self.growth.roomless.is_empty()
+        let is_awaited =
+            !self.stalled.is_empty() || !self.patient.is_empty() || !self.growth.roomless.is_empty();
+        is_awaited || !self.write_back.is_ending()
     }
 
     /// Overlays that could end, but for those that could not be read.

@@ -6,7 +6,7 @@
 //! is about to grow (`growth`). Whatever
 //! an answer reveals, reads included, waits until the record that made it so is durable: nothing once seen can be undone by a crash.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use proto::Oid;
@@ -47,7 +47,8 @@ pub struct Store {
     gates: BTreeMap<Oid, Vec<Gate>>,
     /// Orders that wait for room in the journal.
     pub(crate) stalled: VecDeque<u64>,
-    /// Orders that nobody waits for, and how many rounds of write-back had begun when they began to wait: see [`Store::may_go_on`].
+    /// Parts of copies that are being made and that nothing waits behind, and how many rounds of write-back had begun when they began to wait: see
+    /// [`Store::may_go_on`].
     pub(crate) patient: VecDeque<(u64, u64)>,
     /// Waiting orders whose gates may have opened.
     recheck: VecDeque<u64>,
@@ -176,9 +177,11 @@ impl Store {
             if self.pending.is_empty() {
                 self.run_barrier(ticket, &op);
             } else {
+                self.end_patience(&op);
                 self.pending.insert(order, Pending { ticket, op, stage: Stage::Barrier });
             }
         } else if self.is_gated(order, &op) {
+            self.end_patience(&op);
             self.park(order, Pending { ticket, op, stage: Stage::Gated });
         } else {
             self.start(order, ticket, op);
@@ -441,6 +444,12 @@ impl Store {
                     })
                 })
             })
+    }
+
+    /// Orders not applied yet that touch the same objects, and those before them.
+    pub(crate) fn orders_at_gates_of(&self, op: &ObjectOp) -> BTreeSet<u64> {
+        let gates = footprint(op).into_iter().filter_map(|(oid, _)| self.gates.get(&oid));
+        gates.flatten().map(|gate| gate.order).collect()
     }
 
     fn restart_if_free(&mut self, order: u64) {

@@ -33,10 +33,10 @@ pub(crate) const JOB_ENTRIES_BYTES: usize = 128;
 pub(crate) const TAG_ENTRY_BYTES: usize = 96;
 /// More written blocks than this are not kept in memory for long, however large the journal: 40 MiB.
 const WRITTEN_BLOCKS_PRESSED: usize = 10240;
-/// With more than this, or in half a journal, copies that are being made wait, for whom nobody waits: 24 MiB.
+/// With more than this, or more than half of a journal, what goes through the journal of copies that are being made waits: 24 MiB.
 const WRITTEN_BLOCKS_PATIENT: usize = 6144;
-/// For so many rounds. Changes of the same blocks wait behind them, and may not do so for ever.
-const PATIENT_ROUNDS: u64 = 4;
+/// For so many rounds, and from then on as changes of owners do.
+pub(crate) const PATIENT_ROUNDS: u64 = 4;
 /// With more than this a write waits, as it does for a full journal, until some are home: 64 MiB. Clones, which share theirs, and a start, which finds
 /// what the journal holds, may go beyond it.
 const WRITTEN_BLOCKS_MAX: usize = 16384;
@@ -212,13 +212,12 @@ impl Store {
             || self.journal_checks.goal().is_some()
     }
 
-    /// May a change go on for which no owner waits: a part of a copy that is being made? It leaves room, in memory and in the journal, to those for which one
-    /// does. It waits for a bounded number of rounds; that these go on is seen to by [`Store::wants_write_back`].
-    pub(crate) fn may_go_on(&self, began: u64) -> bool {
-        let kept = self.written.block_count();
-        let has_room = kept <= WRITTEN_BLOCKS_PATIENT
-            && self.journal.used_blocks() <= self.superblock.geometry.journal_blocks / 2;
-        has_room || self.write_back.rounds >= began + PATIENT_ROUNDS
+    /// May a part of a copy that is being made go on, for which no owner waits? It leaves room, in memory and in the journal, to changes for which one does.
+    /// It waits for a bounded number of rounds, and not at all when something is behind it ([`Store::end_patience`]): then it is stalled, as others are. That
+    /// rounds go on is seen to by [`Store::wants_write_back`].
+    pub(crate) fn may_go_on(&self) -> bool {
+        let half = self.superblock.geometry.journal_blocks / 2;
+        self.written.block_count() <= WRITTEN_BLOCKS_PATIENT && self.journal.used_blocks() <= half
     }
 
     /// May so many more blocks be kept in memory? If not, some go home first: whoever asks is stalled, and that makes them go.
@@ -330,8 +329,8 @@ impl Store {
         self.write_back.round.as_mut().expect("its I/O belongs to a round")
     }
 
-    /// Goes on with a round as far as it may have I/O under way. Work is planned, and pages are encoded, one at a time when it is their turn: guests' requests,
-    /// which come in between, wait for no more than one.
+    /// Goes on with a round as far as it may have I/O under way. Work is planned, and pages are encoded, when it is their turn: guests' requests,
+    /// which come in between, wait for a few of them at most, and not for a round.
     fn continue_round(&mut self) {
         let mut round = self.write_back.round.take().expect("a round is under way");
         while round.io_left < IO_AT_ONCE {
@@ -441,7 +440,7 @@ impl Store {
         self.log_next_part();
     }
 
-    /// Logs a part of the round's work, and the tags. The others follow, a part with each event: each part's record, which is to become durable, is one.
+    /// Logs a part of the round's work, and the tags. The others follow, one with each event, of which each part's own record, when it is durable, is one.
     fn log_next_part(&mut self) {
         let round = self.write_back.round.as_mut().expect("it is at its end");
         let (upto, tags) = (round.upto, std::mem::take(&mut round.tags));
