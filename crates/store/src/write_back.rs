@@ -260,10 +260,10 @@ impl Store {
         round.jobs.push(job);
     }
 
-    /// Pages whose changes are all durable in the journal, the oldest ones first.
-    fn list_pages(&self) -> VecDeque<PageId> {
-        let durable = self.journal.durable();
-        let dirty = self.tables.dirty.iter().filter(|(_, dirty)| dirty.last <= durable);
+    /// Pages that were not changed since record `upto`, the oldest ones first. Those that were are likely to be changed again soon: by what is on its way
+    /// home.
+    fn list_pages(&self, upto: u64) -> VecDeque<PageId> {
+        let dirty = self.tables.dirty.iter().filter(|(_, dirty)| dirty.last <= upto);
         let mut dirty: Vec<_> = dirty.map(|(page, dirty)| (dirty.first, *page)).collect();
         if dirty.len() > PAGES_MAX {
             dirty.select_nth_unstable(PAGES_MAX);
@@ -364,7 +364,7 @@ impl Store {
             let entries_bytes = round.jobs.len() * JOB_ENTRIES_BYTES + round.tags.len() * TAG_ENTRY_BYTES;
             let merges = self.plan_merges(&round.jobs, entries_bytes);
             merges.into_iter().for_each(|job| self.add_job(round, job));
-            round.pages = Some(self.list_pages());
+            round.pages = Some(self.list_pages(round.upto));
             return true;
         };
         let Some(page) = pages.pop_front() else { return false };
