@@ -243,8 +243,8 @@ pub enum StoreFailure {
     /// Nothing was changed.
     #[error("no space left on the disk")]
     NoSpace,
-    /// A block on disk does not match its checksum. Other copies may be good.
-    #[error("block {block} of object {oid} does not match its checksum")]
+    /// A block on disk does not match its checksum or cannot be read. Other copies may be good.
+    #[error("block {block} of object {oid} does not match its checksum or cannot be read")]
     Corrupt { oid: Oid, block: u32 },
     /// The disk failed; it answers nothing any more.
     #[error("the disk failed")]

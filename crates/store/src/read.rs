@@ -249,7 +249,7 @@ impl Store {
                 ObjectReply::Verified(Verified { checksums, damaged: runs_of(damaged), read_bytes })
             }
             (Purpose::Content, Some(&block)) => {
-                tracing::warn!(%oid, block, "a block does not match its checksum");
+                tracing::warn!(%oid, block, "a block does not match its checksum or cannot be read");
                 ObjectReply::Failed(StoreFailure::Corrupt { oid, block })
             }
             (Purpose::Content, None) => ObjectReply::Data { data: gather(blocks.count, pieces), checksums },
