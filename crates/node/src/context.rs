@@ -223,8 +223,9 @@ pub(crate) struct Out {
     pub reach: Reach,
     pub cache: Cache,
     pub gathered_max: u64,
-    /// Sheep that have refused a change for want of room, and have not shown since that there is some.
-    pub full_disks: BTreeSet<NodeId>,
+    /// Sheep that have refused a change for want of room, and have not shown since that there is some; when they refused one last.
+    /// Those that go are forgotten.
+    pub full_disks: BTreeMap<NodeId, Time>,
     pub rewritten: Rewritten,
     /// Sessions ever opened by this node.
     pub sessions: u64,

@@ -5,10 +5,10 @@
 //! repeat without limit is told so often only ([`budget`]). Nothing is decided here: without this module a node does the same.
 
 mod budget;
+mod full;
 mod news;
 mod repair;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -21,13 +21,12 @@ use crate::context::Context;
 use crate::view::{Applied, View};
 
 use budget::Budget;
+use full::FullDisks;
 use news::Known;
 use repair::Repair;
 
 pub(crate) use repair::Fetched;
 
-/// A disk that stays full, or is so again and again, is spoken of so often.
-const FULL_AGAIN: Duration = Duration::from_secs(600);
 /// Nodes that one line names.
 const NAMED_MAX: usize = 8;
 
@@ -35,8 +34,7 @@ const NAMED_MAX: usize = 8;
 pub(crate) struct Chronicle {
     known: Known,
     repair: Repair,
-    /// When a full disk was spoken of last.
-    full: BTreeMap<NodeId, Time>,
+    full: FullDisks,
     cluster_lines: Budget,
     repair_lines: Budget,
 }
@@ -81,22 +79,14 @@ impl Chronicle {
             let told = self.repair.look_again(ctx.view, ctx.me, silent, (fetched, ctx.now));
             self.tell_repair(told, ctx.now);
         }
-        self.tell_full_disks(ctx);
+        for node in self.full.look(&ctx.out.full_disks, ctx.now) {
+            tracing::warn!(%node, "the disk of a node is full: what needs room there is refused until something is deleted or the node gets more");
+        }
     }
 
     fn tell_repair(&mut self, told: Option<repair::Told>, now: Time) {
         if let Some(told) = told.filter(|_| self.repair_lines.take(now)) {
             told.log();
-        }
-    }
-
-    fn tell_full_disks(&mut self, ctx: &Context) {
-        self.full.retain(|_, told| ctx.now.since(*told) < FULL_AGAIN);
-        for node in &ctx.out.full_disks {
-            if !self.full.contains_key(node) {
-                self.full.insert(*node, ctx.now);
-                tracing::warn!(%node, "the disk of a node is full: what needs room there is refused until something is deleted or the node gets more");
-            }
         }
     }
 

@@ -138,6 +138,7 @@ impl Node {
     pub(super) fn follow_membership(&mut self, now: Time) {
         self.with(now, |node, ctx| {
             node.catch_up.handle_source_lost(ctx);
+            ctx.out.full_disks.retain(|node, _| ctx.view.is_up(*node));
             node.reclaim.end_purges(ctx);
             // A member that came back has forgotten what it was asked.
             let again: Vec<u64> = ctx

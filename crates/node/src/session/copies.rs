@@ -84,12 +84,12 @@ pub(super) struct InFlight {
 
 impl InFlight {
     /// Whom to send it to now. While nobody else may have it, copies on full disks come first.
-    fn to_ask(&self, pg: &Pg, full_disks: &BTreeSet<NodeId>, me: NodeId) -> Vec<NodeId> {
+    fn to_ask(&self, pg: &Pg, full_disks: &BTreeMap<NodeId, Time>, me: NodeId) -> Vec<NodeId> {
         let mut nodes: Vec<NodeId> = pg.writers().collect();
         let has_it = |n: &NodeId| matches!(self.copies.get(n), Some(Copy::Done));
-        let is_doubtful = |n: &NodeId| full_disks.contains(n) && !pg.is_catching(*n) && !has_it(n);
+        let is_doubtful = |n: &NodeId| full_disks.contains_key(n) && !pg.is_catching(*n) && !has_it(n);
         let takes_room = matches!(self.change, Change::Write { .. }) && self.cramped.is_empty();
-        let is_spread = self.spread.iter().any(|n| !full_disks.contains(n));
+        let is_spread = self.spread.iter().any(|n| !full_disks.contains_key(n));
         // Some full disks had room for it and others had not: nothing is gained by waiting.
         let is_mixed = self.copies.keys().any(has_it)
             && self.copies.values().any(|copy| matches!(copy, Copy::Failed(_)));
@@ -243,7 +243,7 @@ impl Session {
                 if failure == StoreFailure::NoSpace {
                     // Nothing was changed there.
                     flight.spread.remove(&from);
-                    ctx.out.full_disks.insert(from);
+                    ctx.out.full_disks.insert(from, ctx.now);
                 }
             }
             // The view will say more; until then it counts as not sent.
