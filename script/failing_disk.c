@@ -4,7 +4,7 @@
  *   fail-writes    every write and sync ends with EIO
  *   fail-reads     every read ends with EIO
  *   hang           every write and sync takes until this file is gone
- * and is told what did: hit-writes, hit-reads, hit-hang. Only the store's file "objects" is concerned. */
+ * and is told what did, a byte for each time: hit-writes, hit-reads, hit-hang. Only the store's file "objects" is concerned. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,9 @@ static int is_wanted(const char *fault) {
 static void tell(const char *hit) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", getenv("FAULTS"), hit);
-    close(open(path, O_CREAT | O_WRONLY, 0600));
+    int file = open(path, O_CREAT | O_WRONLY | O_APPEND, 0600);
+    if (write(file, "x", 1) != 1) abort();
+    close(file);
 }
 
 static int is_disk(int fd) {

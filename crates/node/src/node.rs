@@ -622,7 +622,7 @@ impl Node {
         match op {
             ClientOp::Cluster(ClusterOp::SetRecoveryThrottle(bound)) => {
                 return self.with(now, |node, ctx| {
-                    node.chronicle.handle_throttle(node.catch_up.throttle(), bound, now);
+                    node.chronicle.handle_throttle(node.catch_up.throttle(), bound);
                     node.catch_up.set_throttle(ctx, bound);
                     ctx.answer(request, Ok(ClientReply::Done));
                 });

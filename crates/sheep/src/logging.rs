@@ -1,7 +1,10 @@
 //! The log: one line per event, to `sheep.log` or to stdout.
 //!
 //! The file is set aside (`sheep.log.YYYY-MM-DD-HH-MM`) and a new one begun on SIGHUP and when it has become large. Every
-//! line is written at once, so that the last words of a daemon are not lost.
+//! line is written at once, so that the last words of a daemon are not lost. What repeats without end is written now and
+//! then only ([`bound`]); lines of level debug are all written, as whoever sets that level asks for.
+
+mod bound;
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
@@ -9,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -18,6 +21,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, registry};
 
 use crate::options::{LogFormat, LogLevel};
+
+use bound::Bounds;
 
 const FILE_BYTES_MAX: u64 = 500 << 20;
 
@@ -54,7 +59,7 @@ impl Log {
             LogLevel::Info => Level::INFO,
             LogLevel::Debug => Level::DEBUG,
         };
-        let lines = Lines { log: self.clone(), level, format, port };
+        let lines = Lines { log: self.clone(), level, format, port, bounds: Bounds::new(Instant::now) };
         // Only a test that runs in one process with another can have installed one before.
         let _ = registry().with(lines).try_init();
     }
@@ -110,6 +115,7 @@ struct Lines {
     level: Level,
     format: LogFormat,
     port: u16,
+    bounds: Bounds,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
@@ -118,8 +124,17 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let is_bounded = *metadata.level() < Level::DEBUG;
+        let leave = is_bounded.then(|| self.bounds.take(metadata.callsite()));
+        if leave == Some(None) {
+            return;
+        }
         let mut message = Message::default();
         event.record(&mut message);
+        if let Some(leave) = leave.flatten() {
+            let _ = write!(message.fields, "{leave}");
+        }
         self.log.write(&self.render(event, &message.finish(), SystemTime::now()));
     }
 }
@@ -240,13 +255,25 @@ impl fmt::Display for LocalTime {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
     use super::*;
 
     fn lines(format: LogFormat, emit: impl FnOnce()) -> String {
+        lines_at(format, Level::INFO, Instant::now, emit)
+    }
+
+    fn lines_at(
+        format: LogFormat,
+        level: Level,
+        clock: impl Fn() -> Instant + Send + Sync + 'static,
+        emit: impl FnOnce(),
+    ) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sheep.log");
         let log = Log::to_file(path.clone()).unwrap();
-        let layer = Lines { log, level: Level::INFO, format, port: 7000 };
+        let layer = Lines { log, level, format, port: 7000, bounds: Bounds::new(clock) };
         tracing::subscriber::with_default(registry().with(layer), emit);
         fs::read_to_string(path).unwrap()
     }
@@ -266,6 +293,31 @@ mod tests {
             json.starts_with("{\"user_info\": {\"program_name\": \"sheep\", \"port\": 7000}, \"body\": ")
         );
         assert!(json.ends_with("\"msg\": \"a \\\"name\\\"\\\\nwith a newline, vid: 7\"}}\n"), "{json}");
+    }
+
+    #[test]
+    fn a_flood_from_one_place_costs_no_line_of_another() {
+        let start = Instant::now();
+        let seconds = Arc::new(AtomicU64::new(0));
+        let clock = {
+            let seconds = seconds.clone();
+            move || start + Duration::from_secs(seconds.load(Ordering::Relaxed))
+        };
+        let flood = |count| (0..count).for_each(|oid| tracing::error!(oid, "a read fails"));
+        let text = lines_at(LogFormat::Default, Level::DEBUG, clock, || {
+            flood(1000);
+            tracing::error!("a write fails");
+            (0..1000).for_each(|_| tracing::debug!("everything"));
+            seconds.store(60, Ordering::Relaxed);
+            flood(1000);
+        });
+        let count = |what: &str| text.lines().filter(|line| line.starts_with(what)).count();
+        assert_eq!(count("a read fails"), 110, "a burst, and ten in the minute after it");
+        assert_eq!(count("a write fails"), 1);
+        assert_eq!(count("everything"), 1000, "as the level asks for");
+        assert!(text.contains("a read fails, oid: 99, like_it_left_out_for: 6s\n"));
+        assert!(text.contains("a read fails, oid: 0, like_it_left_out_before: 900\n"));
+        assert!(text.contains("a read fails, oid: 9, like_it_left_out_for: 6s\n"));
     }
 
     #[test]

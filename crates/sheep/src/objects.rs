@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::{Duration, Instant};
 
 use node::Ticket;
 use proto::object::{JournalVerified, ObjectOp, ObjectReply, StoreFailure};
@@ -51,38 +50,20 @@ pub struct DiskStore {
     store: Store,
     /// Holds the lock on it.
     disk: FileDisk,
-    errors: ErrorLines,
-}
-
-/// Reads that fail are as many as guests ask for: so many of them are logged in a minute.
-const ERROR_LINES_MAX: u32 = 10;
-const ERRORS_COUNTED: Duration = Duration::from_secs(60);
-
-#[derive(Default)]
-struct ErrorLines {
-    since: Option<Instant>,
-    said: u32,
-    unsaid: u64,
-}
-
-impl ErrorLines {
-    /// Is this error to be logged? Then with the number of those that were not, since one was.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now.duration_since(since) >= ERRORS_COUNTED) {
-            (self.since, self.said) = (Some(now), 0);
-        }
-        if self.said == ERROR_LINES_MAX {
-            self.unsaid += 1;
-            return None;
-        }
-        self.said += 1;
-        Some(std::mem::take(&mut self.unsaid))
-    }
 }
 
 impl DiskStore {
     pub fn new(store: Store, disk: FileDisk) -> DiskStore {
-        DiskStore { store, disk, errors: ErrorLines::default() }
+        DiskStore { store, disk }
+    }
+
+    /// Two places that log: reads that fail are as many as guests ask for, and the log bounds what comes from one place (`logging/bound.rs`).
+    fn tell_error(&self, error: &io::Error) {
+        if self.store.is_failed() {
+            tracing::error!("I/O error on disk {}, which is given up: {error}", self.disk_name());
+        } else {
+            tracing::error!("I/O error on disk {}: {error}", self.disk_name());
+        }
     }
 }
 
@@ -103,6 +84,9 @@ impl ObjectStore for DiskStore {
     }
 
     fn handle_io(&mut self, completion: Completion) {
+        // One that was given up says so over and over.
+        let was_failed = self.store.is_failed();
+        let mut trouble = None;
         let result = completion.result.map_err(|error| {
             if matches!(
                 error.kind(),
@@ -111,16 +95,13 @@ impl ObjectStore for DiskStore {
                 tracing::debug!("no room for {}: {error}", self.disk.path().display());
                 return IoFailed::NoRoom;
             }
-            // One that was given up says so over and over.
-            if !self.store.is_failed()
-                && let Some(more) = self.errors.take(Instant::now())
-            {
-                let unsaid_before = (more > 0).then_some(more);
-                tracing::error!(unsaid_before, "I/O error on disk {}: {error}", self.disk_name());
-            }
+            trouble = Some(error);
             IoFailed::Disk
         });
         self.store.handle_io(IoId(completion.id), result);
+        if let Some(error) = trouble.filter(|_| !was_failed) {
+            self.tell_error(&error);
+        }
     }
 
     fn poll_reply(&mut self) -> Option<(Ticket, ObjectReply)> {
@@ -251,20 +232,5 @@ impl ObjectStore for NoStore {
 
     fn disk_name(&self) -> String {
         "none".into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_beyond_ten_in_a_minute_are_counted() {
-        let (mut lines, start) = (ErrorLines::default(), Instant::now());
-        let at = |secs: u64| start + Duration::from_secs(secs);
-        assert!((0..10).all(|_| lines.take(start) == Some(0)));
-        assert!((0..50).all(|secs| lines.take(at(secs)).is_none()));
-        assert_eq!(lines.take(at(60)), Some(50));
-        assert_eq!(lines.take(at(61)), Some(0));
     }
 }

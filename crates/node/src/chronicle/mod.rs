@@ -1,10 +1,9 @@
 //! What the log tells an operator of the cluster and of this node's repair: who came and went, what was ordered, what was fetched.
 //!
 //! The view of before is compared with the one after each entry: one line for each change of membership ([`news`]), and of repair one when a phase begins,
-//! one when it ends and in between at most one a minute ([`repair`]), however many PGs and objects it is about. Whatever others can
-//! repeat without limit is told so often only ([`budget`]). Nothing is decided here: without this module a node does the same.
+//! one when it ends and in between at most one a minute ([`repair`]), however many PGs and objects it is about. Disks are full while they
+//! refuse something ([`full`]). Nothing is decided here: without this module a node does the same.
 
-mod budget;
 mod full;
 mod news;
 mod repair;
@@ -16,11 +15,9 @@ use proto::NodeId;
 use proto::client::RecoveryThrottle;
 use proto::cluster::LogEntry;
 
-use crate::Time;
 use crate::context::Context;
 use crate::view::{Applied, View};
 
-use budget::Budget;
 use full::FullDisks;
 use news::Known;
 use repair::Repair;
@@ -35,8 +32,6 @@ pub(crate) struct Chronicle {
     known: Known,
     repair: Repair,
     full: FullDisks,
-    cluster_lines: Budget,
-    repair_lines: Budget,
 }
 
 impl Chronicle {
@@ -52,16 +47,14 @@ impl Chronicle {
         let (epoch, version, up) = (view.epoch().0, view.version().0, count_up(view));
         tracing::info!(epoch, version, up, down, out, recovery, "this node has joined the cluster");
         let told = self.repair.look_at_all(view, ctx.me, entry, (fetched, now));
-        self.tell_repair(told, now);
+        told.into_iter().for_each(repair::Told::log);
     }
 
     /// An entry has been applied, and nothing has followed from it yet.
     pub fn handle_entry(&mut self, ctx: &Context, entry: &LogEntry, applied: &Applied, fetched: Fetched) {
         let (view, now) = (ctx.view, ctx.now);
         for news in self.known.compare(entry, applied, view) {
-            if self.cluster_lines.take(now) {
-                news.log(view);
-            }
+            news.log(view);
         }
         let told = if applied.formatted {
             self.repair = Repair::default();
@@ -69,7 +62,7 @@ impl Chronicle {
         } else {
             self.repair.handle_entry(&applied.pgs, view, ctx.me, entry, (fetched, now))
         };
-        self.tell_repair(told, now);
+        told.into_iter().for_each(repair::Told::log);
     }
 
     /// Once a tick.
@@ -77,22 +70,16 @@ impl Chronicle {
         if self.repair.is_due(ctx.now) {
             let silent = ctx.other_members().filter(|node| ctx.is_silent(*node)).collect();
             let told = self.repair.look_again(ctx.view, ctx.me, silent, (fetched, ctx.now));
-            self.tell_repair(told, ctx.now);
+            told.into_iter().for_each(repair::Told::log);
         }
         for node in self.full.look(&ctx.out.full_disks, ctx.now) {
             tracing::warn!(%node, "the disk of a node is full: what needs room there is refused until something is deleted or the node gets more");
         }
     }
 
-    fn tell_repair(&mut self, told: Option<repair::Told>, now: Time) {
-        if let Some(told) = told.filter(|_| self.repair_lines.take(now)) {
-            told.log();
-        }
-    }
-
     /// An operator bounds the repair of this node alone.
-    pub fn handle_throttle(&mut self, before: RecoveryThrottle, bound: RecoveryThrottle, now: Time) {
-        if before == bound || !self.cluster_lines.take(now) {
+    pub fn handle_throttle(&mut self, before: RecoveryThrottle, bound: RecoveryThrottle) {
+        if before == bound {
             return;
         }
         let RecoveryThrottle { objects_max, interval_ms } = bound;
