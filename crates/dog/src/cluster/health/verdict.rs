@@ -463,21 +463,25 @@ fn reasons_of_node(who: &str, stat: &NodeStat, is_enabled: bool) -> Vec<Reason> 
         });
     }
     if is_full {
-        let left = size::human(stat.size_bytes.saturating_sub(stat.used_bytes));
         reasons.push(match stat.is_full {
+            // How much is left is not known: a file system may be full long before the store is. Nor whether it still is: it is asked again by
+            // the next write that needs room.
             true => Reason {
                 severity: Word::Full,
                 text: format!(
-                    "the disk of {who} is full: guests' writes that need room there are refused now (no space), whatever other disks have; what \
-                     overwrites goes on, and the last {left} are kept for what is under way"
+                    "the disk of {who} is full: guests' writes that need room there are refused now (no space), whatever other disks have, until one \
+                     finds some; what overwrites goes on, and a little is kept for what is under way"
                 ),
-                advice: "delete snapshots or volumes (dog vdi delete), or discard in guests; a node with a larger disk in the same zone, or \
+                advice: "delete snapshots or volumes (dog vdi delete), discard in guests, or free what else is in its file system; a node with a larger disk in the same zone, or \
                          one more zone, takes part of its copies"
                     .into(),
             },
             false => Reason {
                 severity: Word::Degraded,
-                text: format!("the disk of {who} is {used_percent} % full: {left} left"),
+                text: format!(
+                    "the disk of {who} is {used_percent} % full: {} left",
+                    size::human(stat.size_bytes.saturating_sub(stat.used_bytes))
+                ),
                 advice: "delete what is not needed, or add nodes; new data is refused when a sixteenth (at most 512 MB) is left".into(),
             },
         });
