@@ -572,7 +572,7 @@ impl Sheep {
     fn nonsense(&self) -> CallError {
         let target = self.link.target();
         CallError::Broken(Failure::system(format!(
-            "Communication with {target} failed: its reply makes no sense"
+            "Communication with {target} failed: its reply makes no sense (is it of another release?)"
         )))
     }
 }

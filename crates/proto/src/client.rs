@@ -536,8 +536,6 @@ pub struct NodeStat {
     pub cache: CacheUse,
     pub size_bytes: u64,
     pub used_bytes: u64,
-    /// Its disk has no room for another object: writes that need room there are refused.
-    pub is_full: bool,
     /// PGs whose copy here lacks something, and all that should have one here.
     pub pgs_behind: u32,
     pub pgs: u32,
@@ -546,6 +544,8 @@ pub struct NodeStat {
     pub objects_total: u64,
     pub clients: Traffic,
     pub peers: Traffic,
+    /// Its disk has no room for another object: writes that need room there are refused.
+    pub is_full: bool,
 }
 
 /// Damaged blocks that a sheep names; of more it tells the number.
