@@ -6,6 +6,7 @@ scenario_with_sheep 4 2
 verdict() { dog node safe-to-stop -r "$@" | head -1; }
 is_safe() { dog node safe-to-stop "$@"; }
 health_is() { [[ $(dog cluster health -r | head -1) == "$1" ]]; }
+nobody_catches_up() { [[ -z $(dog node recovery -r) ]]; }
 leaving=127.0.0.1:${port}3
 
 chapter "Nobody is dispensable who stores something"
@@ -62,6 +63,13 @@ expect 0 'is fine, no object is missing' dog vdi check -e twice
 expect 0 'is fine, no object is missing' dog vdi check -e once
 expect 0 '^finish check&repair once$' dog cluster check
 run_line "head -c 4M $dir/data | dog vdi write twice 100M 4M"
+
+chapter "Too few zones for all copies"
+expect 0 '^safe$' timeout 120 dog node out -f --wait 2
+expect 6 'placement groups keep 1 copy without node .*, not the 2 that VDIs want' timeout 120 dog node out -f --wait 1
+expect 6 '^short$' dog node safe-to-stop 1 2
+for i in 1 2; do run dog node in "$i"; done
+wait_for 60 "all copies in their places" nobody_catches_up
 
 chapter "What is down takes its part of the answer along"
 expect 7 '^lost$' dog node safe-to-stop 2

@@ -667,6 +667,17 @@ pub struct StopRisk {
     pub held: Shortfall,
     /// Fewer than there are places, or not in as many zones.
     pub short: Shortfall,
+    /// As many as there are places, which are fewer than the VDIs want.
+    pub few: FewPlaces,
+}
+
+/// Placement groups that have no place for each of their copies, as there are too few zones with disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FewPlaces {
+    pub pgs: u32,
+    /// Places and policy of those that lack most.
+    pub copies: u8,
+    pub wanted: u8,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

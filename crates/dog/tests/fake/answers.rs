@@ -48,6 +48,8 @@ pub struct State {
     pub(super) risks_asked: u32,
     /// Of the first sheep; the others serve no vhost-user.
     pub(super) attached: Vec<Attachment>,
+    /// All but the last sheep have an old view: it has put their copies out and gone on alone.
+    pub is_lagging: bool,
     /// Too few copies are up for writes, and what one VDI holds cannot be read.
     pub is_blocked: bool,
     /// This sheep says nothing any more.
@@ -92,6 +94,7 @@ impl State {
             guests: vec![],
             nbd_socket,
             is_recovering: false,
+            is_lagging: false,
             is_blocked: false,
             stopped: None,
             waits: None,

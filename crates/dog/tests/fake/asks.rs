@@ -4,8 +4,8 @@
 
 use proto::client::{
     Attachment, AttributeOp, ChangedExtent, ClientError, ClientOp, ClientReply, ClientResult, ClusterOp,
-    ClusterStatus, Extent, Health, MemberHealth, NodeAccess, NodeInfo, NodeStat, Out, Places, PoolHealth,
-    Shortfall, StopRisk, Table, Track, VdiInfo, VdiOp, VolumeOp,
+    ClusterStatus, Extent, FewPlaces, Health, MemberHealth, NodeAccess, NodeInfo, NodeStat, Out, Places,
+    PoolHealth, Shortfall, StopRisk, Table, Track, VdiInfo, VdiOp, VolumeOp,
 };
 use proto::client::{DamagedBlocks, DifferingBlocks, ScrubStatus, Selector};
 use proto::object::BlockRange;
@@ -15,6 +15,9 @@ use super::answers::State;
 
 /// As the clock of the fakes says.
 const SNAP_TIME: u64 = 1_795_346_574 << 32;
+
+/// Of each VDI, as far as there are places.
+const COPIES: u8 = 3;
 
 impl State {
     pub(super) fn ask(&mut self, index: usize, op: ClientOp) -> ClientResult {
@@ -153,11 +156,11 @@ impl State {
         }
         let waits = u32::from(self.status == ClusterStatus::WaitForJoin);
         let pool = PoolHealth {
-            policy: CopyPolicy::Replicated { copies: 3 },
+            policy: CopyPolicy::Replicated { copies: COPIES },
             is_default: true,
             vdis: self.vdis.len() as u32,
             pgs: 512,
-            targets_min: 3,
+            targets_min: self.places(),
             copies_min: if self.is_recovering { 2 } else { 3 },
             degraded: if self.is_recovering { 400 } else { 0 },
             moving: 0,
@@ -167,15 +170,23 @@ impl State {
         Health { status: self.status, members, pools: self.format.iter().map(|_| pool).collect() }
     }
 
-    /// A node that was put out is emptied by the third question to the first sheep.
+    /// A node that was put out is emptied by the third question to the first sheep. The last sheep may know of writes that the others missed.
     fn stop_risk(&mut self, index: usize, nodes: &[NodeId]) -> StopRisk {
         let all = Shortfall { pgs: 512, already: 0 };
         let mut risk = StopRisk { pgs: 512, ..StopRisk::default() };
+        if self.is_lagging {
+            risk.lost.pgs = if index + 1 == self.nodes.len() { 9 } else { 0 };
+            return risk;
+        }
         let is_emptied = nodes.iter().all(|node| self.outs.contains_key(node));
         match nodes.len() {
             1 if is_emptied => {
                 self.risks_asked += u32::from(index == 0);
                 risk.short.pgs = if self.risks_asked < 3 { 7 } else { 0 };
+                let copies = self.places();
+                if copies < COPIES {
+                    risk.few = FewPlaces { pgs: 512 - risk.short.pgs, copies, wanted: COPIES };
+                }
             }
             1 => risk.short = all,
             count if count < self.nodes.len() => risk.held = all,
@@ -185,6 +196,13 @@ impl State {
             risk.short = Shortfall { pgs: 400, already: 400 };
         }
         risk
+    }
+
+    /// Each sheep is a zone, and there are enough of them unless one is out.
+    fn places(&self) -> u8 {
+        let zones = self.nodes.len().max(COPIES.into());
+        let outs = self.nodes.iter().filter(|node| self.outs.contains_key(&node.id)).count();
+        (zones - outs).min(COPIES.into()) as u8
     }
 
     /// Sheep 1 catches up, if one does.

@@ -60,6 +60,8 @@ impl Flock {
         let (sheep_count, manners, status) = match scenario {
             "running" | "empty" | "in use" | "recovering" | "discarding" | "deleting" | "blocked"
             | "one stopped" | "first stopped" => (3, Manners::Good, ClusterStatus::Running),
+            "lagging" => (2, Manners::Good, ClusterStatus::Running),
+            "four" => (4, Manners::Good, ClusterStatus::Running),
             "alone" | "full" => (1, Manners::Good, ClusterStatus::Running),
             "unformatted" => (3, Manners::Good, ClusterStatus::WaitForFormat),
             "waiting" => (1, Manners::Good, ClusterStatus::WaitForJoin),
@@ -91,6 +93,7 @@ impl Flock {
         state.is_discarding = scenario == "discarding";
         state.is_deleting = scenario == "deleting";
         state.is_recovering = scenario == "recovering";
+        state.is_lagging = scenario == "lagging";
         state.is_blocked = scenario == "blocked";
         state.stopped = match scenario {
             "first stopped" => Some(0),

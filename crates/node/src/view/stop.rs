@@ -1,12 +1,13 @@
 //! What would become of placement groups if some members were stopped now: may their machines be switched off?
 //!
 //! Only complete copies that can be read on other members count: none that is being made, none that has left its in-sync set, none on a
-//! member that is down or whose disk has failed. So the answer may be "not yet" for too long, and is never "yes" too early, as
+//! member that is down or whose disk has failed. Where zones are too few for all copies that a policy wants, the places that there are do not
+//! make it whole: a node that is put out of a small cluster leaves fewer copies for good. So the answer may be "not yet" for too long, and is never "yes" too early, as
 //! far as this view goes; whoever asks compares the views of all that are up.
 
 use std::collections::BTreeSet;
 
-use proto::client::{Shortfall, StopRisk};
+use proto::client::{FewPlaces, Shortfall, StopRisk};
 use proto::{NodeId, PgId, PoolId, ZoneId};
 
 use super::{Life, Pg, View};
@@ -16,6 +17,8 @@ use super::{Life, Pg, View};
 enum Fate {
     /// Each place has its complete copy, or another member has one in its stead.
     Whole,
+    /// The same, but there are fewer places than the policy wants: nothing that the cluster does by itself makes more of it.
+    Few,
     Short,
     /// Writes wait.
     Held,
@@ -38,6 +41,10 @@ impl View {
             risk.pgs += 1;
             let shortfall = match self.fate(id, pg, nodes) {
                 Fate::Whole => continue,
+                Fate::Few => {
+                    count_few(&mut risk.few, pg.targets.len() as u8, self.width(id));
+                    continue;
+                }
                 Fate::Short => &mut risk.short,
                 Fate::Held => &mut risk.held,
                 Fate::Lost => &mut risk.lost,
@@ -57,7 +64,20 @@ impl View {
             0 => Fate::Lost,
             copies if copies < self.min_copies(id) => Fate::Held,
             _ if zones.len() < pg.targets.len() => Fate::Short,
+            _ if pg.targets.len() < usize::from(self.width(id)) => Fate::Few,
             _ => Fate::Whole,
         }
+    }
+
+    fn width(&self, id: PgId) -> u8 {
+        self.pools[usize::from(id.pool.0)].policy.width()
+    }
+}
+
+/// One more PG that has so many places, and wants so many.
+fn count_few(few: &mut FewPlaces, copies: u8, wanted: u8) {
+    few.pgs += 1;
+    if wanted - copies > few.wanted - few.copies {
+        (few.copies, few.wanted) = (copies, wanted);
     }
 }

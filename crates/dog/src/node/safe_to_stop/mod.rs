@@ -7,8 +7,10 @@
 //!     wait, copies are being made: dog node recovery
 //! ```
 //!
-//! One word, and the reasons for it, as `dog cluster health` has them. Every sheep that is up is asked what its view tells, and the worst answer
-//! counts: one that lags behind may make the answer "not yet" for longer, never "yes" too early.
+//! One word, and the reasons for it, as `dog cluster health` has them. Every sheep that is up is asked what its view tells, those that are to be
+//! stopped as well, and the worst answer counts: one that lags behind may make the answer "not yet" for longer, never "yes" too early. The nodes that
+//! stay may all lag behind, while one that is to go has taken writes alone; so what it says counts if it says something. It need not: it
+//! may be down already.
 
 mod verdict;
 
@@ -25,7 +27,7 @@ use crate::everyone::ask_all;
 use crate::failure::{Failure, Outcome, exit};
 use crate::getopt::Parsed;
 use crate::sheep::Sheep;
-use verdict::{Heard, Told, Word};
+use verdict::{Heard, Leaving, Told, Word};
 
 pub const COMMAND: Command = Command {
     group: "node",
@@ -47,11 +49,13 @@ pub const COMMAND: Command = Command {
     check: no_values,
     action: Action::Run(run),
     notes: "Of all these nodes together, as those of one machine. Exit code 0: safe: every placement group has all its copies without them.\n\
-            6: short: everything is served without them, but with fewer copies: for a restart, not for good. 7: held (writes would\n\
-            wait) or lost (reads too, as nobody else has a complete copy). 2: unknown: a node does not answer. 1 and 64 are errors.\n\
+            6: short: everything is served without them, but with fewer copies: for a restart, not for good; also where there are\n\
+            too few zones for the copies that VDIs want: add nodes in other zones. 7: held (writes would wait) or lost (reads\n\
+            too, as nobody else has a complete copy). 2: unknown: a node does not answer. 1 and 64 are errors.\n\
             Copies that are still being made, or are on nodes that are down, do not count. It holds for the moment: nodes that\n\
             are to go for good are put out first (dog node out), so that nothing new is stored there.\n\
-            --wait: until it is safe; not where that cannot come by itself, as for a node that is not out. With a bound: timeout 2h dog ...",
+            --wait: until it is safe; not where that cannot come by itself, as for a node that is not out, or once nothing but\n\
+            zones is lacking. With a bound: timeout 2h dog ...",
 };
 
 /// Between looks while it waits.
@@ -95,7 +99,7 @@ pub fn wait(context: &Context, nodes: Vec<NodeId>) -> Outcome<Heard> {
     let mut told: Option<Instant> = None;
     loop {
         let heard = hear(context, nodes.clone())?;
-        if heard.word() == Word::Safe || !heard.may_become_safe() {
+        if heard.word() == Word::Safe || !heard.may_improve() {
             return Ok(heard);
         }
         if told.is_none_or(|at| at.elapsed() >= NOTICE) {
@@ -118,10 +122,14 @@ fn hear(context: &Context, nodes: Vec<NodeId>) -> Outcome<Heard> {
     let why = |error| Failure::from(error).message.lines().next().unwrap_or_default().to_string();
     let told = ask_all(&others, ask).into_iter().map(|told| told.map_err(why));
     let told = others.iter().copied().zip(told).collect();
-    // Who does not answer has no guests that would notice.
-    let guests =
-        ask_all(&leaving, Sheep::access).into_iter().flatten().map(|access| access.guests.len()).sum();
-    Ok(Heard { nodes, is_enabled: info.repair.enabled, health, own, told, guests })
+    let ask = |sheep: &mut Sheep| {
+        Ok(Leaving {
+            risk: sheep.stop_risk(&nodes)?,
+            guests: sheep.access().map_or(0, |access| access.guests.len()),
+        })
+    };
+    let leaving = ask_all(&leaving, ask).into_iter().flatten().collect();
+    Ok(Heard { nodes, is_enabled: info.repair.enabled, health, own, told, leaving })
 }
 
 fn render(heard: &Heard) -> String {
@@ -156,7 +164,8 @@ fn render_json(heard: &Heard) -> String {
         "pgs_held_already": risk.held.already,
         "pgs_short": risk.short.pgs,
         "pgs_short_already": risk.short.already,
-        "guests": heard.guests,
+        "pgs_few": risk.few.pgs,
+        "guests": heard.guests(),
     });
     format!("{document:#}\n")
 }

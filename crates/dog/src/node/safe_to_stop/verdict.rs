@@ -1,7 +1,7 @@
 //! What is to be thought of stopping some nodes: a word, and the reasons for it. Pure.
 
 use proto::NodeId;
-use proto::client::{ClusterStatus, Health, MemberHealth, Out, ScrubStatus, Shortfall, StopRisk};
+use proto::client::{ClusterStatus, FewPlaces, Health, MemberHealth, Out, ScrubStatus, Shortfall, StopRisk};
 
 /// From good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,14 @@ pub struct Told {
     pub scrub: ScrubStatus,
 }
 
+/// What a node says that is to be stopped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Leaving {
+    pub risk: StopRisk,
+    /// Clients that have VDIs open through it.
+    pub guests: usize,
+}
+
 pub struct Heard {
     /// That are to be stopped.
     pub nodes: Vec<NodeId>,
@@ -53,8 +61,8 @@ pub struct Heard {
     pub own: StopRisk,
     /// Of the nodes that are up and are not to be stopped.
     pub told: Vec<(NodeId, Result<Told, String>)>,
-    /// Clients that have VDIs open through the nodes that are to be stopped.
-    pub guests: usize,
+    /// Of those that are to be stopped and answer. Who does not may be down, and has no guests that would notice.
+    pub leaving: Vec<Leaving>,
 }
 
 impl Heard {
@@ -62,25 +70,38 @@ impl Heard {
         self.reasons().iter().map(|reason| reason.word).max().unwrap_or(Word::Safe)
     }
 
+    pub fn guests(&self) -> usize {
+        self.leaving.iter().map(|leaving| leaving.guests).sum()
+    }
+
     /// The worst of all views.
     pub fn worst(&self) -> StopRisk {
         let told = self.told.iter().filter_map(|(_, told)| told.as_ref().ok()).map(|told| told.risk);
-        let worst = told.chain([self.own]).max_by_key(|risk| (risk.lost.pgs, risk.held.pgs, risk.short.pgs));
+        let all = told.chain(self.leaving.iter().map(|leaving| leaving.risk)).chain([self.own]);
+        let worst = all.max_by_key(|risk| (risk.lost.pgs, risk.held.pgs, risk.short.pgs, risk.few.pgs));
         worst.expect("there is one at least")
     }
 
-    /// Can the answer become better without anybody's doing? A node that stores on is needed for ever, and who is not there may come back.
-    pub fn may_become_safe(&self) -> bool {
-        self.is_enabled && self.storing().is_empty() && self.health.status != ClusterStatus::ShuttingDown
+    /// Can the answer become better without anybody's doing? A node that stores on is needed for ever, no zone comes by itself, and who is
+    /// not there may come back.
+    pub fn may_improve(&self) -> bool {
+        let lacks_zones_alone = self.reason_of_few_places().is_some() && self.reasons_but_zones().is_empty();
+        let is_running = self.is_enabled && self.health.status != ClusterStatus::ShuttingDown;
+        is_running && self.storing().is_empty() && !lacks_zones_alone
     }
 
     /// The worst first.
     pub fn reasons(&self) -> Vec<Reason> {
-        let mut reasons: Vec<Reason> =
-            [self.reason_of_shutdown(), self.reason_of_guests(), self.reason_of_few_zones()]
-                .into_iter()
-                .flatten()
-                .collect();
+        let mut reasons = self.reasons_but_zones();
+        reasons.extend(self.reason_of_guests());
+        reasons.extend(self.reason_of_few_places().or_else(|| self.reason_of_few_zones()));
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.word));
+        reasons
+    }
+
+    /// What speaks against it but a lack of zones.
+    fn reasons_but_zones(&self) -> Vec<Reason> {
+        let mut reasons: Vec<Reason> = self.reason_of_shutdown().into_iter().collect();
         let silent = |(node, told): &(NodeId, Result<Told, String>)| {
             told.as_ref().err().map(|why| Reason {
                 word: Word::Unknown,
@@ -91,12 +112,11 @@ impl Heard {
         reasons.extend(self.told.iter().filter_map(silent));
         reasons.extend(self.told.iter().filter_map(reason_of_damage));
         reasons.extend(self.reasons_of_risk());
-        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.word));
         reasons
     }
 
     fn reasons_of_risk(&self) -> Vec<Reason> {
-        let StopRisk { pgs, lost, held, short } = self.worst();
+        let StopRisk { pgs, lost, held, short, .. } = self.worst();
         let names = names(&self.nodes);
         let kinds = [
             (
@@ -163,16 +183,31 @@ impl Heard {
 
     fn reason_of_guests(&self) -> Option<Reason> {
         let names = names(&self.nodes);
-        (self.guests > 0).then(|| Reason {
+        let guests = self.guests();
+        (guests > 0).then(|| Reason {
             word: Word::Safe,
             text: format!(
-                "{} clients have VDIs open through {names}, and lose them when it is stopped",
-                self.guests
+                "{guests} clients have VDIs open through {names}, and lose them when it is stopped"
             ),
             advice: "move them to other sheep, or have them come back (reconnect): see dog vm list".into(),
         })
     }
 
+    /// All places have their copy without the nodes, and that is not what the VDIs want.
+    fn reason_of_few_places(&self) -> Option<Reason> {
+        let StopRisk { pgs, few: FewPlaces { pgs: count, copies, wanted }, .. } = self.worst();
+        let s = if copies == 1 { "y" } else { "ies" };
+        (count > 0).then(|| Reason {
+            word: Word::Short,
+            text: format!(
+                "{count} of {pgs} placement groups keep {copies} cop{s} without {}, not the {wanted} that VDIs want: there are no more zones with disks",
+                names(&self.nodes)
+            ),
+            advice: "waiting does not help: add nodes in other zones, or be content with fewer copies (dog vdi alter-copy)".into(),
+        })
+    }
+
+    /// The same where other things are worse.
     fn reason_of_few_zones(&self) -> Option<Reason> {
         let is_used =
             |pool: &&proto::client::PoolHealth| pool.vdis > 0 && pool.targets_min < pool.policy.width();
@@ -209,7 +244,8 @@ fn names(nodes: &[NodeId]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::ZoneId;
+    use proto::client::PoolHealth;
+    use proto::{CopyPolicy, ZoneId};
     use std::net::Ipv4Addr;
 
     fn id(n: u16) -> NodeId {
@@ -242,7 +278,7 @@ mod tests {
             },
             own: told.risk,
             told: vec![(id(0), Ok(told.clone())), (id(1), Ok(told))],
-            guests: 0,
+            leaving: vec![],
         }
     }
 
@@ -265,7 +301,7 @@ mod tests {
     fn who_is_needed_for_nothing_is_safe_to_stop() {
         assert_says(&safe(), Word::Safe, &[]);
         let mut heard = safe();
-        heard.guests = 2;
+        heard.leaving = vec![Leaving { guests: 2, ..Leaving::default() }];
         assert_says(&heard, Word::Safe, &["2 clients have VDIs open through node 127.0.0.1:7002"]);
     }
 
@@ -274,11 +310,48 @@ mod tests {
         let mut heard = safe();
         heard.told[1].1.as_mut().unwrap().risk.short = all(3);
         assert_says(&heard, Word::Short, &["3 of 8 placement groups would have fewer complete copies"]);
-        assert!(heard.may_become_safe());
+        assert!(heard.may_improve());
         heard.own.held = all(1);
         assert_says(&heard, Word::Held, &["1 of 8 placement groups would take no writes without node"]);
         heard.told[0].1.as_mut().unwrap().risk.lost = all(1);
         assert_says(&heard, Word::Lost, &["1 of 8 placement groups have no complete copy that is up but on"]);
+    }
+
+    #[test]
+    fn who_is_to_go_may_know_better_than_all_that_stay() {
+        let mut heard = safe();
+        let risk = StopRisk { pgs: 8, lost: all(2), ..StopRisk::default() };
+        heard.leaving = vec![Leaving::default(), Leaving { risk, guests: 0 }];
+        assert_says(&heard, Word::Lost, &["2 of 8 placement groups have no complete copy that is up but on"]);
+    }
+
+    #[test]
+    fn fewer_places_than_copies_are_not_waited_for() {
+        let mut heard = safe();
+        heard.health.pools = vec![PoolHealth {
+            policy: CopyPolicy::Replicated { copies: 3 },
+            is_default: true,
+            vdis: 1,
+            pgs: 8,
+            targets_min: 2,
+            copies_min: 2,
+            degraded: 0,
+            moving: 0,
+            unwritable: 0,
+            unreadable: 0,
+        }];
+        heard.own.few = FewPlaces { pgs: 8, copies: 2, wanted: 3 };
+        let few =
+            "8 of 8 placement groups keep 2 copies without node 127.0.0.1:7002, not the 3 that VDIs want";
+        assert_says(&heard, Word::Short, &[few]);
+        assert!(heard.reasons()[0].advice.contains("waiting does not help"));
+        assert!(!heard.may_improve());
+        heard.own.few = FewPlaces { pgs: 8, copies: 1, wanted: 2 };
+        assert_says(&heard, Word::Short, &["keep 1 copy without"]);
+        // Copies of other placement groups are on their way: the word becomes a better one, though not the best.
+        heard.own.held = all(1);
+        assert_says(&heard, Word::Held, &["1 of 8 placement groups would take no writes", "keep 1 copy"]);
+        assert!(heard.may_improve());
     }
 
     #[test]
@@ -287,7 +360,7 @@ mod tests {
         heard.told[1].1 = Err("Connection refused".into());
         let says = "node 127.0.0.1:7001 is a member and does not answer: Connection refused";
         assert_says(&heard, Word::Unknown, &[says]);
-        assert!(heard.may_become_safe());
+        assert!(heard.may_improve());
     }
 
     #[test]
@@ -313,15 +386,15 @@ mod tests {
         heard.nodes = vec![id(1), id(2)];
         heard.own.held = all(8);
         assert_says(&heard, Word::Held, &["-> for good: dog node out 127.0.0.1:7001, and wait"]);
-        assert!(!heard.may_become_safe());
+        assert!(!heard.may_improve());
         // It was given up, and has come back.
         (heard.health.members[1].out, heard.health.members[1].pgs) = (Some(Out::ByTime), 8);
-        assert!(!heard.may_become_safe());
+        assert!(!heard.may_improve());
         heard.nodes = vec![id(2)];
-        assert!(heard.may_become_safe());
+        assert!(heard.may_improve());
         heard.is_enabled = false;
         assert_says(&heard, Word::Held, &["dog cluster recover enable"]);
-        assert!(!heard.may_become_safe());
+        assert!(!heard.may_improve());
     }
 
     #[test]

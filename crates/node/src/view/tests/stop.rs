@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::client::{Shortfall, StopRisk};
+use proto::client::{FewPlaces, Shortfall, StopRisk};
 
 use super::*;
 
@@ -11,6 +11,11 @@ fn risk(story: &Story, nodes: &[u16]) -> [(u32, u32); 3] {
     let nodes: BTreeSet<NodeId> = nodes.iter().map(|n| id(*n)).collect();
     let StopRisk { lost, held, short, .. } = story.view.stop_risk(&nodes);
     [lost, held, short].map(|Shortfall { pgs, already }| (pgs, already))
+}
+
+/// Of those that have a copy in each of their places.
+fn few(story: &Story, nodes: &[u16]) -> FewPlaces {
+    story.view.stop_risk(&nodes.iter().map(|n| id(*n)).collect()).few
 }
 
 const SAFE: [(u32, u32); 3] = [(0, 0); 3];
@@ -204,4 +209,39 @@ fn two_copies_in_one_zone_are_one() {
     assert!(expect > 0, "no PG shows it");
     let [lost, held, short] = risk(&story, &[]);
     assert_eq!((lost, held, short.0), ((0, 0), (0, 0), expect));
+}
+
+#[test]
+fn fewer_zones_than_copies_are_not_made_good_by_fewer_places() {
+    let mut story = Story::of_three();
+    story.create(b"alice");
+    put_out(&mut story, 2);
+    assert_eq!(risk(&story, &[2]), SAFE);
+    assert_eq!(few(&story, &[2]), FewPlaces { pgs: 4, copies: 2, wanted: 3 });
+    put_out(&mut story, 1);
+    assert_eq!(few(&story, &[1, 2]), FewPlaces { pgs: 4, copies: 1, wanted: 3 });
+    story.lose(&[1, 2]);
+    assert_eq!(few(&story, &[1, 2]), FewPlaces { pgs: 4, copies: 1, wanted: 3 }, "they are stopped");
+}
+
+#[test]
+fn places_wanted_are_those_of_each_policy() {
+    let mut story = story_of_five();
+    story.create(b"alice");
+    let policies = [CopyPolicy::Replicated { copies: 4 }, CopyPolicy::Replicated { copies: 5 }];
+    for (policy, name) in policies.into_iter().zip([b"four", b"five"]) {
+        let (name, policy) = (name.to_vec(), Some(policy));
+        story.propose(0, Action::CreateVdi { name, size: 1, policy, block_size_shift: None }).unwrap();
+    }
+    let leave = |story: &mut Story, n| {
+        put_out(story, n);
+        begin_catching(story);
+        end_catching(story, None);
+        assert_eq!(risk(story, &[n]), SAFE);
+    };
+    assert_eq!(few(&story, &[]), FewPlaces::default());
+    leave(&mut story, 4);
+    assert_eq!(few(&story, &[4]), FewPlaces { pgs: 4, copies: 4, wanted: 5 });
+    leave(&mut story, 3);
+    assert_eq!(few(&story, &[3, 4]), FewPlaces { pgs: 8, copies: 3, wanted: 5 }, "that which lacks most");
 }
