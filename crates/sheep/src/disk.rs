@@ -138,7 +138,8 @@ fn refuse_lost(directory: &Path, expected: Option<u64>) -> anyhow::Result<()> {
     let mark: PathBuf = directory.join(marks::STORE_ID);
     Err(anyhow!(
         "there is no store on it, but disk {expected:016x} was used with this directory before. Is it mounted? \
-         To begin anew, without its data, remove {}",
+         If it is, and its beginning is destroyed, the others may have all that it held: if 'dog cluster health' of another sheep says 'ok' or 'degraded', \
+         begin anew, without its data: remove {}",
         mark.display()
     ))
 }

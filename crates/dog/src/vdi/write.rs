@@ -2,17 +2,19 @@
 //!
 //! Ends at LEN, at the end of the volume or of the input, whichever is first. Input that ends within an object
 //! is filled up with zeros to the end of that object (or LEN): so it always was, and scripts that write partial
-//! images count on not seeing old bytes behind them.
+//! images count on not seeing old bytes behind them. Input that does not fit is told of, and is no error: it never was one, and whoever fills a volume from
+//! an endless source counts on that.
 
 use std::io::{self, BufRead};
 
 use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::PIECE_BYTES;
 use super::names::{name_at, open};
 use super::span::{Asked, Span};
 use crate::command::{Action, Command, no_values, option};
-use crate::context::Context;
+use crate::context::{Context, notice};
 use crate::failure::{Failure, Outcome, reason};
 use crate::getopt::Parsed;
 use crate::sheep::Selector;
@@ -40,6 +42,7 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
     let (vid, header) = open(&mut sheep, &name, &Selector::default())?;
     let span = asked.within(header.vdi_size, "Write")?;
     let object_bytes = 1 << u32::from(header.block_size_shift).min(63);
+    let is_bounded = parsed.positionals.len() > 2;
     let mut pieces = Pieces { span, at: span.start, object_bytes, ended: false };
     let mut progress = Progress::new(span.end - span.start, context.is_terminal);
     while let Some((at, data)) = pieces.next(&mut context.input)? {
@@ -50,7 +53,18 @@ fn run(context: &mut Context, parsed: &Parsed) -> Outcome {
         })?;
         progress.advance(len, &mut context.out)?;
     }
+    if !is_bounded && !pieces.ended && has_more(&mut context.input) {
+        notice("The input is longer than the VDI: what lies beyond its end was not written");
+    }
     Ok(())
+}
+
+/// Is there more input? Whoever has it may keep it open and send nothing: that is not waited for.
+fn has_more(input: &mut dyn BufRead) -> bool {
+    let stdin = io::stdin();
+    let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+    let is_ready = poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+    is_ready && input.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
 }
 
 /// Cuts the input into writes.

@@ -265,6 +265,8 @@ fn fate(nodes: &[NodeId], view: &View) -> String {
         "not given up while recovery is disabled".into()
     } else if out_time_s > 0 && !nodes.iter().any(|node| view.may_time_out(*node)) {
         "too few others are left for it to be given up by itself".into()
+    } else if out_time_s > 0 && nodes.len() > 1 {
+        format!("{}, or too few would be left", after(out_time_s))
     } else {
         after(out_time_s)
     }

@@ -190,7 +190,7 @@ impl Heard {
             pool.moving > 0,
             Word::Ok,
             format!("{} are moving to other nodes, with all their copies complete", part(pool.moving)),
-            "nothing: see dog node recovery".into(),
+            if self.info.repair.enabled { "nothing: see dog node recovery".into() } else { ENABLE.into() },
         );
         reasons
     }
@@ -229,7 +229,9 @@ impl Heard {
             0 => never("the out-time is 0"),
             _ if !member.may_time_out => never("too many nodes are away"),
             seconds => {
-                let after = format!("it is given up after {}", duration::show(seconds));
+                let rivals = self.health.members.iter().filter(|other| other.may_time_out).count();
+                let unless = if rivals > 1 { " (unless that leaves too few nodes)" } else { "" };
+                let after = format!("it is given up{unless} after {}", duration::show(seconds));
                 let epoch = last_seen(&self.info, member.id);
                 let at =
                     |epoch: &EpochInfo| LocalTime::from_seconds(epoch.time + u64::from(seconds)).seconds();
@@ -247,7 +249,11 @@ impl Heard {
             _ => "out, as an operator has said",
         };
         let state = if member.is_up { String::new() } else { format!(", and down{}", since(&self.info, id)) };
+        let lacking: u32 = self.relevant_pools().map(|pool| pool.degraded).sum();
         let left = match pgs_in_sync {
+            0 if lacking > 0 => format!(
+                "what it holds may be old, and may be wanted yet, since {lacking} placement groups lack copies"
+            ),
             0 => "it holds nothing that is needed".to_string(),
             count => format!("{count} placement groups still need what it holds"),
         };
@@ -260,7 +266,13 @@ impl Heard {
                     "before its sheep is stopped: dog node safe-to-stop {id}; to store on it again: dog node in {id}"
                 )
             }
+            (_, 0) if lacking > 0 => {
+                format!(
+                    "keep its disk until the others have all their copies; to store on it again: dog node in {id}"
+                )
+            }
             (_, 0) => format!("nothing; to store on it again: dog node in {id}"),
+            _ if !self.info.repair.enabled => format!("{ENABLE}; to store on it again: dog node in {id}"),
             _ => format!("wait: see dog node recovery; to store on it again: dog node in {id}"),
         };
         Reason {
@@ -640,6 +652,10 @@ mod tests {
         heard.stats.pop();
         heard.health.members[2] = member(2, false);
         assert_word(&heard, Word::Degraded, &["place on it; it is given up after 10m -> start its sheep"]);
+        heard.health.members[1].may_time_out = true;
+        let says = "it is given up (unless that leaves too few nodes) after 10m";
+        assert_word(&heard, Word::Degraded, &[says]);
+        heard.health.members[1].may_time_out = false;
         heard.health.members[2].may_time_out = false;
         assert_word(&heard, Word::Degraded, &["not given up by itself, for too many nodes are away"]);
         heard.info.repair.out_time_s = 0;
@@ -682,6 +698,11 @@ mod tests {
             heard.health.members[2] = member;
             assert_word(&heard, Word::Ok, &[says]);
         }
+        // Emptied it was not, when it died.
+        heard.health.members[2] = out(Out::ByOperator, false, 0);
+        heard.health.pools[0].degraded = 3;
+        let says = "may be wanted yet, since 3 placement groups lack copies -> keep its disk until";
+        assert_word(&heard, Word::Degraded, &["3 of 8 placement groups", says]);
     }
 
     #[test]
