@@ -133,7 +133,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         let mut message = Message::default();
         event.record(&mut message);
         if let Some(leave) = leave.flatten() {
-            let _ = write!(message.fields, "{leave}");
+            write!(message.fields, "{leave}").expect("writing to a String does not fail");
         }
         self.log.write(&self.render(event, &message.finish(), SystemTime::now()));
     }

@@ -323,4 +323,6 @@ fn pg_index(lineage: Lineage, oid: Oid, pg_count: u32) -> u32 {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;

@@ -1,11 +1,10 @@
 //! Rules of the view that protect data, one by one.
 
-use std::net::Ipv4Addr;
-
 use proto::client::{ClientError, ClusterStatus, Out, Selector};
 use proto::cluster::{Action, ClusterEvent, FormatOptions, LogEntry, MemberInfo, Proposal};
 use proto::{CopyPolicy, Generation, Incarnation, NodeId, PgId, PoolId, Since, Vid, ViewVersion, ZoneId};
 
+use super::fixture::{self, id};
 use super::{Accepted, Outcome, View};
 
 mod export_names;
@@ -14,23 +13,8 @@ mod stop;
 
 const PG: PgId = PgId { pool: PoolId(0), index: 0 };
 
-fn id(n: u16) -> NodeId {
-    NodeId::new(Ipv4Addr::LOCALHOST.into(), 7000 + n)
-}
-
 fn member(n: u16, store_id: u64) -> MemberInfo {
-    MemberInfo {
-        id: id(n),
-        zone: ZoneId(n.into()),
-        space_bytes: 1 << 40,
-        fixed_vnodes: None,
-        store_id,
-        life: 0,
-        formatted: None,
-        starts: 0,
-        io_addr: None,
-        write_back: false,
-    }
+    MemberInfo { store_id, ..fixture::member(n) }
 }
 
 /// A view and the order in which it hears things.

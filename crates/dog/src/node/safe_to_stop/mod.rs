@@ -128,6 +128,7 @@ fn hear(context: &Context, nodes: Vec<NodeId>) -> Outcome<Heard> {
             guests: sheep.access().map_or(0, |access| access.guests.len()),
         })
     };
+    // Who is down or hangs is to be stopped anyway: what it would have told is in the views of those that stay, who must all answer.
     let leaving = ask_all(&leaving, ask).into_iter().flatten().collect();
     Ok(Heard { nodes, is_enabled: info.repair.enabled, health, own, told, leaving })
 }

@@ -1,30 +1,10 @@
 //! What is told of an entry: each change once, with who ordered it, and nothing where nothing has changed.
 
-use std::net::Ipv4Addr;
-
 use proto::cluster::{FormatOptions, MemberInfo, Proposal, RepairChange};
-use proto::{CopyPolicy, ViewVersion, ZoneId};
+use proto::{CopyPolicy, ViewVersion};
 
 use super::*;
-
-fn id(n: u16) -> NodeId {
-    NodeId::new(Ipv4Addr::LOCALHOST.into(), 7000 + n)
-}
-
-fn member(n: u16) -> MemberInfo {
-    MemberInfo {
-        id: id(n),
-        zone: ZoneId(n.into()),
-        space_bytes: 1 << 40,
-        fixed_vnodes: None,
-        store_id: u64::from(n) + 1,
-        life: 0,
-        formatted: None,
-        starts: 0,
-        io_addr: None,
-        write_back: false,
-    }
-}
+use crate::view::fixture::{id, member};
 
 /// A view, and what is told of it. An entry comes every second.
 #[derive(Default)]

@@ -1,32 +1,12 @@
 //! One line when a phase begins and one when it ends, whatever number of PGs it is about.
 
-use std::net::Ipv4Addr;
-
-use proto::cluster::{FormatOptions, MemberInfo, Proposal, RepairChange};
-use proto::{CopyPolicy, ViewVersion, ZoneId};
+use proto::cluster::{FormatOptions, Proposal, RepairChange};
+use proto::{CopyPolicy, ViewVersion};
 
 use super::*;
+use crate::view::fixture::{id, member};
 
 const PGS: usize = 64;
-
-fn id(n: u16) -> NodeId {
-    NodeId::new(Ipv4Addr::LOCALHOST.into(), 7000 + n)
-}
-
-fn member(n: u16) -> MemberInfo {
-    MemberInfo {
-        id: id(n),
-        zone: ZoneId(n.into()),
-        space_bytes: 1 << 40,
-        fixed_vnodes: None,
-        store_id: u64::from(n) + 1,
-        life: 0,
-        formatted: None,
-        starts: 0,
-        io_addr: None,
-        write_back: false,
-    }
-}
 
 /// What node 2 tells of its repair.
 #[derive(Default)]
